@@ -1,0 +1,46 @@
+"""Every batch key this plugin adds to SchNetPack's, once, with shape and unit.
+
+B: structures in the batch, N: atoms in the batch, D: descriptor columns. SchNetPack's own keys
+(energy (B,) in eV, forces (N, 3) in eV/Ang, stress (B, 3, 3) in eV/Ang^3, positive = tension)
+come from `schnetpack.properties`.
+"""
+
+from typing import Final
+
+#: (B,) 1 where a structure has a stress label, 0 where the stored stress is a placeholder
+stress_mask: Final[str] = "stress_mask"
+
+#: (B,) weight of a structure in every loss component, dimensionless
+structure_weight: Final[str] = "structure_weight"
+
+#: (N, 1) weight of an atom in the force loss, dimensionless
+forces_weight: Final[str] = "forces_weight"
+
+#: (B,) index of the structure's group (metadata "group_names"), int64
+group: Final[str] = "group"
+
+#: (N, 1) energy per atom, eV
+atomic_energies: Final[str] = "atomic_energies"
+
+#: (N, n_in) what SchNetPack's output modules read from a representation
+scalar_representation: Final[str] = "scalar_representation"
+
+# --- from the descriptor store; see descriptors/store.py for the layout on disk
+
+#: (N, D) descriptors without scaling
+descriptors: Final[str] = "_descriptors"
+
+#: (N,) row of each atom in the arrays of the store, int64
+store_rows: Final[str] = "_store_rows"
+
+#: (rows, 6, D) strain derivative of the descriptors, Voigt order xx yy zz yz xz xy, whole store
+store_dg_dstrain: Final[str] = "_store_dg_dstrain"
+
+#: (rows + 1,) first block of each row, whole store, int64
+store_block_first: Final[str] = "_store_block_first"
+
+#: (blocks,) atom within its structure that a block differentiates by, whole store, int32
+store_block_atom: Final[str] = "_store_block_atom"
+
+#: (blocks, 3, D) position derivative of the descriptors, 1/Ang, whole store
+store_dg_dr: Final[str] = "_store_dg_dr"
