@@ -24,8 +24,218 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
 
+def _add_import(commands) -> None:
+    parser = commands.add_parser(
+        "import",
+        help="labelled structures from other programs' files into a database for training",
+        description="Read structures with energies, and forces and stress where there are some,"
+        " from anything ASE reads (extended XYZ, OUTCAR, vasprun.xml, trajectories; FILE@INDEX"
+        " selects as in ASE), check them, and write a database in SchNetPack's format: eV, Ang,"
+        " stress positive = tension. Train on it with"
+        " `spktrain experiment=acsf_softadapt data.datapath=my.db`.",
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE")
+    parser.add_argument("--out", required=True, metavar="DB", help="database to write, *.db")
+    parser.add_argument("--val", nargs="+", default=[], metavar="FILE", help="validation set")
+    parser.add_argument("--test", nargs="+", default=[], metavar="FILE", help="test set")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing database")
+    parser.add_argument("--format", default="ase", help="reader of the files (default: ase)")
+    keys = parser.add_argument_group(
+        "keys", "names of the labels in the files, where they are not the usual ones"
+    )
+    keys.add_argument(
+        "--energy-key",
+        metavar="KEY",
+        help="default: energy; free_energy in VASP's own files, since forces derive from it",
+    )
+    keys.add_argument("--forces-key", metavar="KEY", help="'none' leaves forces out")
+    keys.add_argument("--stress-key", metavar="KEY", help="'none' leaves stress out")
+    keys.add_argument("--group-key", metavar="KEY", help="info entry naming each structure's group")
+    keys.add_argument(
+        "--split-key",
+        nargs="+",
+        default=[],
+        metavar="KEY",
+        help="structures that agree in these info entries stay in one subset of a split",
+    )
+    units = parser.add_argument_group("units and conventions")
+    units.add_argument("--energy-unit", default="eV", metavar="UNIT", help="eV, Ha, Ry, kcal/mol..")
+    units.add_argument("--length-unit", default="Ang", metavar="UNIT", help="Ang, Bohr, nm")
+    units.add_argument("--forces-unit", metavar="UNIT", help="such as Ha/Bohr; default: from both")
+    units.add_argument(
+        "--stress-unit",
+        metavar="UNIT",
+        help="eV/Ang^3, GPa, kbar, Ha/Bohr^3..; default: from both (ASE converts VASP's kbar)",
+    )
+    units.add_argument(
+        "--stress-sign",
+        type=int,
+        choices=(-1, 1),
+        default=1,
+        help="1: positive = tension (ASE), -1: positive = compression (VASP, pressures)",
+    )
+    units.add_argument(
+        "--stress-order",
+        default="voigt",
+        metavar="ORDER",
+        help="of six numbers: voigt (xx yy zz yz xz xy), vasp (xx yy zz xy yz zx), lammps"
+        " (xx yy zz xy xz yz), or the six components in quotes",
+    )
+    parser.set_defaults(run=_import)
+
+
+def _import(args) -> None:
+    from schnetpack_softadapt.data.convert import convert_files
+    from schnetpack_softadapt.data.importers import ImportOptions
+
+    options = ImportOptions(
+        format=args.format,
+        energy_key=args.energy_key,
+        forces_key=args.forces_key,
+        stress_key=args.stress_key,
+        energy_unit=args.energy_unit,
+        length_unit=args.length_unit,
+        forces_unit=args.forces_unit,
+        stress_unit=args.stress_unit,
+        stress_sign=args.stress_sign,
+        stress_order=args.stress_order,
+        group_key=args.group_key,
+        split_keys=tuple(args.split_key),
+    )
+    convert_files(
+        args.files,
+        args.out,
+        val=args.val,
+        test=args.test,
+        options=options,
+        overwrite=args.overwrite,
+        progress=sys.stderr.isatty(),
+    )
+
+
+def _add_report(commands) -> None:
+    parser = commands.add_parser(
+        "report",
+        help="tables and plots of a run, or of several side by side",
+        description="Write report.html (one file, opens offline), report.json, report.csv and PNG "
+        "pictures from the files in run directories; unfinished runs and runs of SchNetPack's own "
+        "models are welcome.",
+    )
+    parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="directory made by spktrain")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="folder of the report (default: report/ in the run, or in what several runs share)",
+    )
+    parser.add_argument(
+        "--predict",
+        action="store_true",
+        help="compute missing predictions from best_model and the run's data",
+    )
+    parser.add_argument("--data", metavar="DB", help="the run's database, if it has moved")
+    parser.add_argument("--device", default="cpu", help="device for --predict (default: cpu)")
+    parser.set_defaults(run=_report)
+
+
+def _report(args) -> None:
+    from schnetpack_softadapt.reports.predict import predict_missing
+    from schnetpack_softadapt.reports.report import read_runs, terminal_summary, write_report
+
+    if args.predict:
+        for run_dir in args.run_dirs:
+            predict_missing(run_dir, args.data, args.device)
+    runs = read_runs(args.run_dirs)
+    out = write_report(runs, args.out)
+    print(terminal_summary(runs))
+    print(f"Report: {out / 'report.html'}")
+
+
+def _add_export(commands) -> None:
+    parser = commands.add_parser(
+        "export",
+        help="a trained model as an n2p2 potential, ready for LAMMPS",
+        description="Write input.nn, scaling.data and weights.ZZZ.data (Ang, eV), an input for"
+        " LAMMPS' pair_style hdnnp, and a README. Text files, safe to share: reading them executes"
+        " no code, while best_model is a pickle that can.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="best_model, or a run directory with one")
+    parser.add_argument("folder", metavar="FOLDER", help="where the files go")
+    parser.add_argument("--structure", metavar="FILE", help="what the LAMMPS input simulates")
+    parser.set_defaults(run=_export)
+
+
+def _export(args) -> None:
+    import ase.io
+
+    from schnetpack_softadapt.deploy.loading import load_potential
+    from schnetpack_softadapt.deploy.n2p2 import write_potential
+
+    structure = ase.io.read(args.structure) if args.structure else None
+    for path in write_potential(load_potential(args.model), args.folder, structure):
+        print(path)
+
+
+def _add_import_potential(commands) -> None:
+    parser = commands.add_parser(
+        "import-potential",
+        help="an n2p2 or RuNNer potential as a model for SoftAdaptCalculator and SchNetPack",
+        description="Read input.nn, scaling.data and weights.ZZZ.data and save a model.",
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="the n2p2 potential")
+    parser.add_argument("model", metavar="MODEL", help="file to write")
+    parser.add_argument(
+        "--length-unit", metavar="UNIT", help="of the files: Ang, Bohr (default: stated, else Bohr)"
+    )
+    parser.add_argument(
+        "--energy-unit", metavar="UNIT", help="of the files: eV, Ha.. (default: stated, else Ha)"
+    )
+    parser.set_defaults(run=_import_potential)
+
+
+def _import_potential(args) -> None:
+    from schnetpack_softadapt.deploy.loading import save_potential
+    from schnetpack_softadapt.deploy.n2p2 import read_potential
+
+    model = read_potential(args.folder, args.length_unit, args.energy_unit)
+    print(model.representation.layout)
+    print(save_potential(model, args.model))
+
+
+def _add_check(commands) -> None:
+    parser = commands.add_parser(
+        "check",
+        help="is a potential consistent, stable and smooth? forces, stress, eos, phonons, NVE",
+        description="Forces and stress against finite differences; then, on the relaxed structure,"
+        " equation of state, elastic constants, frequencies at Gamma and the energy deviation in"
+        " NVE against the time step. Exit status 1 if a check is not passed.",
+    )
+    parser.add_argument("model", metavar="MODEL", help="best_model, run directory, or n2p2 folder")
+    parser.add_argument("structure", metavar="STRUCTURE", help="a file that ASE reads")
+    parser.add_argument("--out", default="check", metavar="DIR", help="folder of check.json, plots")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="CHECK",
+        help="some of: derivatives relax eos elastic phonons nve (default: all)",
+    )
+    parser.set_defaults(run=_check)
+
+
+def _check(args) -> int:
+    import ase.io
+
+    from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator
+    from schnetpack_softadapt.deploy.check import CHECKS, run_checks, summary
+
+    atoms = ase.io.read(args.structure)
+    atoms.calc = SoftAdaptCalculator(args.model)
+    results = run_checks(atoms, args.only or CHECKS, args.out)
+    print(summary(results))
+    return int(any(not r.get("ok", True) for r in results.values()))
+
+
 #: one function per command: takes the subparsers object, adds its parser, sets `run`
-COMMANDS = []
+COMMANDS = [_add_import, _add_report, _add_export, _add_import_potential, _add_check]
 
 
 if __name__ == "__main__":

@@ -42,5 +42,11 @@ store_block_first: Final[str] = "_store_block_first"
 #: (blocks,) atom within its structure that a block differentiates by, whole store, int32
 store_block_atom: Final[str] = "_store_block_atom"
 
-#: (blocks, 3, D) position derivative of the descriptors, 1/Ang, whole store
+#: (blocks,) which row of store_columns a block uses, whole store, int16
+store_block_columns: Final[str] = "_store_block_columns"
+
+#: (n, W) columns that are not zero in a block, filled up with columns that are, int32
+store_columns: Final[str] = "_store_columns"
+
+#: (blocks, 3, W) position derivative of the descriptors, 1/Ang, whole store
 store_dg_dr: Final[str] = "_store_dg_dr"

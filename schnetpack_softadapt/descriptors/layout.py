@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from ase.data import atomic_numbers, chemical_symbols
 
@@ -135,7 +136,7 @@ class Layout:
 
         return cls({key: [read(entry) for entry in values] for key, values in data.items()})
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of every function and its column: two layouts with one fingerprint are the same."""
         text = json.dumps(self.to_dict(), sort_keys=True)

@@ -1,0 +1,112 @@
+"""Units, sign and order of labels in other codes' files, converted to ASE's."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from ase import units
+
+__all__ = [
+    "ENERGY_UNITS",
+    "LENGTH_UNITS",
+    "STRESS_ORDERS",
+    "STRESS_UNITS",
+    "stress_matrix",
+    "stress_order",
+    "unit_factor",
+]
+
+#: eV per unit
+ENERGY_UNITS: dict[str, float] = {
+    "eV": units.eV,
+    "meV": 1e-3 * units.eV,
+    "Ha": units.Hartree,
+    "Hartree": units.Hartree,
+    "Ry": units.Rydberg,
+    "kcal/mol": units.kcal / units.mol,
+    "kJ/mol": units.kJ / units.mol,
+}
+
+#: Ang per unit
+LENGTH_UNITS: dict[str, float] = {
+    "Ang": units.Ang,
+    "Angstrom": units.Ang,
+    "Bohr": units.Bohr,
+    "nm": units.nm,
+}
+
+#: eV/Ang^3 per unit
+STRESS_UNITS: dict[str, float] = {
+    "eV/Ang^3": units.eV / units.Ang**3,
+    "GPa": units.GPa,
+    "MPa": 1e-3 * units.GPa,
+    "Pa": units.Pascal,
+    "kbar": 1e3 * units.bar,
+    "bar": units.bar,
+    "Ha/Bohr^3": units.Hartree / units.Bohr**3,
+    "Ry/Bohr^3": units.Rydberg / units.Bohr**3,
+}
+
+#: order of the six numbers of a symmetric tensor, by the program that prints them
+STRESS_ORDERS: dict[str, tuple[str, ...]] = {
+    "voigt": ("xx", "yy", "zz", "yz", "xz", "xy"),  # ASE
+    "vasp": ("xx", "yy", "zz", "xy", "yz", "zx"),
+    "lammps": ("xx", "yy", "zz", "xy", "xz", "yz"),
+}
+
+
+def unit_factor(name: str, table: dict[str, float], what: str) -> float:
+    """What a number in unit `name` is multiplied by to be in eV, Ang or eV/Ang^3.
+
+    Capitals do not matter. Raises ValueError with the known units for any other name.
+    """
+    by_lower = {key.lower(): value for key, value in table.items()}
+    key = name.strip().lower().replace("**", "^").replace("a0", "bohr")
+    key = key.replace("ang3", "ang^3").replace("ang/ang/ang", "ang^3").replace("bohr3", "bohr^3")
+    if key not in by_lower:
+        raise ValueError(f"unknown {what} unit {name!r}; choose from {', '.join(table)}")
+    return by_lower[key]
+
+
+def stress_order(text: str) -> tuple[str, ...]:
+    """Read "voigt", "vasp", "lammps" or six names such as "xx yy zz xy xz yz"."""
+    if text.lower() in STRESS_ORDERS:
+        return STRESS_ORDERS[text.lower()]
+    names = tuple(text.lower().replace(",", " ").split())
+    wanted = {frozenset(name) for name in STRESS_ORDERS["voigt"]}
+    if len(names) != 6 or {frozenset(name) for name in names if len(name) == 2} != wanted:
+        raise ValueError(
+            f"unknown stress order {text!r}; give {', '.join(STRESS_ORDERS)} or the six "
+            "components in their order, such as 'xx yy zz xy xz yz'"
+        )
+    return names
+
+
+def stress_matrix(
+    values: np.ndarray, order: Sequence[str] = STRESS_ORDERS["voigt"], factor: float = 1.0
+) -> np.ndarray:
+    """Stress (3, 3) from six numbers in the given order, or from nine (the order then not used).
+
+    Args:
+        values: (6,), (9,) or (3, 3), any unit and sign.
+        order: component of each of the six numbers.
+        factor: multiplies all: the unit in eV/Ang^3, negative where positive means compression.
+
+    Raises:
+        ValueError: other shapes, or nine numbers that are not symmetric.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.size == 6:
+        matrix = np.empty((3, 3))
+        for value, name in zip(values.ravel(), order, strict=True):
+            a, b = ("xyz".index(letter) for letter in name)
+            matrix[a, b] = matrix[b, a] = value
+    elif values.size == 9:
+        matrix = values.reshape(3, 3)
+        finite = np.isfinite(matrix).all()
+        # codes print about 8 digits; a larger difference is a torque or a misread file
+        if finite and np.abs(matrix - matrix.T).max() > 1e-4 * np.abs(matrix).max():
+            raise ValueError(f"stress is not symmetric: {matrix.tolist()}")
+        matrix = 0.5 * (matrix + matrix.T)
+    else:
+        raise ValueError(f"stress has shape {values.shape}, not six or nine numbers")
+    return matrix * factor

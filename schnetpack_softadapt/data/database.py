@@ -1,0 +1,148 @@
+"""Structures in SchNetPack's database format, with units and the stress convention written down."""
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import ase
+import numpy as np
+from ase.data import chemical_symbols
+from ase.db import connect
+from tqdm import tqdm
+
+from .. import __version__
+from .. import properties as keys
+from .structures import Structure
+
+__all__ = ["STRESS_CONVENTION", "UNITS", "write_database"]
+
+STRESS_CONVENTION = "(1, 3, 3), symmetric, dE/dstrain / volume: positive = tension"
+
+# SchNetPack's names, written out: importing SchNetPack for them takes seconds. Unit strings as
+# SchNetPack can parse them; `eV/Ang^3` it cannot.
+ENERGY, FORCES, STRESS = "energy", "forces", "stress"
+UNITS = {
+    ENERGY: "eV",
+    FORCES: "eV/Ang",
+    STRESS: "eV/Ang/Ang/Ang",
+    keys.stress_mask: "",
+}
+
+
+def write_database(
+    path: str | Path,
+    structures: Iterable[Structure],
+    provenance: str,
+    groups: dict[str, Sequence] | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+    metadata: dict | None = None,
+) -> str:
+    """Write structures as a database that SchNetPack's AtomsDataModule reads, atomically.
+
+    Every structure needs an energy; forces are needed by all or none. Stress may be missing for
+    some: zeros stand in its place, and `stress_mask` is 0.
+
+    Args:
+        path: file name ending in `.db`.
+        structures: in the order in which the database will hold them.
+        provenance: where they come from, for whoever finds the file.
+        groups: further ways to group the structures (hashable labels, one per structure), for
+            splits that must not part them. `group` and, if every structure's `info` has one,
+            `strain_state` are written anyway.
+        overwrite: replace an existing file.
+        progress: show a progress bar.
+        metadata: further entries (plain numbers, strings, lists, dictionaries).
+
+    Returns:
+        the fingerprint of the structures and their labels, which the metadata hold too.
+
+    Raises:
+        FileExistsError: the file exists and may not be replaced.
+        ValueError: wrong suffix, no structures, or labels that only some have.
+    """
+    path = Path(path)
+    if path.suffix != ".db":
+        raise ValueError(f"{path}: SchNetPack finds databases by the ending .db")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists already; choose another name or allow overwriting")
+    structures = list(structures)
+    names = _common_labels(structures)
+    groups = {"group": [s.group for s in structures], **(groups or {})}
+    if "strain_state" not in groups and all("strain_state" in s.info for s in structures):
+        groups["strain_state"] = [s.info["strain_state"] for s in structures]
+    group_names = {key: list(dict.fromkeys(labels)) for key, labels in groups.items()}
+    fingerprint = _fingerprint(structures)
+    entries = {
+        "_property_unit_dict": {name: UNITS[name] for name in names},
+        "_distance_unit": "Ang",
+        "atomrefs": {},
+        "stress_convention": STRESS_CONVENTION,
+        "elements": [chemical_symbols[z] for z in _elements(structures)],
+        "group_names": [str(name) for name in group_names["group"]],
+        "groups_ids": {key: _codes(labels, group_names[key]) for key, labels in groups.items()},
+        "provenance": provenance,
+        "fingerprint": fingerprint,
+        "versions": {"schnetpack_softadapt": __version__, "ase": ase.__version__},
+        **(metadata or {}),
+    }
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.db")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with connect(temporary, use_lock_file=False) as database:  # one transaction for all
+            bar = tqdm(structures, "writing", unit=" structures", disable=not progress)
+            for structure in bar:
+                database.write(structure.to_atoms(), data=_row(structure, names))
+            database.metadata = entries
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return fingerprint
+
+
+def _codes(labels: Sequence, names: Sequence) -> list[int]:
+    code = {label: k for k, label in enumerate(names)}
+    return [code[label] for label in labels]
+
+
+def _elements(structures: Sequence[Structure]) -> list[int]:
+    return np.unique(np.concatenate([s.numbers for s in structures])).tolist()
+
+
+def _common_labels(structures: Sequence[Structure]) -> list[str]:
+    """Properties that the database gets."""
+    if not structures:
+        raise ValueError("no structures to write")
+    for name in (ENERGY, FORCES):
+        present = [getattr(s, name) is not None for s in structures]
+        if any(present) and not all(present):
+            raise ValueError(f"structure {present.index(False)} has no {name}, others have")
+    if structures[0].energy is None:
+        raise ValueError("the structures have no energies")
+    names = [ENERGY]
+    if structures[0].forces is not None:
+        names.append(FORCES)
+    if any(s.stress is not None for s in structures):
+        names += [STRESS, keys.stress_mask]
+    return names
+
+
+def _row(structure: Structure, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Labels in the shapes that SchNetPack's collation needs."""
+    row = {ENERGY: np.array([structure.energy])}
+    if FORCES in names:
+        row[FORCES] = structure.forces
+    if STRESS in names:
+        has_stress = structure.stress is not None
+        row[STRESS] = structure.stress[None] if has_stress else np.zeros((1, 3, 3))
+        row[keys.stress_mask] = np.array([float(has_stress)])
+    return row
+
+
+def _fingerprint(structures: Sequence[Structure]) -> str:
+    digest = hashlib.sha256()
+    for s in structures:
+        for array in (s.numbers, s.positions, s.cell, s.pbc, s.energy, s.forces, s.stress):
+            digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:32]

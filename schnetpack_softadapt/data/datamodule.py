@@ -1,0 +1,334 @@
+"""SchNetPack's data module: data in memory, a reproducible split, stored descriptors."""
+
+import logging
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from ase.data import atomic_numbers, chemical_symbols
+from schnetpack import properties
+from schnetpack.data import AtomsDataModule, SplittingStrategy, calculate_stats
+
+from .dataset import InMemoryAtomsData
+from .loading import BatchSource, EpochSampler, InMemoryLoader, as_batch
+from .partition import DEFAULT_SPLIT_FILE, Partition
+from .paths import user_path
+from .statistics import element_contributions
+from .stored import StoredDescriptors
+from .structures import Structure
+
+__all__ = ["SoftAdaptDataModule"]
+
+log = logging.getLogger(__name__)
+
+
+class SoftAdaptDataModule(AtomsDataModule):
+    """Data module for any database in SchNetPack's format, read once and kept in memory.
+
+    Differs from its parent class in what the arguments below say, and in these points: relative
+    paths start where the command was given, not in the run directory; transforms run once per
+    structure; energies stay float64 under `CastTo32`; every batch is copied out of one tensor per
+    key; the order of training structures follows from seed and epoch, so that a resumed run sees
+    the same batches as an uninterrupted one.
+
+    Args:
+        datapath: database, ending in `.db`.
+        batch_size: structures per training batch.
+        num_train, num_val, num_test, split_file, splitting, split_key, split_seed: see `Partition`.
+        keep_float64: properties that casting transforms leave in float64. SchNetPack's own task
+            needs an empty list with torch 2.4, whose MSELoss does not mix precisions.
+        cache_transforms: False for transforms that are random.
+        store: whether models that ask for it get their descriptors and derivatives from a store on
+            disk instead of neighbour lists. "auto": yes, unless that is not possible.
+        store_dtype: "float32" or "float64".
+        store_dir: folder for stores; default `<datapath>.descriptors`.
+        store_jobs: processes or threads that build a store; default all cores.
+        num_workers: loader processes; 0 is fastest for data in memory.
+        kwargs: further arguments of SchNetPack's AtomsDataModule.
+    """
+
+    def __init__(
+        self,
+        datapath: str,
+        batch_size: int = 10,
+        num_train: int | float | None = 0.7,
+        num_val: int | float | None = 0.2,
+        num_test: int | float | None = 0.1,
+        split_file: str | None = DEFAULT_SPLIT_FILE,
+        *,
+        splitting: str | SplittingStrategy | None = "auto",
+        split_key: str = "strain_state",
+        split_seed: int = 0,
+        keep_float64: Sequence[str] = (properties.energy,),
+        cache_transforms: bool = True,
+        store: bool | str = "auto",
+        store_dtype: str = "float32",
+        store_dir: str | None = None,
+        store_jobs: int | None = None,
+        num_workers: int = 0,
+        **kwargs,
+    ):
+        if kwargs.get("load_properties") is not None:
+            kwargs["load_properties"] = list(kwargs["load_properties"])
+        if kwargs.get("data_workdir") is not None:
+            log.info("data_workdir has no effect: the data are read once, into memory")
+        super().__init__(
+            str(user_path(datapath)),
+            batch_size,
+            num_train,
+            num_val,
+            num_test,
+            split_file,
+            num_workers=num_workers,
+            **{**kwargs, "data_workdir": None},
+        )
+        self.partition = Partition(
+            num_train, num_val, num_test, splitting or "auto", split_key, split_seed, split_file
+        )
+        if store not in (True, False, "auto"):
+            raise ValueError(f"store={store!r}; choose auto, true or false")
+        self.keep_float64 = tuple(keep_float64)
+        self.cache_transforms = cache_transforms
+        self.store = store
+        self.store_dtype = store_dtype
+        self.store_dir = store_dir
+        self.store_jobs = store_jobs
+        self._attached: str | None = None
+        self._atomrefs = {}
+
+    # setup
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the database and split it; once, later calls do nothing.
+
+        Raises:
+            FileNotFoundError: there is no database.
+            ValueError: it is empty, lacks a property, or does not fit the split.
+        """
+        if self.dataset is not None:
+            return
+        try:
+            self.dataset = InMemoryAtomsData(
+                self.datapath,
+                keep_float64=self.keep_float64,
+                cache_transforms=self.cache_transforms,
+                load_properties=self.load_properties,
+                property_units=self.property_units,
+                distance_unit=self.distance_unit,
+            )
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"no database at {self.datapath}; make one with"
+                f" `spk-softadapt import FILE... --out {self.datapath}`"
+            ) from None
+        if self.train_idx is None:
+            self._load_partitions()
+        self._train_dataset = self.dataset.subset(self.train_idx)
+        self._val_dataset = self.dataset.subset(self.val_idx)
+        self._test_dataset = self.dataset.subset(self.test_idx)
+        self._setup_transforms()
+        self._warn_of_unseen_elements()
+
+    def _load_partitions(self) -> None:
+        split = self.partition.find_or_make(self.dataset, self.datapath)
+        self.train_idx, self.val_idx, self.test_idx = split.train, split.val, split.test
+        self.num_train, self.num_val = len(split.train), len(split.val)
+        self.num_test = len(split.test)
+
+    @property
+    def elements(self) -> list[int]:
+        """Atomic numbers that occur anywhere in the database, ascending."""
+        return np.unique(self.dataset.numbers).tolist()
+
+    def check_elements(self, allowed: Iterable[int | str]) -> None:
+        """Refuse data with elements that a model does not know.
+
+        Raises:
+            ValueError: naming the elements and a structure that contains each.
+        """
+        known = {atomic_numbers[e] if isinstance(e, str) else int(e) for e in allowed}
+        unknown = [z for z in self.elements if z not in known]
+        if unknown:
+            found = ", ".join(
+                f"{chemical_symbols[z]} (first in structure {self._first_with(z)})" for z in unknown
+            )
+            raise ValueError(
+                f"{self.datapath} contains {found}, which the model does not know; it was made for"
+                f" {', '.join(chemical_symbols[z] for z in sorted(known))}"
+            )
+
+    def _first_with(self, number: int) -> int:
+        atom = np.argmax(self.dataset.numbers == number)
+        return int(np.searchsorted(self.dataset.raw.first(properties.Z), atom, side="right")) - 1
+
+    def _warn_of_unseen_elements(self) -> None:
+        seen = self._elements_of(self.train_idx)
+        for name, indices in (("validation", self.val_idx), ("test", self.test_idx)):
+            unseen = sorted(self._elements_of(indices) - seen)
+            if unseen:
+                log.warning(
+                    "%s occur(s) in the %s set but in no training structure",
+                    ", ".join(chemical_symbols[z] for z in unseen),
+                    name,
+                )
+
+    def _elements_of(self, indices: Sequence[int]) -> set[int]:
+        raw = self.dataset.raw
+        first, numbers = raw.first(properties.Z), raw.values(properties.Z)
+        parts = [numbers[first[k] : first[k + 1]] for k in indices]
+        return set(np.concatenate(parts).tolist()) if parts else set()
+
+    # statistics that SchNetPack's transforms ask for
+
+    def get_atomrefs(self, property: str, is_extensive: bool) -> dict[str, torch.Tensor]:
+        """Contribution of each element (100,), float64, by minimum-norm least squares.
+
+        The parent class inverts a matrix that is singular for fixed compositions, and fails for a
+        single element.
+        """
+        key = (property, is_extensive)
+        if key not in self._atomrefs:
+            self._atomrefs[key] = element_contributions(
+                self.train_dataset.untransformed(), property, is_extensive
+            )
+        return {property: self._atomrefs[key]}
+
+    def get_stats(
+        self, property: str, divide_by_atoms: bool, remove_atomref: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation over the training set.
+
+        With `remove_atomref`, references that `get_atomrefs` fitted are subtracted where it did;
+        the parent class forgets them, so that RemoveOffsets subtracts the mean twice.
+        """
+        key = (property, divide_by_atoms, remove_atomref)
+        if key not in self._stats:
+            references = dict(self.train_dataset.atomrefs) if remove_atomref else {}
+            fitted = self._atomrefs.get((property, divide_by_atoms))
+            if remove_atomref and fitted is not None:
+                references[property] = fitted
+            self._stats[key] = calculate_stats(
+                self._loader(self.train_dataset.untransformed(), self.batch_size, 0),
+                divide_by_atoms={property: divide_by_atoms},
+                atomref=references or None,
+            )[property]
+        return self._stats[key]
+
+    # descriptors from a store
+
+    def attach_descriptors(self, layout) -> bool:
+        """Let batches carry the descriptors of a layout and their derivatives; build the store.
+
+        Models call this when they are set up. Neighbour lists are then no longer made.
+
+        Args:
+            layout: `descriptors.layout.Layout`.
+
+        Returns:
+            whether batches carry descriptors from now on.
+        """
+        if self.store is False:
+            return False
+        if self._attached == layout.fingerprint:
+            return True
+        if not self.cache_transforms or not self._train_dataset.keeps_geometry():
+            if self.store is True:
+                raise ValueError(
+                    "store: true, but the transforms change the structures (or are random:"
+                    " cache_transforms: false); leave them out, or set store: false"
+                )
+            log.warning("the transforms change the structures: descriptors are not stored")
+            return False
+        from ..descriptors.store import DescriptorStore  # compiled kernels, only where needed
+
+        folder = user_path(self.store_dir or f"{self.datapath}.descriptors")
+        folder = folder / f"{layout.fingerprint}-{self.store_dtype}"
+        try:
+            store = DescriptorStore.open_or_build(
+                folder,
+                self.dataset.structures(),
+                layout,
+                dtype=self.store_dtype,
+                n_jobs=self.store_jobs,
+                progress=True,
+            )
+        except OSError as error:
+            if self.store is True:
+                raise
+            log.warning("no descriptor store in %s (%s): training computes them", folder, error)
+            return False
+        stored = StoredDescriptors(store)
+        for dataset in (self._train_dataset, self._val_dataset, self._test_dataset):
+            dataset.attach(stored)
+        self._attached = layout.fingerprint
+        return True
+
+    # loaders
+
+    def _loader(self, dataset: InMemoryAtomsData, batch_size: int, num_workers: int, **kwargs):
+        return InMemoryLoader(
+            BatchSource(dataset),
+            batch_size=batch_size,
+            collate_fn=as_batch,
+            num_workers=num_workers,
+            pin_memory=self._pin_memory,
+            **kwargs,
+        )
+
+    def _with_store(self, loader: InMemoryLoader) -> InMemoryLoader:
+        """Say where batches go: only within this process' memory can they share the store."""
+        device = "cpu" if self.trainer is None else self.trainer.strategy.root_device.type
+        loader.dataset.gather = loader.num_workers > 0 or self._pin_memory or device != "cpu"
+        return loader
+
+    def train_dataloader(self) -> InMemoryLoader:
+        """Training batches, in an order that follows from the seed and the epoch."""
+        if self._train_dataloader is None:
+            source = BatchSource(self._train_dataset)
+            kwargs = {"sampler": EpochSampler(source)}
+            if self.train_sampler_cls is not None:
+                kwargs = {
+                    "batch_sampler": self._setup_sampler(
+                        self.train_sampler_cls, self.train_sampler_args or {}, self._train_dataset
+                    )
+                }
+            self._train_dataloader = self._loader(
+                self._train_dataset,
+                1 if self.train_sampler_cls is not None else self.batch_size,
+                self.num_workers,
+                **kwargs,
+            )
+        return self._with_store(self._train_dataloader)
+
+    def val_dataloader(self) -> InMemoryLoader:
+        """Validation batches."""
+        if self._val_dataloader is None:
+            self._val_dataloader = self._loader(
+                self._val_dataset, self.val_batch_size, self.num_val_workers
+            )
+        return self._with_store(self._val_dataloader)
+
+    def test_dataloader(self) -> InMemoryLoader:
+        """Test batches; none if no structures are left for testing."""
+        if self._test_dataloader is None:
+            self._test_dataloader = self._loader(
+                self._test_dataset, self.test_batch_size, self.num_test_workers
+            )
+        return self._with_store(self._test_dataloader)
+
+    # structures, for statistics and reports
+
+    @property
+    def train_structures(self) -> list[Structure]:
+        """Training structures with their labels, before transforms."""
+        return self._train_dataset.structures()
+
+    @property
+    def val_structures(self) -> list[Structure]:
+        """Validation structures with their labels, before transforms."""
+        return self._val_dataset.structures()
+
+    @property
+    def test_structures(self) -> list[Structure]:
+        """Test structures with their labels, before transforms."""
+        return self._test_dataset.structures()

@@ -1,0 +1,331 @@
+"""SchNetPack's ASE database in memory: read once, transformed once, batches by slicing."""
+
+import contextlib
+import copy
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from ase.db import connect
+from schnetpack import properties
+from schnetpack.data import ASEAtomsData
+from schnetpack.transform import CastMap, WrapPositions, neighborlist
+from tqdm import tqdm
+
+from .. import properties as keys
+from .database import UNITS
+from .packed import PackedSamples
+from .stored import StoredDescriptors
+from .structures import Structure
+
+__all__ = ["InMemoryAtomsData", "needs_neighbors", "read_database"]
+
+PROGRESS_DELAY_S = 3.0  # progress bars appear only for what takes longer
+GEOMETRY_TOLERANCE = 1e-3  # Ang; float32 rounds positions to 1e-5
+
+
+def needs_neighbors(transform: torch.nn.Module) -> bool:
+    """Whether a transform makes or edits a neighbour list, which a descriptor store replaces."""
+    return isinstance(transform, neighborlist.NeighborListTransform) or (
+        type(transform).__module__ == neighborlist.__name__
+        and not isinstance(transform, WrapPositions)
+    )
+
+
+class InMemoryAtomsData(ASEAtomsData):
+    """An ASE database of SchNetPack, held in memory as float64 tensors.
+
+    Samples have the keys that SchNetPack's data set gives, and `group` (1,) when the metadata have
+    groups. Subsets share the memory of the whole.
+
+    Args:
+        datapath: database file.
+        keep_float64: properties that casting transforms leave alone; total energies have more
+            digits than float32 holds.
+        cache_transforms: apply the transforms once per structure and keep the results; False for
+            transforms that are random.
+        kwargs: of `schnetpack.data.ASEAtomsData`.
+    """
+
+    def __init__(
+        self,
+        datapath: str,
+        keep_float64: Sequence[str] = (properties.energy,),
+        cache_transforms: bool = True,
+        **kwargs,
+    ):
+        if not os.path.isfile(datapath):  # ASE would make an empty database of that name
+            raise FileNotFoundError(f"no database at {datapath}")
+        self.datapath = datapath
+        self._packed: PackedSamples | None = None
+        self._metadata: dict | None = None
+        self.keep_float64 = tuple(keep_float64)
+        self.cache_transforms = cache_transforms
+        self.store: StoredDescriptors | None = None
+        missing = set(kwargs.get("load_properties") or ()) - set(self.available_properties)
+        if missing:
+            raise ValueError(
+                f"{datapath} has no {', '.join(sorted(missing))};"
+                f" it holds {', '.join(self.available_properties)}"
+            )
+        super().__init__(datapath, **kwargs)
+        self._raw = PackedSamples(self._read())
+
+    def _read(self):
+        """Yield the samples of all rows, untransformed, float64."""
+        groups = self.metadata.get("groups_ids", {}).get("group")
+        names = self.load_properties
+        with connect(self.datapath, use_lock_file=False) as database:
+            n_rows = database.count()
+            if n_rows == 0:
+                raise ValueError(f"{self.datapath} holds no structures")
+            rows = tqdm(
+                database.select(sort="id"),
+                desc="reading the data",
+                total=n_rows,
+                unit=" structures",
+                delay=PROGRESS_DELAY_S,
+                leave=False,
+                disable=None,
+            )
+            for index, row in enumerate(rows):
+                sample = {properties.idx: torch.tensor([index])}
+                for name in names:
+                    sample[name] = self._property(row, name, index)
+                sample[properties.n_atoms] = torch.tensor([len(row.numbers)])
+                sample[properties.Z] = torch.from_numpy(row.numbers.astype(np.int64))
+                sample[properties.R] = (
+                    torch.from_numpy(np.array(row.positions, dtype=np.float64))
+                    * self.distance_conversion
+                )
+                sample[properties.cell] = (
+                    torch.from_numpy(np.array(row.cell, dtype=np.float64)[None])
+                    * self.distance_conversion
+                )
+                sample[properties.pbc] = torch.from_numpy(np.array(row.pbc, dtype=bool))
+                if groups is not None:
+                    sample[keys.group] = torch.tensor([groups[index]])
+                yield sample
+
+    def _property(self, row, name: str, index: int) -> torch.Tensor:
+        """A label as it must be for batching; SchNetPack fails much later on any other shape."""
+        if name not in row.data:
+            raise ValueError(f"{self.datapath}, structure {index}: no {name!r}")
+        value = torch.as_tensor(np.array(row.data[name])) * self.conversions[name]
+        if value.ndim == 0:
+            value = value[None]  # energy stored as a plain number
+        elif name == properties.stress and value.shape == (3, 3):
+            value = value[None]
+        elif name == properties.stress and value.shape != (1, 3, 3):
+            raise ValueError(
+                f"{self.datapath}, structure {index}: stress of shape {tuple(value.shape)}; a"
+                " SchNetPack database holds (1, 3, 3): write it with `spk-softadapt import`"
+            )
+        return value
+
+    # what the parent class reads from SQLite each time
+
+    @property
+    def metadata(self) -> dict:
+        """Metadata of the database, read once."""
+        if self._metadata is None:
+            with connect(self.datapath, use_lock_file=False) as database:
+                self._metadata = database.metadata
+            for key in ("_property_unit_dict", "_distance_unit"):
+                if key not in self._metadata:
+                    raise ValueError(
+                        f"{self.datapath} is an ASE database without SchNetPack's units; import"
+                        " its structures with `spk-softadapt import`, or add units with"
+                        " SchNetPack's `spkconvert`"
+                    )
+        # the parent class writes converted units into what it gets
+        units = dict(self._metadata["_property_unit_dict"])
+        return {**self._metadata, "_property_unit_dict": units}
+
+    def _set_metadata(self, val: dict) -> None:
+        super()._set_metadata(val)
+        self._metadata = None
+
+    @property
+    def transforms(self):
+        """Transforms applied to each structure."""
+        return self._transforms
+
+    @transforms.setter
+    def transforms(self, value):
+        self._transforms = list(value or [])
+        self._packed = None
+
+    def __len__(self):
+        return len(self._raw) if self.subset_idx is None else len(self.subset_idx)
+
+    def subset(self, subset_idx: Sequence[int]) -> "InMemoryAtomsData":
+        """Some of the structures, by their indices in this set, without copying the data."""
+        subset = copy.copy(self)
+        indices = [int(k) for k in subset_idx]
+        if self.subset_idx is not None:
+            indices = [self.subset_idx[k] for k in indices]
+        subset.subset_idx = indices
+        subset._packed = None
+        return subset
+
+    def untransformed(self) -> "InMemoryAtomsData":
+        """The same structures as the database has them, without descriptors."""
+        result = self.subset(range(len(self)))
+        result.transforms = []
+        result.store = None
+        return result
+
+    def without_neighbors(self) -> "InMemoryAtomsData":
+        """The same structures, without the transforms that make neighbour lists."""
+        result = self.untransformed()
+        result.transforms = [t for t in self.transforms if not needs_neighbors(t)]
+        return result
+
+    @property
+    def indices(self) -> list[int]:
+        """Index in the database of each structure of this set."""
+        return list(range(len(self._raw))) if self.subset_idx is None else self.subset_idx
+
+    # samples and batches
+
+    def attach(self, store: StoredDescriptors | None) -> None:
+        """Take descriptors from a store from now on, instead of neighbour lists."""
+        self.store = store
+        self._packed = None
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        n_samples = len(self)
+        if not -n_samples <= index < n_samples:
+            raise IndexError(f"structure {index} of {n_samples}")
+        index = int(index) % n_samples
+        if self.cache_transforms:
+            self.prepare()
+            sample = self._packed.sample(index)
+        else:
+            sample = self._transformed(index)
+        if self.store is not None:
+            sample.update(self.store.sample(self.indices[index], sample[properties.R].dtype))
+        return sample
+
+    def batch(self, indices: Sequence[int], gather: bool = False) -> dict[str, torch.Tensor]:
+        """Batch of structures of this set, copied, as SchNetPack's loader would give it.
+
+        With a store, `gather` copies the batch's part of its arrays instead of passing the whole.
+        """
+        if self.cache_transforms:
+            self.prepare()
+            batch = self._packed.batch(indices)
+        else:
+            samples = PackedSamples(self._transformed(int(k)) for k in indices)
+            batch = samples.batch(range(len(samples)))
+        if self.store is not None:
+            batch.update(self.store.batch(batch, gather))
+        return batch
+
+    def prepare(self) -> None:
+        """Apply the transforms to all structures now; later calls return at once."""
+        if self._packed is not None or not self.cache_transforms:
+            return
+        indices = tqdm(
+            range(len(self)),
+            desc="preparing the data",
+            unit=" structures",
+            delay=PROGRESS_DELAY_S,
+            leave=False,
+            disable=None,  # not into log files
+        )
+        self._packed = PackedSamples(map(self._transformed, indices))
+
+    def _transformed(self, index: int) -> dict[str, torch.Tensor]:
+        sample = self._raw.sample(self.indices[index])
+        for transform in self.transforms:
+            if self.store is not None and needs_neighbors(transform):
+                continue
+            kept = {}
+            if isinstance(transform, CastMap):
+                kept = {key: sample.pop(key) for key in self.keep_float64 if key in sample}
+            sample = transform(sample)
+            sample.update(kept)
+        return sample
+
+    def keeps_geometry(self, n_checked: int = 10) -> bool:
+        """Whether the transforms only shift structures as a whole or atoms by lattice vectors.
+
+        Looks at the first `n_checked` structures.
+        """
+        light = self.without_neighbors()
+        for k in range(min(n_checked, len(light))):
+            before, after = light._raw.sample(light.indices[k]), light._transformed(k)
+            cell = before[properties.cell][0]
+            moved = after[properties.R].double() - before[properties.R]
+            moved -= moved[:1].clone()
+            moved -= torch.round(moved @ torch.linalg.pinv(cell)) @ cell
+            strained = after[properties.cell][0].double() - cell
+            if max(moved.abs().max(), strained.abs().max()) > GEOMETRY_TOLERANCE:
+                return False
+        return True
+
+    def iter_properties(self, indices=None, load_properties=None, load_structure=None, **kwargs):
+        """Yield untransformed samples; as the parent class, from memory."""
+        if kwargs.get("load_metadata"):
+            yield from super().iter_properties(
+                indices, load_properties, load_structure, load_metadata=True
+            )
+            return
+        indices = range(len(self)) if indices is None else np.atleast_1d(indices)
+        names = set(self.load_properties if load_properties is None else load_properties)
+        for index in indices:
+            sample = self._raw.sample(self.indices[int(index)])
+            yield {k: v for k, v in sample.items() if k.startswith("_") or k in names}
+
+    def structures(self) -> list[Structure]:
+        """The structures with their labels as the database has them (after unit conversion)."""
+        group_names = self.metadata.get("group_names", [])
+        result = []
+        for index in self.indices:
+            sample = self._raw.sample(index)
+            labels = {}
+            with contextlib.suppress(KeyError):
+                labels["energy"] = sample[properties.energy].item()
+                labels["forces"] = sample[properties.forces].numpy()
+            if properties.stress in sample and sample.get(keys.stress_mask, torch.ones(1)).item():
+                labels["stress"] = sample[properties.stress][0].numpy()
+            if keys.group in sample and group_names:
+                labels["group"] = group_names[sample[keys.group].item()]
+            result.append(
+                Structure(
+                    numbers=sample[properties.Z].numpy(),
+                    positions=sample[properties.R].numpy(),
+                    cell=sample[properties.cell][0].numpy(),
+                    pbc=sample[properties.pbc].numpy(),
+                    info={"index": index},
+                    **labels,
+                )
+            )
+        return result
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """Atomic numbers of all atoms of the whole database (N,), not copied."""
+        return self._raw.values(properties.Z)
+
+    @property
+    def raw(self) -> PackedSamples:
+        """The whole database, untransformed."""
+        return self._raw
+
+
+def read_database(path: str | Path) -> list[Structure]:
+    """All structures of a database that `write_database` (or SchNetPack) wrote.
+
+    Labels are expected in eV, Ang and their combinations; raises ValueError otherwise.
+    """
+    dataset = InMemoryAtomsData(str(path))
+    units = {**{k: v for k, v in dataset.units.items() if k in UNITS}, "": dataset.distance_unit}
+    for name, unit in units.items():
+        if unit != UNITS.get(name, "Ang"):
+            raise ValueError(f"{path}: {name or 'lengths'} in {unit}, not {UNITS.get(name, 'Ang')}")
+    return dataset.structures()

@@ -1,0 +1,88 @@
+"""The MoTe2 data set that comes with the package: PBE monolayers, strained and perturbed."""
+
+import hashlib
+import logging
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+import fasteners
+
+from .database import write_database
+from .datamodule import SoftAdaptDataModule
+from .importers import ImportOptions, read_files
+from .paths import user_path
+from .structures import Structure
+
+__all__ = ["MoTe2DataModule", "create_mote2_database", "mote2_structures"]
+
+log = logging.getLogger(__name__)
+
+FOLDER = "mote2"  # its README.md is the provenance
+FILE = "mote2_pbe.extxyz"
+
+
+def mote2_structures() -> list[Structure]:
+    """All structures of the shipped set; group: phase, `info["strain_state"]`: phase and strain."""
+    options = ImportOptions(group_key="phase", split_keys=("phase", "strain_x", "strain_y"))
+    with resources.as_file(resources.files(__package__) / FOLDER / FILE) as path:
+        structures, _, _ = read_files([path], options)
+    return structures
+
+
+def create_mote2_database(path: str | Path) -> Path:
+    """Make the database of the shipped set, unless it exists; safe with several processes.
+
+    Returns:
+        its absolute path.
+    """
+    path = user_path(path)
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with fasteners.InterProcessLock(str(path.with_name(f".{path.name}.lock"))):
+        if not path.exists():  # another process may have made it while this one waited
+            log.info("first use of the MoTe2 set: making %s", path)
+            source = resources.files(__package__) / FOLDER
+            write_database(
+                path,
+                mote2_structures(),
+                provenance=(source / "README.md").read_text(encoding="utf-8"),
+                metadata={"source_sha256": _source_hash()},
+            )
+    return path
+
+
+@cache
+def _source_hash() -> str:
+    source = resources.files(__package__) / FOLDER / FILE
+    return hashlib.sha256(source.read_bytes()).hexdigest()
+
+
+class MoTe2DataModule(SoftAdaptDataModule):
+    """`SoftAdaptDataModule` of the shipped MoTe2 set, whose database is made on first use.
+
+    Args:
+        datapath: where the database is, or will be.
+        kwargs: of `SoftAdaptDataModule`.
+    """
+
+    def __init__(self, datapath: str, **kwargs):
+        super().__init__(datapath, **kwargs)
+
+    def prepare_data(self) -> None:
+        """Make the database if it is not there."""
+        create_mote2_database(self.datapath)
+
+    def setup(self, stage: str | None = None) -> None:
+        """As the parent class; also without Lightning's `prepare_data` before it."""
+        if self.dataset is not None:
+            return
+        self.prepare_data()
+        super().setup(stage)
+        if self.dataset.metadata.get("source_sha256") != _source_hash():
+            log.warning(
+                "%s was made from another version of the MoTe2 set than is installed now;"
+                " remove it to get the new one",
+                self.datapath,
+            )

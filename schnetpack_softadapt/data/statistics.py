@@ -1,0 +1,154 @@
+"""Targets of the training set, gathered once, and what is fitted to them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from schnetpack import properties
+from schnetpack.data import AtomsDataModule
+
+from .. import properties as keys
+from .dataset import InMemoryAtomsData, needs_neighbors
+
+__all__ = ["TrainingTargets", "composition_fit", "element_contributions", "training_targets"]
+
+
+@dataclass(frozen=True)
+class TrainingTargets:
+    """Labels of the training structures as the loss sees them (after transforms), float64.
+
+    S: structures, N: atoms of all of them.
+
+    Attributes:
+        elements: (n_elements,) atomic numbers that occur, ascending.
+        compositions: (S, n_elements) atoms of each element.
+        n_atoms: (S,)
+        volumes: (S,) cell volumes in Ang^3, 0 without a cell.
+        numbers: (N,) atomic numbers.
+        energy: (S,) eV, or None if the data have none.
+        forces: (N, 3) eV/Ang, or None.
+        stress: (S, 3, 3) eV/Ang^3, or None; meaningless where `stress_mask` is False.
+        stress_mask: (S,) bool, or None without stress.
+        group: (S,) index of the group, all 0 without groups.
+    """
+
+    elements: np.ndarray
+    compositions: np.ndarray
+    n_atoms: np.ndarray
+    volumes: np.ndarray
+    numbers: np.ndarray
+    energy: np.ndarray | None
+    forces: np.ndarray | None
+    stress: np.ndarray | None
+    stress_mask: np.ndarray | None
+    group: np.ndarray
+
+    @classmethod
+    def from_dataset(cls, dataset) -> "TrainingTargets":
+        """Gather from any data set of SchNetPack; neighbour lists are not made.
+
+        Raises:
+            ValueError: the set is empty.
+        """
+        if len(dataset) == 0:
+            raise ValueError("the training set is empty")
+        if isinstance(dataset, InMemoryAtomsData):
+            dataset = dataset.without_neighbors()
+        else:
+            transforms = dataset.transforms
+            dataset = dataset.subset(range(len(dataset)))
+            dataset.transforms = [t for t in transforms if not needs_neighbors(t)]
+        columns: dict[str, list[np.ndarray]] = {}
+        for k in range(len(dataset)):
+            for key, value in dataset[k].items():
+                columns.setdefault(key, []).append(value.detach().cpu().numpy())
+
+        def joined(key: str, shape: tuple[int, ...]) -> np.ndarray | None:
+            if key not in columns:
+                return None
+            return np.concatenate(columns[key]).astype(np.float64).reshape(shape)
+
+        numbers = np.concatenate(columns[properties.Z])
+        n_atoms = np.concatenate(columns[properties.n_atoms])
+        elements, element_of = np.unique(numbers, return_inverse=True)
+        compositions = np.zeros((len(n_atoms), len(elements)))
+        np.add.at(compositions, (np.repeat(np.arange(len(n_atoms)), n_atoms), element_of), 1.0)
+        stress = joined(properties.stress, (-1, 3, 3))
+        mask = joined(keys.stress_mask, (-1,))
+        if stress is not None:
+            mask = np.ones(len(stress), dtype=bool) if mask is None else mask > 0
+        group = joined(keys.group, (-1,))
+        return cls(
+            elements=elements,
+            compositions=compositions,
+            n_atoms=n_atoms,
+            volumes=np.abs(np.linalg.det(joined(properties.cell, (-1, 3, 3)))),
+            numbers=numbers,
+            energy=joined(properties.energy, (-1,)),
+            forces=joined(properties.forces, (-1, 3)),
+            stress=stress,
+            stress_mask=mask if stress is not None else None,
+            group=np.zeros(len(n_atoms), int) if group is None else group.astype(int),
+        )
+
+
+def training_targets(datamodule: AtomsDataModule) -> TrainingTargets:
+    """Targets of a data module's training set, gathered at the first call and kept there."""
+    dataset = datamodule.train_dataset
+    if dataset is None:
+        raise RuntimeError("the data module is not set up; call datamodule.setup() first")
+    known = getattr(datamodule, "_training_targets", None)
+    if known is None or known[0] is not dataset:
+        known = (dataset, TrainingTargets.from_dataset(dataset))
+        datamodule._training_targets = known
+    return known[1]
+
+
+def composition_fit(targets: TrainingTargets) -> tuple[np.ndarray, np.ndarray]:
+    """Energies per element that explain the training energies best.
+
+    Minimises sum_s ((E_s - sum_Z n_sZ mu_Z) / n_s)^2, errors per atom as in the loss. Compositions
+    are often linearly dependent (all structures MoTe2, or one element only): the solution of
+    minimum norm is taken, by singular values, where normal equations would be singular.
+
+    Returns:
+        atomic numbers (n_elements,) and energies mu (n_elements,) in eV.
+
+    Raises:
+        ValueError: the training set has no energies.
+    """
+    if targets.energy is None:
+        raise ValueError("the training set has no energies to fit elements to")
+    per_atom = 1.0 / targets.n_atoms
+    shifts = _minimum_norm(targets.compositions * per_atom[:, None], targets.energy * per_atom)
+    return targets.elements, shifts
+
+
+def element_contributions(dataset, property: str, is_extensive: bool, z_max: int = 100):
+    """What each element contributes to a property of a structure, by a minimum-norm fit.
+
+    Args:
+        dataset: structures whose property (1,) is fitted, as they are.
+        property: key; a sum over atoms if `is_extensive`, else their mean.
+        z_max: size of the result.
+
+    Returns:
+        (z_max,) float64, 0 for elements that do not occur.
+    """
+    targets, values = TrainingTargets.from_dataset(dataset), []
+    for k in range(len(dataset)):
+        values.append(float(dataset[k][property]))
+    per_atom = 1.0 / targets.n_atoms
+    values = np.array(values) * (per_atom if is_extensive else 1.0)
+    result = torch.zeros(z_max, dtype=torch.float64)
+    fit = _minimum_norm(targets.compositions * per_atom[:, None], values)
+    result[torch.from_numpy(targets.elements)] = torch.from_numpy(fit)
+    return result
+
+
+def _minimum_norm(matrix: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Least-squares solution of minimum norm, by singular values."""
+    solution = torch.linalg.lstsq(
+        torch.from_numpy(matrix), torch.from_numpy(values)[:, None], driver="gelsd"
+    ).solution
+    return solution[:, 0].numpy()

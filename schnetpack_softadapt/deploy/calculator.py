@@ -1,0 +1,288 @@
+"""ASE calculator for our models and for any SchNetPack potential."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
+from ase.outputs import Properties
+from ase.stress import full_3x3_to_voigt_6_stress
+from schnetpack.interfaces import SpkCalculator
+from schnetpack.units import convert_units
+from torch import nn
+
+from .committee import mean_and_spread
+from .evaluate import BatchModel, ComposedModels, Prediction, Structure, activate_stress
+from .extrapolation import ExtrapolationMonitor
+from .loading import load_potential
+from .parts import UnsupportedModelError, model_parts
+from .skin import SkinList
+
+__all__ = ["SoftAdaptCalculator", "StressNotDefinedError"]
+
+log = logging.getLogger(__name__)
+
+_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+class StressNotDefinedError(PropertyNotImplementedError, ValueError):
+    """Stress was asked of a structure that has no volume, or of a model without stress."""
+
+
+class SoftAdaptCalculator(SpkCalculator):
+    """Energy, forces and stress for ASE, in eV and Ang, stress in Voigt order (positive = tension).
+
+    It takes the place of `schnetpack.interfaces.SpkCalculator`, which gives kcal/mol by default, no
+    `free_energy`, stress as (3, 3), fails for subclasses of `Atoms` and for `Path`, and edits the
+    model it is given. For our models it goes straight from the pair list through symmetry functions
+    and networks; other SchNetPack models are called as they are.
+
+    Args:
+        model: a model, its path (`best_model`, a run directory, an n2p2 folder), or several of
+            these: a committee, which gives the mean, and the spread over its members as
+            `results["energy_std"]`, `["forces_std"]`, `["stress_std"]`.
+        dtype: "float64", or "float32" (faster; relaxations to tight forces need float64).
+        device: "cpu" or "cuda".
+        skin: the neighbour list reaches this much farther than the cutoff and is kept until a pair
+            could have been missed, Ang.
+        max_extrapolations: stop with `ExtrapolationError` when more symmetry functions than this
+            lie outside of the training range in one step; None only counts them.
+        neighbor_list: ignored, accepted as `SpkCalculator` asks for one.
+        energy_key: name of the energy in the model.
+        force_key: name of the forces.
+        stress_key: name of the stress; None: no stress.
+        energy_unit: unit of the model's energies; when not given, what the model's metadata state,
+            else eV.
+        position_unit: unit of the model's lengths; when not given, what the metadata state, else
+            Ang.
+        cutoff: radius of the neighbour list in the model's unit, for models that do not tell it.
+        transforms: for stock models that need more than pairs, applied to each structure.
+        additional_inputs: constant entries of the batch, for stock models.
+        kwargs: of `ase.calculators.calculator.Calculator`.
+
+    Attributes:
+        extrapolation: the `ExtrapolationMonitor`, None for models without symmetry functions.
+        neighbors: the `SkinList`.
+
+    Raises:
+        FileNotFoundError: no model at the path.
+        ValueError: the model lacks an output, or an argument makes no sense.
+    """
+
+    implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        model: str | Path | nn.Module | Sequence[str | Path | nn.Module],
+        neighbor_list=None,
+        energy_key: str = "energy",
+        force_key: str = "forces",
+        stress_key: str | None = "stress",
+        energy_unit: str | float | None = None,
+        position_unit: str | float | None = None,
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype = "float64",
+        skin: float = 0.5,
+        max_extrapolations: int | None = None,
+        cutoff: float | None = None,
+        transforms: Sequence[Callable] | Callable = (),
+        additional_inputs: Mapping[str, torch.Tensor] | None = None,
+        **kwargs,
+    ):
+        Calculator.__init__(self, **kwargs)
+        dtype = _DTYPES.get(str(dtype).removeprefix("torch."))
+        if dtype is None:
+            raise ValueError(f"dtype must be float32 or float64, got {dtype!r}")
+        given = [model] if isinstance(model, (str, Path, nn.Module)) else list(model)
+        if not given:
+            raise ValueError("a committee needs at least one model")
+        models = [load_potential(m, device, dtype) for m in given]
+        self.model, self.models = models[0], models
+        self.device, self.dtype = torch.device(device), dtype
+        self.energy_key, self.force_key, self.stress_key = energy_key, force_key, stress_key
+        self._set_units(energy_unit, position_unit)
+        self.cutoff = max(_cutoff(m, cutoff) for m in models) * self.position_conversion
+        self.neighbors = SkinList(self.cutoff, skin)
+        self.extrapolation: ExtrapolationMonitor | None = None
+        transforms = [transforms] if callable(transforms) else list(transforms)
+        if transforms or additional_inputs:
+            self._evaluators = self._batch_models(transforms, additional_inputs)
+        else:
+            self._evaluators = self._short_way(max_extrapolations) or self._batch_models((), None)
+        if max_extrapolations is not None and self.extrapolation is None:
+            raise ValueError(
+                "max_extrapolations needs models with symmetry functions, on the CPU and all with"
+                " the same functions"
+            )
+
+    # --- setting up
+
+    def _set_units(self, energy_unit, position_unit) -> None:
+        stated = [dict(getattr(m, "metadata", None) or {}).get("units") or {} for m in self.models]
+        energies = {u.get(self.energy_key, "eV") for u in stated}
+        lengths = {u.get("length", "Ang") for u in stated}
+        if (energy_unit is None and len(energies) > 1) or (
+            position_unit is None and len(lengths) > 1
+        ):
+            raise ValueError(
+                f"the models of a committee must have the same units, not {energies} and {lengths}"
+            )
+        self.energy_unit = energies.pop() if energy_unit is None else energy_unit
+        self.position_unit = lengths.pop() if position_unit is None else position_unit
+        self.energy_conversion = convert_units(self.energy_unit, "eV")
+        self.position_conversion = convert_units(self.position_unit, "Ang")
+        # "eV" to "eV" must not round
+        if self.energy_unit == "eV":
+            self.energy_conversion = 1.0
+        if self.position_unit in ("Ang", "Angstrom"):
+            self.position_conversion = 1.0
+        self.property_map = {
+            "energy": self.energy_key,
+            "forces": self.force_key,
+            "stress": self.stress_key,
+        }
+        self.property_units = {
+            "energy": self.energy_conversion,
+            "forces": self.energy_conversion / self.position_conversion,
+            "stress": self.energy_conversion / self.position_conversion**3,
+        }
+
+    def _short_way(self, max_extrapolations: int | None) -> list | None:
+        """Our models on the CPU, one evaluator for each set of symmetry functions."""
+        if self.device.type != "cpu":
+            return None
+        try:
+            parts = [model_parts(m) for m in self.models]
+        except UnsupportedModelError as error:
+            log.info("calling the model through SchNetPack: %s", error)
+            return None
+        groups: dict = {}
+        for part in parts:
+            groups.setdefault(part.layout, []).append(part)
+        if len(groups) == 1 and parts[0].scaling.is_fitted:
+            self.extrapolation = ExtrapolationMonitor(
+                parts[0].layout, parts[0].scaling, max_extrapolations
+            )
+        return [ComposedModels(group, self.dtype, self.extrapolation) for group in groups.values()]
+
+    def _batch_models(self, transforms, additional_inputs) -> list:
+        if self.stress_key is not None:
+            self.models = [activate_stress(m, self.stress_key) for m in self.models]
+        return [
+            BatchModel(
+                m,
+                self.device,
+                self.dtype,
+                self.energy_key,
+                self.force_key,
+                self.stress_key or "",
+                transforms,
+                additional_inputs,
+            )
+            for m in self.models
+        ]
+
+    # --- calculating
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = all_changes,
+    ) -> None:
+        """Compute everything the model gives and keep it in `results`.
+
+        Args:
+            atoms: the structure; any subclass of `Atoms`.
+            properties: what the caller is after; only looked at for an error that explains itself.
+            system_changes: ignored.
+
+        Raises:
+            StressNotDefinedError: stress of a molecule, or with a model that has none.
+            ValueError: an unknown element, no atoms, or a result that is not finite.
+            ExtrapolationError: see `max_extrapolations`.
+        """
+        if atoms is not None:
+            self.atoms = atoms.copy()
+        if self.atoms is None or len(self.atoms) == 0:
+            raise ValueError("there are no atoms to calculate")
+        structure = self._structure(self.atoms)
+        if "stress" in properties:
+            self._check_stress(structure)
+        pairs = self.neighbors.update(structure.positions, structure.cell, structure.pbc)
+        if self.position_conversion != 1.0:
+            structure, pairs = self._to_model_unit(structure, pairs)
+        predictions = [p for evaluate in self._evaluators for p in evaluate(structure, pairs)]
+        results = [self._to_ase(p) for p in predictions]
+        self.results = results[0] if len(results) == 1 else mean_and_spread(results)
+        self.results["free_energy"] = self.results["energy"]
+        if not np.isfinite(self.results["energy"]):
+            raise ValueError(
+                f"the energy is {self.results['energy']}: atoms on top of each other, or a model"
+                " whose training failed"
+            )
+        if "stress" in properties and "stress" not in self.results:
+            raise StressNotDefinedError(
+                "the model gives no stress: it needs a Forces module, and stress_key must be set"
+            )
+
+    def _structure(self, atoms: Atoms) -> Structure:
+        cell, pbc = atoms.cell.array, atoms.pbc
+        volume = abs(np.linalg.det(cell)) if pbc.any() and self.stress_key is not None else 0.0
+        return Structure(
+            numbers=np.ascontiguousarray(atoms.numbers, dtype=np.int64),
+            positions=atoms.positions,
+            cell=cell,
+            pbc=pbc,
+            # as in ForcesAndStress
+            volume=volume if volume > 1e-6 else 0.0,
+        )
+
+    def _check_stress(self, structure: Structure) -> None:
+        if structure.volume:
+            return
+        if self.stress_key is None:
+            raise StressNotDefinedError("this calculator was made without stress (stress_key=None)")
+        raise StressNotDefinedError(
+            "stress is not defined: the structure has no periodic cell with a volume (pbc"
+            f" {structure.pbc.tolist()}, cell {structure.cell.tolist()}). For a slab give the"
+            " missing lattice vector, `atoms.center(vacuum=..., axis=2)`; a molecule has no stress."
+        )
+
+    def _to_model_unit(self, structure: Structure, pairs) -> tuple:
+        factor = 1.0 / self.position_conversion
+        scaled = Structure(
+            structure.numbers,
+            structure.positions * factor,
+            structure.cell * factor,
+            structure.pbc,
+            structure.volume * factor**3,
+        )
+        return scaled, pairs._replace(r_ij=pairs.r_ij * factor, offsets=pairs.offsets * factor)
+
+    def _to_ase(self, p: Prediction) -> dict[str, float | np.ndarray]:
+        unit = self.property_units
+        results = {"energy": p.energy * unit["energy"], "forces": p.forces * unit["forces"]}
+        if p.energies is not None:
+            results["energies"] = p.energies * unit["energy"]
+        if p.stress is not None:
+            results["stress"] = full_3x3_to_voigt_6_stress(p.stress) * unit["stress"]
+        return results
+
+    def export_properties(self):
+        """ASE's standard properties; the committee's spread is not one of them."""
+        standard = [name for name in self.implemented_properties if name in self.results]
+        return Properties({name: self.results[name] for name in standard})
+
+
+def _cutoff(model: nn.Module, given: float | None) -> float:
+    """Radius of the neighbour list that a model needs, in its unit."""
+    if given is not None:
+        return float(given)
+    cutoff = getattr(getattr(model, "representation", None), "cutoff", None)
+    if cutoff is None:
+        raise ValueError("the model does not tell its cutoff radius: give `cutoff`")
+    return float(cutoff)

@@ -1,0 +1,120 @@
+"""What a user of a new potential looks at first: is it consistent, stable and smooth?"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+
+from .check_dynamics import check_nve, check_phonons
+from .check_plots import plot_checks
+from .check_static import check_derivatives, check_elastic, check_eos, copy_of, relax
+
+__all__ = ["CHECKS", "run_checks", "summary"]
+
+CHECKS = ("derivatives", "relax", "eos", "elastic", "phonons", "nve")
+
+
+def run_checks(
+    atoms: Atoms, checks: Sequence[str] = CHECKS, folder: str | Path | None = None
+) -> dict[str, dict]:
+    """Run the checks; those after `relax` use the relaxed structure.
+
+    A check that fails with an error is reported as such, and the others go on.
+
+    Args:
+        atoms: with a calculator.
+        checks: names out of `CHECKS`.
+        folder: where `check.json`, `check.png` and `relaxed.extxyz` go, if given.
+
+    Returns:
+        Numbers and verdict of each check; a check that makes no sense for the structure has
+        `skipped` with the reason, one that met an error has `failed`.
+
+    Raises:
+        ValueError: an unknown check.
+    """
+    unknown = set(checks) - set(CHECKS)
+    if unknown:
+        raise ValueError(f"unknown checks {sorted(unknown)}; choose from {list(CHECKS)}")
+    results: dict[str, dict] = {}
+    structure = copy_of(atoms)
+    functions = {
+        "derivatives": check_derivatives,
+        "eos": check_eos,
+        "elastic": check_elastic,
+        "phonons": check_phonons,
+        "nve": check_nve,
+    }
+    for name in CHECKS:  # in this order, however they were asked for
+        if name not in checks:
+            continue
+        try:
+            if name == "relax":
+                structure, results[name] = relax(structure)
+            else:
+                results[name] = functions[name](structure)
+        except (ValueError, RuntimeError, np.linalg.LinAlgError) as error:
+            results[name] = {"ok": False, "failed": str(error)}
+    if folder is not None:
+        _write(results, structure, Path(folder))
+    return results
+
+
+def summary(results: Mapping[str, dict]) -> str:
+    """One line per check, in the units people use."""
+    lines = []
+    for name, r in results.items():
+        verdict = "skipped" if "skipped" in r else "ok" if r["ok"] else "NOT OK"
+        lines.append(f"{name:12s} {verdict:8s} {_describe(name, r)}")
+    return "\n".join(lines)
+
+
+def _describe(name: str, r: Mapping) -> str:
+    if "skipped" in r or "failed" in r:
+        return r.get("skipped") or r["failed"]
+    if name == "derivatives":
+        text = f"forces against finite differences: {r['force_max_error_eV_per_Ang']:.1e} eV/Ang"
+        if "stress_max_error_eV_per_Ang3" in r:
+            text += f", stress: {r['stress_max_error_eV_per_Ang3']:.1e} eV/Ang^3"
+        return text
+    if name == "relax":
+        a, b, c = r["cell_lengths_Ang"]
+        return (
+            f"cell {a:.4f} {b:.4f} {c:.4f} Ang, {1000 * r['energy_gain_eV_per_atom']:.3f} meV/atom"
+            f" gained, largest force {1000 * r['max_force_eV_per_Ang']:.2f} meV/Ang"
+        )
+    if name == "eos":
+        return (
+            f"volume {r['volume_Ang3_per_atom']:.4f} Ang^3/atom, bulk modulus"
+            f" {r['bulk_modulus_GPa']:.2f} GPa"
+        )
+    if name == "elastic":
+        c = r["elastic_constants_GPa"]
+        return (
+            f"C11 {c[0][0]:.1f}, C12 {c[0][1]:.1f}, C33 {c[2][2]:.1f}, C44 {c[3][3]:.1f} GPa,"
+            f" smallest eigenvalue {min(r['eigenvalues_GPa']):.1f} GPa"
+        )
+    if name == "phonons":
+        return (
+            f"Gamma: {r['frequencies_THz'][-1]:.3f} THz the highest, {r['n_imaginary']} imaginary,"
+            f" acoustic within {r['acoustic_max_THz']:.1e} THz of zero"
+        )
+    spreads = ", ".join(
+        f"{dt:g} fs {'exploded' if spread is None else format(1000 * spread, '.2e')}"
+        for dt, spread in zip(r["time_steps_fs"], r["energy_spread_eV_per_atom"], strict=True)
+    )
+    slope = "none" if r["slope"] is None else f"{r['slope']:.2f}"
+    return f"slope {slope} (2 for a smooth potential); spread in meV/atom: {spreads}"
+
+
+def _write(results: dict[str, dict], structure: Atoms, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".check.{os.getpid()}.tmp"
+    temporary.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
+    os.replace(temporary, folder / "check.json")
+    structure.copy().write(temporary, format="extxyz")
+    os.replace(temporary, folder / "relaxed.extxyz")
+    plot_checks(results, folder / "check.png")

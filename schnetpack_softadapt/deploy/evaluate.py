@@ -1,0 +1,203 @@
+"""Energy, forces and stress of one structure from its pair list, with little around the model.
+
+`ComposedModels` is the short way for Behler-Parrinello models on the CPU: descriptors, network,
+and the derivative of the pair vectors, without SchNetPack's modules in between. `BatchModel` calls
+any SchNetPack model on a batch of one structure.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from schnetpack import properties
+from schnetpack.atomistic import Strain
+from torch import nn
+
+from .. import properties as keys
+from ..descriptors.autograd import choose_backend
+from ..model import ForcesAndStress
+from .extrapolation import ExtrapolationMonitor
+from .parts import ModelParts
+from .skin import Pairs, pair_forces
+
+__all__ = ["BatchModel", "ComposedModels", "Prediction", "Structure", "activate_stress"]
+
+
+@dataclass
+class Structure:
+    """One structure as the models see it: float64 arrays, Ang."""
+
+    numbers: np.ndarray  # (n_atoms,)
+    positions: np.ndarray  # (n_atoms, 3)
+    cell: np.ndarray  # (3, 3) rows
+    pbc: np.ndarray  # (3,)
+    volume: float  # Ang^3, 0 where a stress has no meaning
+
+
+@dataclass
+class Prediction:
+    """What one model says, in its own units."""
+
+    energy: float
+    forces: np.ndarray  # (n_atoms, 3)
+    stress: np.ndarray | None  # (3, 3), positive = tension
+    energies: np.ndarray | None  # (n_atoms,)
+
+
+class ComposedModels:
+    """Models with the same symmetry functions: these are computed once for all of them.
+
+    Args:
+        parts: the models, taken apart; on the CPU.
+        dtype: precision of descriptors and networks; sums over atoms are float64.
+        monitor: counts extrapolations, of the first model's training range.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[ModelParts],
+        dtype: torch.dtype,
+        monitor: ExtrapolationMonitor | None = None,
+    ):
+        self.parts = list(parts)
+        self.dtype = dtype
+        self.monitor = monitor
+        first = self.parts[0]
+        self.backend = choose_backend(
+            first.layout, first.representation.backend, torch.device("cpu")
+        )
+
+    def __call__(self, structure: Structure, pairs: Pairs) -> list[Prediction]:
+        """One prediction for each model."""
+        numbers = torch.from_numpy(structure.numbers)
+        idx_i, idx_j = torch.from_numpy(pairs.idx_i), torch.from_numpy(pairs.idx_j)
+        r_ij = torch.from_numpy(pairs.r_ij).to(self.dtype)
+        with torch.no_grad():
+            values = self.backend.values(r_ij, idx_i, idx_j, numbers)
+        if self.monitor is not None:
+            self.monitor.update(values, numbers)
+        predictions = []
+        for parts in self.parts:
+            leaf = values.detach().requires_grad_()
+            scaled = parts.scaling(leaf, numbers)
+            net = parts.networks.atomic_energies(scaled, numbers)  # (n_atoms,)
+            (gradient,) = torch.autograd.grad(net.sum(), leaf)
+            with torch.no_grad():
+                gradient = self.backend.vjp(r_ij, idx_i, idx_j, numbers, gradient)
+            forces, virial = pair_forces(*pairs[:3], gradient.numpy(), len(structure.numbers))
+            energies = (net.detach().double() + parts.offsets[numbers]).numpy()
+            stress = virial / structure.volume if structure.volume else None
+            predictions.append(Prediction(float(energies.sum()), forces, stress, energies))
+        return predictions
+
+
+class BatchModel:
+    """Any SchNetPack model that gives energy and forces.
+
+    Args:
+        model: in evaluation mode; stress is computed if `stress_key` is among its outputs.
+        device: where the model is.
+        dtype: precision of positions and cell.
+        energy_key: name of the energy among the outputs.
+        force_key: name of the forces.
+        stress_key: name of the stress.
+        transforms: applied to every structure after the pairs are known, for models that need more
+            than pairs.
+        additional_inputs: constant entries of the batch.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        device: str | torch.device,
+        dtype: torch.dtype,
+        energy_key: str = properties.energy,
+        force_key: str = properties.forces,
+        stress_key: str = properties.stress,
+        transforms: Sequence[Callable] = (),
+        additional_inputs: Mapping[str, torch.Tensor] | None = None,
+    ):
+        self.model = model
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.energy_key, self.force_key, self.stress_key = energy_key, force_key, stress_key
+        self.transforms = list(transforms)
+        self.additional_inputs = dict(additional_inputs or {})
+        missing = [k for k in (energy_key, force_key) if k not in model.model_outputs]
+        if missing:
+            raise ValueError(
+                f"the model gives {sorted(model.model_outputs)}, not {' and '.join(missing)}; set"
+                " energy_key and force_key, or give the model a Forces module"
+            )
+
+    def __call__(self, structure: Structure, pairs: Pairs) -> list[Prediction]:
+        """A list of one prediction."""
+        results = self.model(self._batch(structure, pairs))
+        stress = None
+        if structure.volume and self.stress_key in results:
+            stress = _numpy(results[self.stress_key]).reshape(3, 3) * self._sign(structure.cell)
+        energy = float(_numpy(results[self.energy_key]).sum())
+        energies = None
+        if keys.atomic_energies in results:
+            energies = _numpy(results[keys.atomic_energies]).reshape(-1)
+            # a module after the networks may have added to the energy, but not to its parts
+            if abs(energies.sum() - energy) > 1e-5 * max(1.0, abs(energy)):
+                energies = None
+        return [Prediction(energy, _numpy(results[self.force_key]), stress, energies)]
+
+    def _sign(self, cell: np.ndarray) -> float:
+        """SchNetPack divides by the signed volume: the stress of a left-handed cell flips."""
+        if any(isinstance(m, ForcesAndStress) for m in self.model.output_modules):
+            return 1.0
+        return float(np.sign(np.linalg.det(cell)))
+
+    def _batch(self, structure: Structure, pairs: Pairs) -> dict[str, torch.Tensor]:
+        n_atoms = len(structure.numbers)
+        # stock models divide by the volume without a look at it: a dummy box for what has none
+        cell = structure.cell if structure.volume else np.eye(3)
+        batch = {
+            properties.idx: torch.zeros(1, dtype=torch.long),
+            properties.n_atoms: torch.tensor([n_atoms]),
+            properties.Z: torch.from_numpy(structure.numbers),
+            properties.R: torch.from_numpy(structure.positions).to(self.dtype),
+            properties.cell: torch.from_numpy(cell).to(self.dtype).view(1, 3, 3),
+            properties.pbc: torch.from_numpy(structure.pbc),
+            properties.idx_i: torch.from_numpy(pairs.idx_i),
+            properties.idx_j: torch.from_numpy(pairs.idx_j),
+            properties.offsets: torch.from_numpy(pairs.offsets).to(self.dtype),
+            # our ForcesAndStress refuses the stress of a structure that has none, unless told so
+            keys.stress_mask: torch.tensor([1.0 if structure.volume else 0.0]),
+            **self.additional_inputs,
+        }
+        for transform in self.transforms:
+            batch = transform(batch)
+        batch[properties.idx_m] = torch.zeros(n_atoms, dtype=torch.long)
+        # forward writes into the batch: nothing in it may share memory with what is kept
+        return {key: value.clone().to(self.device) for key, value in batch.items()}
+
+
+def activate_stress(model: nn.Module, stress_key: str) -> nn.Module:
+    """Make a model compute stress, in place; one that already does is left as it is.
+
+    SchNetPack's `activate_model_stress` inserts a further Strain each time it is called, which
+    strains twice.
+    """
+    modules = [m for m in model.output_modules if hasattr(m, "calc_stress")]
+    if not modules:
+        return model
+    if stress_key not in model.model_outputs:
+        module = modules[0]
+        module.calc_stress = True
+        module.stress_key = stress_key
+        module.model_outputs = [*module.model_outputs, stress_key]
+        module.required_derivatives = [*module.required_derivatives, properties.strain]
+    if not any(isinstance(m, Strain) for m in model.input_modules):
+        model.input_modules.insert(0, Strain())
+    model.collect_derivatives()
+    model.collect_outputs()
+    return model
+
+
+def _numpy(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().cpu().double().numpy()

@@ -1,0 +1,124 @@
+"""Counting symmetry functions outside of the range seen in training.
+
+A network gives an energy for any input, also for one it never saw. The range of each symmetry
+function over the training atoms is in the model; leaving it does not prove an energy wrong, and
+staying inside does not prove it right, but many at once are the sign of a simulation gone astray.
+"""
+
+import logging
+
+import numpy as np
+import torch
+from ase.data import chemical_symbols
+
+from ..descriptors.layout import Layout
+from ..descriptors.scaling import Scaling
+
+__all__ = ["ExtrapolationError", "ExtrapolationMonitor"]
+
+log = logging.getLogger(__name__)
+
+
+class ExtrapolationError(ValueError):
+    """More symmetry functions than allowed lie outside of the training range."""
+
+
+class ExtrapolationMonitor:
+    """Counts extrapolations (one for each symmetry function of each atom outside) step by step.
+
+    Args:
+        layout: the symmetry functions.
+        scaling: holds the ranges.
+        maximum: largest number allowed in one step; None allows any.
+
+    Attributes:
+        n_steps: structures seen.
+        n_last: extrapolations of the last one.
+        n_total: extrapolations of all.
+        counts: (n_elements, D) how often each function lay outside.
+    """
+
+    def __init__(self, layout: Layout, scaling: Scaling, maximum: int | None = None):
+        if maximum is not None and maximum < 0:
+            raise ValueError(f"max_extrapolations must not be negative, got {maximum}")
+        self.layout = layout
+        self.maximum = maximum
+        low, high = scaling.bounds()  # (n_elements, D)
+        self._low, self._high = low.detach().cpu().numpy(), high.detach().cpu().numpy()
+        self._numbers: np.ndarray | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Start a new run: counts at zero, and the next extrapolation is reported again."""
+        self.n_steps = self.n_last = self.n_total = 0
+        self.counts = np.zeros(self._low.shape, dtype=np.int64)
+
+    def update(self, values: torch.Tensor, numbers: torch.Tensor) -> int:
+        """Count the extrapolations of one structure.
+
+        The first step of a run that has any is reported with atoms and functions.
+
+        Args:
+            values: (n_atoms, D) descriptors without scaling.
+            numbers: (n_atoms,) atomic numbers.
+
+        Raises:
+            ExtrapolationError: more than `maximum`.
+        """
+        values, numbers = values.detach().cpu().numpy(), numbers.cpu().numpy()
+        if not np.array_equal(numbers, self._numbers):  # the same atoms step after step
+            self._numbers = numbers.copy()
+            self._rows = np.searchsorted(self.layout.elements, numbers)
+            self._bounds = self._low[self._rows], self._high[self._rows]
+        outside = (values < self._bounds[0]) | (values > self._bounds[1])  # (n_atoms, D)
+        self.n_steps += 1
+        self.n_last = int(np.count_nonzero(outside))
+        if self.n_last == 0:
+            return 0
+        is_first = self.n_total == 0
+        self.n_total += self.n_last
+        np.add.at(self.counts, self._rows, outside)
+        if is_first:
+            log.warning(
+                "extrapolation in step %d: %s. Further ones are counted, not reported",
+                self.n_steps,
+                self._describe(outside, values, numbers),
+            )
+        if self.maximum is not None and self.n_last > self.maximum:
+            raise ExtrapolationError(
+                f"stopped: {self._describe(outside, values, numbers)}; at most {self.maximum} are"
+                " allowed (max_extrapolations). The model was not trained on such structures: add"
+                " some to the training set."
+            )
+        return self.n_last
+
+    def _describe(self, outside: np.ndarray, values: np.ndarray, numbers: np.ndarray) -> str:
+        texts = []
+        for atom, column in np.argwhere(outside)[:3]:
+            function = self.layout.functions[int(numbers[atom])][column]
+            low, high = (bound[atom, column] for bound in self._bounds)
+            texts.append(
+                f"atom {atom} ({chemical_symbols[numbers[atom]]}) function {column}"
+                f" [{' '.join(str(function).split())}] = {values[atom, column]:.4g}, trained on"
+                f" {low:.4g} to {high:.4g}"
+            )
+        more = "; ..." if self.n_last > 3 else ""
+        return (
+            f"{self.n_last} symmetry functions of {outside.any(axis=1).sum()} atoms are outside of"
+            f" the training range: {'; '.join(texts)}{more}"
+        )
+
+    def summary(self) -> str:
+        """One line per function that left its range, the most frequent first."""
+        if not self.n_total:
+            return f"no extrapolation in {self.n_steps} steps"
+        lines = [f"{self.n_total} extrapolations in {self.n_steps} steps"]
+        order = np.argsort(self.counts, axis=None, kind="stable")[::-1]
+        for row, column in zip(*np.unravel_index(order, self.counts.shape), strict=True):
+            if not self.counts[row, column]:
+                break
+            number = self.layout.elements[row]
+            f = self.layout.functions[number][column]
+            count = self.counts[row, column]
+            lines.append(f"  {count:8d}  {chemical_symbols[number]:2s} function {column}: {f}")
+        return "\n".join(lines)

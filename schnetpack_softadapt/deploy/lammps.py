@@ -1,0 +1,141 @@
+"""A LAMMPS input and a README beside an exported potential, ready to run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+from ase.build import bulk
+from ase.data import atomic_masses, atomic_numbers, reference_states
+from ase.io import write
+
+from .n2p2_write import write_text
+
+__all__ = ["write_lammps"]
+
+_INPUT = """\
+# Short NVE run with the potential of this folder; start it here:
+#   mpirun -np 4 lmp -in in.lammps
+units           metal
+atom_style      atomic
+boundary        {boundary}
+read_data       structure.data
+
+{masses}
+
+# the cutoff may be a little larger than that of the potential, never smaller
+pair_style      hdnnp {cutoff} dir "." showew no showewsum 100 resetew no maxew 1000000 &
+                cflength 1.0 cfenergy 1.0
+pair_coeff      * * {symbols}
+
+velocity        all create 300.0 12345 mom yes rot yes dist gaussian
+timestep        0.001
+thermo          10
+thermo_style    custom step temp pe ke etotal press
+fix             1 all nve
+run             100
+"""
+
+_README = """\
+# Potential for {names}
+Behler-Parrinello neural network potential in n2p2's format, in Ang and eV, written by
+schnetpack_softadapt. These are text files: reading them executes no code.
+- `input.nn` (settings), `scaling.data` (ranges seen in training), `weights.ZZZ.data` (networks).
+- LAMMPS: `in.lammps` runs 100 steps of NVE with `pair_style hdnnp` on any number of MPI ranks;
+  LAMMPS must contain the package ML-HDNNP. Atom types are, in this order: {symbols}.
+- {structure}
+- ASE: `SoftAdaptCalculator("this/folder")` of `schnetpack_softadapt.deploy.calculator`.
+- Largest cutoff radius: {cutoff} Ang.
+"""
+
+
+def write_lammps(
+    folder: str | Path, elements: Sequence[str], cutoff: float, structure: Atoms | None = None
+) -> list[Path]:
+    """Write `in.lammps`, `README.md` and, where one is known, `structure.data`.
+
+    Args:
+        folder: an exported potential.
+        elements: symbols, the LAMMPS atom types in this order.
+        cutoff: largest cutoff radius, Ang.
+        structure: what to simulate; without one, a crystal of about 200 atoms when the potential
+            has a single element whose crystal structure ASE knows, else none is written.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ValueError: the structure has elements that the potential does not know, or a cell that
+            LAMMPS cannot take.
+    """
+    folder = Path(folder)
+    if structure is None:
+        structure = _crystal(elements)
+    files = []
+    if structure is None:
+        boundary = "p p p"
+        remark = (
+            "`structure.data` is missing: write yours with ASE, `atoms.write('structure.data',"
+            f" format='lammps-data', specorder={list(elements)})`."
+        )
+    else:
+        files.append(_write_structure(folder / "structure.data", structure, elements))
+        boundary = " ".join("p" if periodic else "f" for periodic in structure.pbc)
+        remark = (
+            f"`structure.data` holds {len(structure)} atoms, {structure.get_chemical_formula()}."
+        )
+    text = _INPUT.format(
+        boundary=boundary,
+        masses="\n".join(
+            f"mass            {k} {atomic_masses[atomic_numbers[symbol]]:.6g}  # {symbol}"
+            for k, symbol in enumerate(elements, start=1)
+        ),
+        # rounding of the last digit must not make it smaller than the potential's
+        cutoff=f"{np.ceil(cutoff * 100 + 1e-6) / 100:.2f}",
+        symbols=" ".join(elements),
+    )
+    files.append(write_text(folder / "in.lammps", text))
+    text = _README.format(
+        names=", ".join(elements),
+        symbols=" ".join(elements),
+        cutoff=f"{cutoff:g}",
+        structure=remark,
+    )
+    files.append(write_text(folder / "README.md", text))
+    return files
+
+
+def _write_structure(path: Path, structure: Atoms, elements: Sequence[str]) -> Path:
+    unknown = sorted(set(structure.get_chemical_symbols()) - set(elements))
+    if unknown:
+        raise ValueError(
+            f"the structure contains {', '.join(unknown)}, the potential knows"
+            f" {', '.join(elements)} only"
+        )
+    if structure.cell.rank < 3:
+        raise ValueError(
+            "LAMMPS needs a box: give the structure three lattice vectors, for example with"
+            " `atoms.center(vacuum=10)`"
+        )
+    if structure.cell.handedness < 0:
+        raise ValueError(
+            "LAMMPS needs a right-handed cell; exchange two lattice vectors of the structure"
+        )
+    structure = structure.copy()
+    structure.wrap()  # LAMMPS loses atoms that stand outside of the box
+    temporary = path.with_name(f".{path.name}.tmp")
+    write(temporary, structure, format="lammps-data", specorder=list(elements), masses=False)
+    temporary.replace(path)
+    return path
+
+
+def _crystal(elements: Sequence[str]) -> Atoms | None:
+    """About 200 atoms of the element's crystal, if it is one that ASE can build."""
+    if len(elements) != 1:
+        return None
+    state = reference_states[atomic_numbers[elements[0]]] or {}
+    if state.get("symmetry") not in ("fcc", "bcc", "diamond"):
+        return None
+    cell = bulk(elements[0], cubic=True)
+    n = max(1, round((200 / len(cell)) ** (1 / 3)))
+    return cell * (n, n, n)

@@ -1,0 +1,74 @@
+"""Models from whatever a user has at hand: an object, a file, a run directory, an n2p2 folder."""
+
+import copy
+import os
+from pathlib import Path
+
+import torch
+from pytorch_lightning import LightningModule
+from schnetpack.utils import load_model
+from torch import nn
+
+from .n2p2 import read_potential
+
+__all__ = ["load_potential", "save_potential"]
+
+
+def load_potential(
+    model: str | Path | nn.Module,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float64,
+) -> nn.Module:
+    """A copy of the model in evaluation mode that may be changed freely.
+
+    Args:
+        model: a model or task object, which stays untouched; or the path of a saved model
+            (`best_model`), of a run directory that holds one, or of an n2p2 potential. A saved
+            model is a pickle, which can run any code when it is loaded: load only what you trust.
+            An n2p2 potential is text that executes nothing.
+        device: where the model goes.
+        dtype: precision of its parameters.
+
+    Raises:
+        FileNotFoundError: there is nothing at the path, or nothing that is a model.
+        ValueError: the file is not a saved model.
+    """
+    if isinstance(model, LightningModule) and hasattr(model, "model"):
+        model = model.model
+    if isinstance(model, nn.Module):
+        loaded = copy.deepcopy(model)
+    else:
+        loaded = _load(Path(model))
+    return loaded.to(device).to(dtype).eval()
+
+
+def _load(path: Path) -> nn.Module:
+    if path.is_dir():
+        if (path / "input.nn").exists():
+            return read_potential(path)
+        if not (path / "best_model").exists():
+            raise FileNotFoundError(
+                f"{path} holds neither a model (best_model) nor an n2p2 potential (input.nn)"
+            )
+        path = path / "best_model"
+    if not path.exists():
+        raise FileNotFoundError(f"there is no model at {path}")
+    try:
+        loaded = load_model(str(path), device="cpu")
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a broken pickle can raise anything
+        raise ValueError(f"{path} cannot be loaded as a model: {error}") from error
+    if not isinstance(loaded, nn.Module):
+        raise ValueError(f"{path} holds a {type(loaded).__name__}, not a model")
+    return loaded
+
+
+def save_potential(model: nn.Module, path: str | Path) -> Path:
+    """Save a model as training does (a pickle), so that it is never seen half written."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    torch.save(model, temporary)
+    os.replace(temporary, path)
+    return path

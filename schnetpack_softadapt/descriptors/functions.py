@@ -1,0 +1,87 @@
+"""The terms of the symmetry functions: one equation, one function, in plain torch.
+
+Shapes: P pairs, T triples (a central atom i with two neighbours j, k), F functions. Distances in
+Ang. Every function is differentiable to any order and free of NaN at collinear atoms.
+
+References:
+    [1] J. Behler, J. Chem. Phys. 134, 074106 (2011).
+    [2] M. Gastegger, L. Schwiedrzik, M. Bittermann, F. Berzsenyi, P. Marquetand,
+        J. Chem. Phys. 148, 241709 (2018).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["angular_factors", "cosine_of_angle", "gaussians", "lengths", "powers"]
+
+# Ang^2; below it the square root is cut off, so that coinciding atoms give finite derivatives
+_TINY_SQUARE = 1e-12
+
+
+def lengths(vectors: Tensor) -> Tensor:
+    """Lengths (n,) of vectors (n, 3), with finite derivatives also at zero."""
+    return torch.sqrt((vectors * vectors).sum(-1).clamp(min=_TINY_SQUARE))
+
+
+def cosine_of_angle(r_ij: Tensor, r_ik: Tensor, d_ij: Tensor, d_ik: Tensor) -> Tensor:
+    """cos(theta_ijk) = r_ij . r_ik / (d_ij d_ik) between vectors (T, 3) of lengths (T,).
+
+    Rounding may carry it beyond +-1. It is left there: a clamp would set the second derivative of
+    collinear atoms, which is not zero, to zero.
+    """
+    return (r_ij * r_ik).sum(-1) / (d_ij * d_ik)
+
+
+def gaussians(distances: Sequence[Tensor], widths: Sequence[tuple[float, float]]) -> Tensor:
+    """exp(-eta sum_m (r_m - r_s)^2) for every (eta, r_s) of `widths`; (F, n).
+
+    With one distance (n,) it is the Gaussian of `G2` of [1]; with r_ij, r_ik it is that of the wide
+    angular `G5`, with r_ij, r_ik, r_jk that of the narrow `G4` of [1], shifted by r_s as in the
+    weighted functions of [2].
+    """
+    squares: dict[float, Tensor] = {}
+    for _, r_s in widths:
+        if r_s not in squares:
+            squares[r_s] = sum((d - r_s) ** 2 for d in distances)
+    return torch.stack([torch.exp(-eta * squares[r_s]) for eta, r_s in widths])
+
+
+def powers(base: Tensor, exponents: Sequence[float]) -> Tensor:
+    """base^zeta for every zeta >= 1 of `exponents`; (len(exponents), n).
+
+    Integer exponents are products of repeated squares: exact for a base that rounding made
+    negative, and without pow's singular derivatives at zero.
+    """
+    squares = [base]  # base^(2^m)
+    rows = []
+    for zeta in exponents:
+        if zeta != int(zeta):
+            # The true derivatives vanish with the base for collinear atoms (the base is quadratic
+            # in the angle), pow's would be inf * 0; below the bound the term is rounding error.
+            rows.append(base.clamp(min=8 * torch.finfo(base.dtype).eps) ** zeta)
+            continue
+        n, m, product = int(zeta), 0, None
+        while n:
+            if len(squares) == m:
+                squares.append(squares[-1] * squares[-1])
+            if n & 1:
+                product = squares[m] if product is None else product * squares[m]
+            n, m = n >> 1, m + 1
+        rows.append(product)
+    return torch.stack(rows)
+
+
+def angular_factors(cosine: Tensor, shapes: Sequence[tuple[float, float]]) -> Tensor:
+    """2^(1 - zeta) (1 + lam cos(theta))^zeta for every (zeta, lam) of `shapes`; (F, T).
+
+    The angular part of `G4` and `G5` of [1].
+    """
+    rows: dict[tuple[float, float], Tensor] = {}
+    for sign in {lam for _, lam in shapes}:
+        zetas = sorted({zeta for zeta, lam in shapes if lam == sign})
+        # ((1 + lam cos) / 2)^zeta lies in [0, 1]: no overflow of large powers in float32
+        for zeta, row in zip(zetas, powers(0.5 + (0.5 * sign) * cosine, zetas), strict=True):
+            rows[zeta, sign] = 2.0 * row
+    return torch.stack([rows[shape] for shape in shapes])

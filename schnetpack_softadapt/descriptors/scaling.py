@@ -1,0 +1,271 @@
+"""Shifts and factors that bring descriptors to the range networks like, per element.
+
+`G_scaled = (G - shift) * factor`, with both from the training atoms of the element; the five modes
+are those of n2p2 (`scale_symmetry_functions`, `center_symmetry_functions`, `..._sigma`).
+"""
+
+import warnings
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import torch
+from ase.data import chemical_symbols
+from torch import Tensor, nn
+
+__all__ = ["SCALING_MODES", "Scaling"]
+
+SCALING_MODES = ("none", "center", "scale", "scale_center", "sigma")
+
+# A column whose training values spread by less carries nothing but rounding (float32 values), or
+# the far tail of a Gaussian whose factor would turn any new structure into a huge number.
+_RELATIVE_SPREAD = 1e-6
+_ABSOLUTE_SPREAD = 1e-8
+
+# rows at a time when fitting; keeps a memory-mapped store out of memory
+_ROWS = 65536
+
+
+class Scaling(nn.Module):
+    """Scaling of descriptors with statistics of the training atoms.
+
+    With (a, b) = `limits`:
+
+    ================ ==========================================
+    mode             G_scaled
+    ================ ==========================================
+    `none`           G
+    `center`         G - mean
+    `scale`          a + (b - a) (G - min) / (max - min)
+    `scale_center`   a + (b - a) (G - mean) / (max - min)
+    `sigma`          a + (b - a) (G - mean) / sigma
+    ================ ==========================================
+
+    Until `fit` it changes nothing. All buffers are (n_elements, D), float64 unless the module is
+    converted; columns beyond an element's own descriptors have shift and factor 0.
+
+    Args:
+        n_descriptors: number of descriptors of each element (`Layout.n_functions`).
+        mode: one of `SCALING_MODES`.
+        limits: a and b above.
+
+    Raises:
+        ValueError: an unknown mode, or limits that are not ascending.
+    """
+
+    shift: Tensor
+    factor: Tensor
+    minimum: Tensor
+    maximum: Tensor
+    mean: Tensor
+    sigma: Tensor
+    n_atoms: Tensor  # (n_elements,) atoms the statistics come from
+    _index: Tensor  # (119,) row of each atomic number
+
+    def __init__(
+        self,
+        n_descriptors: Mapping[int, int],
+        mode: str = "scale_center",
+        limits: tuple[float, float] = (0.0, 1.0),
+    ):
+        super().__init__()
+        if mode not in SCALING_MODES:
+            raise ValueError(f"unknown scaling {mode!r}; choose from {SCALING_MODES}")
+        if not limits[0] < limits[1]:
+            raise ValueError(f"limits must be ascending, got {limits}")
+        self.n_descriptors = dict(sorted(n_descriptors.items()))
+        self.mode = mode
+        self.limits = (float(limits[0]), float(limits[1]))
+        n_elements, n_columns = len(self.n_descriptors), max(self.n_descriptors.values())
+        for name in ("shift", "minimum", "maximum", "mean", "sigma"):
+            self.register_buffer(name, torch.zeros(n_elements, n_columns, dtype=torch.float64))
+        self.register_buffer("factor", self._used().to(torch.float64))
+        self.register_buffer("n_atoms", torch.zeros(n_elements, dtype=torch.int64))
+        # an unknown element indexes beyond the end: an error on every device
+        index = torch.full((len(chemical_symbols),), n_elements)
+        index[list(self.n_descriptors)] = torch.arange(n_elements)
+        self.register_buffer("_index", index, persistent=False)
+
+    @property
+    def elements(self) -> tuple[int, ...]:
+        """Atomic numbers, in the order of the rows of the buffers."""
+        return tuple(self.n_descriptors)
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether every element has statistics."""
+        return bool((self.n_atoms > 0).all())
+
+    def _used(self) -> Tensor:
+        columns = torch.arange(max(self.n_descriptors.values()))
+        return columns < torch.tensor(list(self.n_descriptors.values()))[:, None]
+
+    def extra_repr(self) -> str:
+        """What `print(module)` shows."""
+        names = " ".join(chemical_symbols[z] for z in self.elements)
+        return f"mode={self.mode!r}, elements={names}, columns={self.shift.shape[1]}"
+
+    def rows(self, numbers: Tensor) -> Tensor:
+        """Row of the buffers of each atom, (N,).
+
+        Raises:
+            ValueError: an atom of another element (an index error on a GPU).
+        """
+        rows = self._index[numbers]
+        if rows.device.type == "cpu" and len(rows) and rows.max() == len(self.elements):
+            self._raise_unknown(set(numbers.tolist()))
+        return rows
+
+    def _raise_unknown(self, numbers: set[int]) -> None:
+        unknown = sorted(numbers - set(self.elements))
+        raise ValueError(
+            f"no descriptor statistics for {', '.join(chemical_symbols[z] for z in unknown)}; "
+            f"known: {', '.join(chemical_symbols[z] for z in self.elements)}"
+        )
+
+    def forward(self, g: Tensor, numbers: Tensor) -> Tensor:
+        """Scaled descriptors (N, D) of `g` (N, D) and atomic numbers (N,)."""
+        rows = self.rows(numbers)
+        return (g - self.shift.to(g.dtype)[rows]) * self.factor.to(g.dtype)[rows]
+
+    def outside(self, g: Tensor, numbers: Tensor) -> Tensor:
+        """Which descriptors lie outside the range of the training atoms, bool (N, D).
+
+        The range is widened by float32 rounding, so that no training atom is ever outside.
+        """
+        rows = self.rows(numbers)
+        low, high = self.bounds()
+        return (g < low[rows]) | (g > high[rows])
+
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """Lower and upper bound (n_elements, D) beyond which `outside` counts a descriptor."""
+        size = torch.maximum(self.minimum.abs(), self.maximum.abs())
+        slack = 8 * torch.finfo(torch.float32).eps * size
+        return self.minimum - slack, self.maximum + slack
+
+    def fit(self, g: Tensor | np.ndarray, numbers: Tensor | np.ndarray) -> None:
+        """Take statistics of training atoms; see `fit_batches`.
+
+        Args:
+            g: (N, D) unscaled descriptors, may be memory-mapped.
+            numbers: (N,) atomic numbers.
+        """
+        starts = range(0, len(g), _ROWS)
+        self.fit_batches((g[s : s + _ROWS], numbers[s : s + _ROWS]) for s in starts)
+
+    @torch.no_grad()
+    def fit_batches(self, batches: Iterable[tuple[Tensor | np.ndarray, ...]]) -> None:
+        """Take statistics of training atoms and set shifts and factors by them.
+
+        Args:
+            batches: descriptors (n, D) and atomic numbers (n,) of a part of the atoms, each.
+
+        Raises:
+            ValueError: an element without atoms, an unknown element, a descriptor that is not
+                finite.
+        """
+        n_columns = self.shift.shape[1]
+        moments = {z: _Moments(n_columns) for z in self.elements}
+        for g, numbers in batches:
+            g, numbers = np.asarray(g), np.asarray(numbers)
+            present = set(np.unique(numbers).tolist())
+            if present - set(self.elements):
+                self._raise_unknown(present)
+            for z in present:
+                moments[z].add(np.asarray(g[numbers == z], dtype=np.float64), chemical_symbols[z])
+        missing = [chemical_symbols[z] for z in self.elements if not moments[z].n]
+        if missing:
+            raise ValueError(
+                f"no training atom of {', '.join(missing)}: descriptors cannot be scaled; leave "
+                "the element out or add structures with it"
+            )
+        self.set_statistics(
+            *(
+                np.stack([getattr(moments[z], name) for z in self.elements])
+                for name in ("minimum", "maximum", "mean", "sigma")
+            ),
+            n_atoms=np.array([moments[z].n for z in self.elements]),
+        )
+
+    @torch.no_grad()
+    def set_statistics(
+        self,
+        minimum: Tensor | np.ndarray,
+        maximum: Tensor | np.ndarray,
+        mean: Tensor | np.ndarray,
+        sigma: Tensor | np.ndarray,
+        n_atoms: Tensor | np.ndarray | None = None,
+    ) -> None:
+        """Set statistics (n_elements, D) of elsewhere, and shifts and factors by them.
+
+        Descriptors that do not vary get the factor 0, with a warning: the network does not see
+        them.
+        """
+        used = self._used().to(self.shift.device)
+        given = {"minimum": minimum, "maximum": maximum, "mean": mean, "sigma": sigma}
+        for name, values in given.items():
+            buffer = getattr(self, name)
+            buffer.copy_(torch.where(used, torch.as_tensor(values).to(buffer), 0.0))
+        self.n_atoms.copy_(torch.as_tensor(1 if n_atoms is None else n_atoms))
+
+        low, high = self.limits
+        spread = self.maximum - self.minimum
+        size = torch.maximum(self.maximum.abs(), self.minimum.abs())
+        varies = spread > torch.clamp(_RELATIVE_SPREAD * size, min=_ABSOLUTE_SPREAD)
+        if self.mode in ("none", "center"):
+            factor = torch.ones_like(spread)
+        else:
+            width = self.sigma if self.mode == "sigma" else spread
+            factor = torch.where(varies, (high - low) / torch.where(varies, width, 1.0), 0.0)
+            self._warn_constant(used & ~varies)
+        if self.mode == "none":
+            shift = torch.zeros_like(spread)
+        else:
+            shift = self.minimum if self.mode == "scale" else self.mean
+        if self.mode not in ("none", "center"):
+            shift = shift - torch.where(factor > 0, low / torch.where(factor > 0, factor, 1.0), 0.0)
+        self.factor.copy_(torch.where(used, factor, 0.0))
+        self.shift.copy_(torch.where(used, shift, 0.0))
+
+    def _warn_constant(self, constant: Tensor) -> None:
+        for z, row in zip(self.elements, constant, strict=True):
+            columns = row.nonzero().squeeze(1).tolist()
+            if columns:
+                warnings.warn(
+                    f"descriptors {columns} of {chemical_symbols[z]} are the same for all training "
+                    "atoms and are switched off (factor 0)",
+                    stacklevel=4,
+                )
+
+
+class _Moments:
+    """Running minimum, maximum, mean and spread of the rows added, in float64."""
+
+    def __init__(self, n_columns: int):
+        self.n = 0
+        self.minimum = np.full(n_columns, np.inf)
+        self.maximum = np.full(n_columns, -np.inf)
+        self.mean = np.zeros(n_columns)
+        self._squares = np.zeros(n_columns)  # sum of (g - mean)^2
+
+    @property
+    def sigma(self) -> np.ndarray:
+        """Standard deviation of the sample, zero for a single row."""
+        return np.sqrt(self._squares / max(self.n - 1, 1))
+
+    def add(self, g: np.ndarray, symbol: str) -> None:
+        """Merge rows (n, D): T. Chan, G. Golub, R. LeVeque, Am. Stat. 37, 242 (1983)."""
+        finite = np.isfinite(g).all(0)
+        if not finite.all():
+            columns = np.flatnonzero(~finite).tolist()
+            raise ValueError(
+                f"descriptors {columns} of {symbol} are not finite; look for coinciding atoms or "
+                "positions that are not numbers"
+            )
+        n, mean = len(g), g.mean(0)
+        difference = mean - self.mean
+        total = self.n + n
+        self._squares += ((g - mean) ** 2).sum(0) + difference**2 * (self.n * n / total)
+        self.mean += difference * (n / total)
+        self.minimum = np.minimum(self.minimum, g.min(0))
+        self.maximum = np.maximum(self.maximum, g.max(0))
+        self.n = total

@@ -1,0 +1,65 @@
+"""The model that `spktrain` builds: SchNetPack's potential, completed from the training data."""
+
+import logging
+
+from ase.data import chemical_symbols
+from schnetpack.model import NeuralNetworkPotential
+
+from ..data.statistics import training_targets
+from .acsf import ACSF
+from .atomwise import ElementalAtomwise
+
+__all__ = ["ACSFPotential"]
+
+log = logging.getLogger(__name__)
+
+
+class ACSFPotential(NeuralNetworkPotential):
+    """`NeuralNetworkPotential` whose elements, descriptors and networks follow from the data.
+
+    Before training, `initialize_transforms` resolves what the config leaves open: the elements of
+    the data, the symmetry functions, their scaling, the networks of the elements. Everything is
+    stored in the model, so that a saved model needs no data. Arguments are those of
+    `schnetpack.model.NeuralNetworkPotential`.
+
+    Attributes:
+        metadata: what a user of the saved model must know: units, elements, symmetry functions,
+            provenance of the training data.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.metadata: dict = {}
+        self._build_networks()
+
+    def _build_networks(self) -> None:
+        layout = getattr(self.representation, "layout", None)
+        if layout is None:
+            return
+        for module in self.output_modules:
+            if isinstance(module, ElementalAtomwise) and not module.is_built:
+                module.build(layout.elements, layout.n_functions)
+
+    def initialize_transforms(self, datamodule) -> None:
+        """Complete the model from the training set of a data module.
+
+        Raises:
+            UnknownElementError: the data contain an element that the model was not built for.
+        """
+        if isinstance(self.representation, ACSF) and self.representation.layout is None:
+            self.representation.build(training_targets(datamodule).elements)
+        # the networks must exist before the transforms, which fit their scale and shifts
+        self._build_networks()
+        super().initialize_transforms(datamodule)
+        dataset = datamodule.dataset
+        self.metadata.update(
+            units={**dict(dataset.units), "length": dataset.distance_unit},
+            provenance=dataset.metadata.get("provenance", ""),
+        )
+        if isinstance(self.representation, ACSF):
+            layout = self.representation.layout
+            self.metadata.update(
+                elements=[chemical_symbols[z] for z in layout.elements],
+                layout=layout.to_dict(),
+            )
+            log.info("symmetry functions:\n%s", layout)

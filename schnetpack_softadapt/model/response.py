@@ -1,0 +1,88 @@
+"""Forces and stress as derivatives of the energy."""
+
+import torch
+from schnetpack import atomistic, properties
+from torch.autograd import grad
+
+from .. import properties as keys
+
+__all__ = ["ForcesAndStress"]
+
+
+class ForcesAndStress(atomistic.Forces):
+    """SchNetPack's `Forces` with a stress that is right where the stock one is not.
+
+    forces = -dE/dR in eV/Ang; stress = (1/V) dE/dstrain in eV/Ang^3, shape (n_structures, 3, 3),
+    positive = tension. Differences from `schnetpack.atomistic.Forces`: V is the absolute volume
+    (the stock sign flips with the handedness of the cell), the tensor is symmetric and contiguous
+    (torchmetrics fails on the stock strides), and a structure that has no stress, because it has no
+    cell or no periodic direction, is refused instead of giving nan or inf. Structures marked in the
+    batch as having no stress label (`stress_mask` 0) are let through; their stress is zero.
+
+    `schnetpack.atomistic.Strain` must stand before `PairwiseDistances` among the input modules.
+
+    Args:
+        calc_forces: compute forces.
+        calc_stress: compute stress.
+        energy_key: key of the energy.
+        force_key: key of the forces.
+        stress_key: key of the stress.
+    """
+
+    def __init__(
+        self,
+        calc_forces: bool = True,
+        calc_stress: bool = False,
+        energy_key: str = properties.energy,
+        force_key: str = properties.forces,
+        stress_key: str = properties.stress,
+    ):
+        super().__init__(calc_forces, calc_stress, energy_key, force_key, stress_key)
+
+    def forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Write forces (n_atoms, 3) and stress (n_structures, 3, 3).
+
+        Raises:
+            ValueError: stress of a structure without a cell (not checked on a GPU, where the
+                result is nan), or `Strain` is missing among the input modules.
+        """
+        energy = inputs[self.energy_key]
+        if self.calc_stress and properties.strain not in inputs:
+            raise ValueError(
+                "stress needs the module schnetpack.atomistic.Strain before PairwiseDistances"
+                " among the model's input_modules"
+            )
+        leaves = [inputs[name] for name in self.required_derivatives]
+        if energy.requires_grad:
+            grads = grad(energy.sum(), leaves, create_graph=self.training, allow_unused=True)
+        else:  # no atom has a neighbour: the energy is constant
+            grads = [None] * len(leaves)
+        grads = [
+            torch.zeros_like(x) if g is None else g for g, x in zip(grads, leaves, strict=True)
+        ]
+        if self.calc_forces:
+            inputs[self.force_key] = -grads[0]
+        if self.calc_stress:
+            inputs[self.stress_key] = _stress(grads[-1], inputs)
+        return inputs
+
+
+def _stress(virial: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """dE/dstrain over the volume, (n_structures, 3, 3); refuses structures without a volume."""
+    volume = torch.linalg.det(inputs[properties.cell].detach().double()).abs()  # (n_structures,)
+    periodic = inputs[properties.pbc].reshape(-1, 3).any(dim=1)
+    valid = (volume > 1e-6) & periodic
+    wanted = torch.ones_like(valid)
+    if keys.stress_mask in inputs:
+        wanted = inputs[keys.stress_mask].reshape(-1) > 0
+    if volume.device.type == "cpu" and bool((wanted & ~valid).any()):
+        index = int((wanted & ~valid).nonzero()[0])
+        raise ValueError(
+            f"stress of structure {index} of the batch is not defined: it has no periodic cell"
+            f" with a volume (volume {float(volume[index]):g} Ang^3, pbc"
+            f" {inputs[properties.pbc].reshape(-1, 3)[index].tolist()}). Give it a cell, or compute"
+            " energy and forces only."
+        )
+    inverse = torch.where(valid, 1.0 / volume.clamp_min(1e-6), torch.nan)
+    inverse = torch.where(wanted, inverse, 0.0).to(virial.dtype)[:, None, None]
+    return (0.5 * (virial + virial.transpose(1, 2)) * inverse).contiguous()

@@ -1,0 +1,85 @@
+"""Energies of the elements: what a linear fit explains, the network need not learn."""
+
+import logging
+from collections.abc import Mapping
+
+import torch
+from ase.data import chemical_symbols
+from schnetpack import properties
+from schnetpack.transform import Transform
+
+from ..data.statistics import composition_fit, training_targets
+
+__all__ = ["ElementShift", "sum_over_structures"]
+
+log = logging.getLogger(__name__)
+
+
+def sum_over_structures(values: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Sums of atomic values (n_atoms, ...) over each structure, (n_structures, ...)."""
+    n_structures = inputs[properties.n_atoms].shape[0]  # idx_m[-1] + 1 would stop a GPU
+    total = values.new_zeros((n_structures, *values.shape[1:]))
+    return total.index_add(0, inputs[properties.idx_m], values)
+
+
+class ElementShift(Transform):
+    """Adds a constant energy per atom of each element, E = E_model + sum_i shift(Z_i).
+
+    The shifts are fitted to the training energies as the model sees them, so that the module goes
+    together with SchNetPack's RemoveOffsets and AddOffsets. The fit is the least-squares solution
+    of minimum norm, because compositions are often linearly dependent (every structure MoTe2, or a
+    single element) and the normal equations singular. Shifts and the resulting energy are float64
+    whatever the model's precision: energies per atom of all-electron codes have more digits than
+    float32.
+
+    Args:
+        output_key: key of the energy (n_structures,) in eV.
+        shifts: energy per atom in eV by chemical symbol; fitted when not given.
+    """
+
+    is_preprocessor = False
+    is_postprocessor = True
+    shift: torch.Tensor  # (119,) eV
+
+    def __init__(
+        self,
+        output_key: str = properties.energy,
+        shifts: Mapping[str, float] | None = None,
+    ):
+        super().__init__()
+        self.output_key = output_key
+        self.model_outputs = [output_key]
+        self.fit_shifts = shifts is None
+        values = torch.zeros(len(chemical_symbols), dtype=torch.float64)
+        for symbol, energy in (shifts or {}).items():
+            if symbol not in chemical_symbols:
+                raise ValueError(f"shifts: {symbol!r} is not a chemical symbol")
+            values[chemical_symbols.index(symbol)] = energy
+        self.register_buffer("shift", values)
+
+    def datamodule(self, value) -> None:
+        """Fit the shifts on the training structures of a data module (called before training)."""
+        if not self.fit_shifts:
+            return
+        elements, shifts = composition_fit(training_targets(value))
+        self.shift.zero_()
+        for number, energy in zip(elements, shifts, strict=True):
+            self.shift[int(number)] = float(energy)
+        text = ", ".join(
+            f"{chemical_symbols[int(z)]} {float(e):.6g}"
+            for z, e in zip(elements, shifts, strict=True)
+        )
+        log.info("energy per atom from a minimum-norm fit to the training set (eV): %s", text)
+
+    def forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Add the shifts to the energy, which becomes float64."""
+        shifts = sum_over_structures(self.shift[inputs[properties.Z]], inputs)
+        inputs[self.output_key] = inputs[self.output_key].double() + shifts
+        return inputs
+
+    def _apply(self, fn, recurse=True):
+        # `model.to(torch.float32)` must not round the shifts
+        shift = self.shift
+        super()._apply(fn, recurse)
+        self.shift = shift.to(device=self.shift.device)
+        return self

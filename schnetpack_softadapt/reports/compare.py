@@ -1,0 +1,255 @@
+"""Several runs side by side: grouped by settings, mean and spread over seeds, bars and curves."""
+
+import json
+import math
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from matplotlib.figure import Figure
+
+from .curves import log_axis
+from .quantities import METRICS, QUANTITIES, SUBSETS
+from .run import Run
+from .style import CYCLE, SUBSET_COLOURS, new_figure
+from .tables import error_rows, figures, headline
+
+__all__ = ["Group", "Spread", "draw_bars", "draw_curves", "group_runs", "names_of"]
+
+#: settings that do not make two runs different experiments
+_IGNORED_SECTIONS: Final = ("run", "print_config", "logger")
+#: a label made of more settings than this says less than the run's name
+_LABEL_SETTINGS: Final = 3
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Values of one error over the runs of a group."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.values)
+
+    @property
+    def deviation(self) -> float | None:
+        """Sample standard deviation (n - 1); None for one run."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    def __str__(self) -> str:
+        """Mean ± deviation: three digits of the mean, but no more than two of the deviation."""
+        deviation = self.deviation
+        if deviation is None:
+            return figures(self.mean)
+        if not 0.0 < deviation < math.inf or not 0.0 < abs(self.mean) < math.inf:
+            return f"{figures(self.mean)} ± {figures(deviation)}"
+        digits = min(1 - _exponent(deviation), max(2 - _exponent(self.mean), 0))
+        digits = max(digits, 0)
+        return f"{self.mean:.{digits}f} ± {deviation:.{digits}f}"
+
+
+def _exponent(value: float) -> int:
+    return math.floor(math.log10(abs(value)))
+
+
+@dataclass
+class Group:
+    """Runs of equal settings but for the seed."""
+
+    label: str
+    runs: list[Run]
+    errors: dict[tuple[str, str, str], Spread]  # by subset, quantity, metric
+
+    @property
+    def wall(self) -> Spread | None:
+        """Wall time in seconds over the runs that know it."""
+        seconds = tuple(run.wall_s for run in self.runs if run.wall_s is not None)
+        return Spread(seconds) if seconds else None
+
+
+def group_runs(runs: list[Run]) -> list[Group]:
+    """Groups in the order of their first run; a run without config.yaml stands alone.
+
+    Settings are all entries of config.yaml except seeds, the section `run` and the loggers. Labels
+    name the settings in which the groups differ, or the runs' directories when too many differ.
+    """
+    members: dict[str, list[Run]] = {}
+    for index, run in enumerate(runs):
+        settings = json.dumps(_settings(run), sort_keys=True, default=str)
+        members.setdefault(settings if run.config else f"run {index}", []).append(run)
+    together = list(members.values())
+    labels = _labels(together, names_of(runs))
+    return [
+        Group(label, group, _spreads(group)) for label, group in zip(labels, together, strict=True)
+    ]
+
+
+def _spreads(runs: list[Run]) -> dict[tuple[str, str, str], Spread]:
+    found: dict[tuple[str, str, str], list[float]] = {}
+    for run in runs:
+        for key, value in headline(error_rows(run)).items():
+            found.setdefault(key, []).append(value)
+    return {key: Spread(tuple(values)) for key, values in found.items()}
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """Flat settings by dotted name, without what a repetition may change."""
+    kept = {key: v for key, v in run.config.items() if key not in _IGNORED_SECTIONS}
+    return {name: value for name, value in _flat(kept, "") if name.rpartition(".")[2] != "seed"}
+
+
+def _flat(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _flat(item, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value
+
+
+def names_of(runs: list[Run]) -> dict[int, str]:
+    """Names of runs, with their parent directory where two share a name."""
+    plain = [run.name for run in runs]
+    return {
+        id(run): name if plain.count(name) == 1 else f"{run.path.resolve().parent.name}/{name}"
+        for run, name in zip(runs, plain, strict=True)
+    }
+
+
+def _labels(groups: list[list[Run]], name_of: dict[int, str]) -> list[str]:
+    names = [name_of[id(runs[0])] for runs in groups]
+    settings = [_settings(runs[0]) for runs in groups]
+    keys = sorted({key for s in settings for key in s})
+    differing = [k for k in keys if len({json.dumps(s.get(k), default=str) for s in settings}) > 1]
+    if not differing or not all(settings):
+        labels = names
+    elif len(differing) <= _LABEL_SETTINGS:
+        labels = [
+            ", ".join(f"{_short(key, differing)} {_shown(s[key])}" for key in differing if key in s)
+            for s in settings
+        ]
+        labels = [label or name for label, name in zip(labels, names, strict=True)]
+    else:
+        experiments = [(runs[0].config.get("run") or {}).get("experiment") for runs in groups]
+        distinct = len(set(map(str, experiments))) == len(groups)
+        labels = [str(e) for e in experiments] if distinct else names
+    return [
+        label if labels.count(label) == 1 or label == name else f"{label} ({name})"
+        for label, name in zip(labels, names, strict=True)
+    ]
+
+
+def _short(key: str, keys: list[str]) -> str:
+    """The last part of a dotted name, with the part before it when that would be ambiguous."""
+    last = key.rpartition(".")[2]
+    if last == "_target_":
+        return key.split(".")[-2] if "." in key else key
+    if sum(other.rpartition(".")[2] == last for other in keys) > 1:
+        return ".".join(key.split(".")[-2:])
+    return last
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return text.rpartition(".")[2] if "." in text and text[0].isalpha() else text
+
+
+def draw_bars(groups: list[Group], metric: str = "rmse") -> Figure | None:
+    """Errors as grouped bars (figure 2 of Ocampo et al. 2024), dots for single seeds."""
+    if metric not in METRICS:
+        raise ValueError(f"metric {metric!r} is none of {', '.join(METRICS)}")
+    known = {(s, q) for group in groups for s, q, m in group.errors if m == metric}
+    panels = [q for q in QUANTITIES if any((s, q.name) in known for s in SUBSETS)]
+    if not panels:
+        return None
+    subsets = [s for s in SUBSETS if any((s, q.name) in known for q in panels)]
+    thickness = 0.8 / len(subsets)
+    height = max(2.8, 1.5 + 0.30 * len(groups) * (len(subsets) + 0.6))
+    figure = new_figure(10.0, height)
+    for column, quantity in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), column + 1)
+        longest = 0.0
+        for row, group in enumerate(groups):
+            for index, subset in enumerate(subsets):
+                spread = group.errors.get((subset, quantity.name, metric))
+                if spread is None:
+                    continue
+                y = row + (index - (len(subsets) - 1) / 2) * thickness
+                deviation = spread.deviation or 0.0
+                axes.barh(y, spread.mean, 0.9 * thickness, color=SUBSET_COLOURS[subset])
+                if deviation:
+                    line = {"elinewidth": 1.3, "capsize": 2.5, "ecolor": "#777777"}
+                    axes.errorbar(spread.mean, y, xerr=deviation, fmt="none", zorder=3, **line)
+                    axes.plot(
+                        spread.values,
+                        [y] * len(spread.values),
+                        "o",
+                        markersize=4,
+                        markerfacecolor="white",
+                        markeredgecolor="#555555",
+                        markeredgewidth=0.9,
+                        zorder=4,
+                    )
+                end = max(spread.mean + deviation, *spread.values)
+                axes.annotate(
+                    figures(spread.mean),
+                    (end, y),
+                    xytext=(6, 0),
+                    textcoords="offset points",
+                    va="center",
+                    fontsize=10,
+                )
+                longest = max(longest, end)
+        axes.set_xlim(0.0, 1.28 * longest or 1.0)
+        axes.set_yticks(range(len(groups)), [g.label for g in groups] if column == 0 else [])
+        axes.set_ylim(len(groups) - 0.45, -0.55)
+        axes.grid(axis="y", visible=False)
+        axes.tick_params(axis="y", length=0)
+        axes.locator_params(axis="x", nbins=4)
+        axes.set_xlabel(f"{metric.upper()} ({quantity.unit})")
+        axes.set_title(quantity.title)
+    handles = [
+        figure.axes[0].plot([], [], "s", color=SUBSET_COLOURS[s], label=SUBSETS[s])[0]
+        for s in subsets
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, handletextpad=0.1)
+    return figure
+
+
+def draw_curves(groups: list[Group]) -> Figure | None:
+    """Validation errors over epochs, a colour per group, a line per run."""
+    panels = []
+    for quantity in QUANTITIES:
+        lines = [
+            (index, run.history.epochs, series)
+            for index, group in enumerate(groups)
+            for run in group.runs
+            if (series := run.logged_error("val", quantity)) is not None
+        ]
+        if lines:
+            panels.append((quantity, lines))
+    if not panels:
+        return None
+    figure = new_figure(10.0, 3.9 + 0.22 * math.ceil(len(groups) / 3))
+    styles = ("-", (0, (5, 2)), (0, (1.5, 1.2)))
+    look = [
+        {"color": CYCLE[i % len(CYCLE)], "linestyle": styles[i // len(CYCLE) % len(styles)]}
+        for i in range(len(groups))
+    ]
+    for column, (quantity, lines) in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), column + 1)
+        units = sorted({series.unit for _, _, series in lines})
+        for index, epochs, series in lines:
+            axes.plot(epochs, series.values, linewidth=1.4, alpha=0.85, **look[index])
+        log_axis(axes, [series.values for _, _, series in lines])
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(f"validation RMSE ({' or '.join(units)})")
+        axes.set_title(quantity.title)
+    shown = sorted({index for _, lines in panels for index, _, _ in lines})
+    handles = [
+        figure.axes[0].plot([], [], label=groups[i].label, linewidth=2.5, **look[i])[0]
+        for i in shown
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(3, len(handles)))
+    return figure

@@ -1,0 +1,107 @@
+"""The look of all figures: colours, sizes, and how a figure becomes a file.
+
+Figures are made without pyplot, on the Agg canvas, under a local rc context: nothing of a
+caller's matplotlib is touched. Colours are those of Okabe and Ito (2008), which people with any
+common colour vision tell apart; width 10 inches at 150 dpi, so that text of 12 points is still
+read at half size.
+"""
+
+import io
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Final
+
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+__all__ = [
+    "CYCLE",
+    "DPI",
+    "QUANTITY_COLOURS",
+    "SUBSET_COLOURS",
+    "density_map",
+    "new_figure",
+    "png_bytes",
+    "styled",
+    "write_atomically",
+]
+
+DPI: Final = 150
+
+_BLACK, _ORANGE, _SKY, _GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+_YELLOW, _BLUE, _VERMILLION, _PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+
+#: subsets and quantities never share a figure's legend, so both may use blue
+SUBSET_COLOURS: Final = {"train": _BLUE, "val": _ORANGE, "test": "#3a3a3a"}
+QUANTITY_COLOURS: Final = {"energy": _BLUE, "forces": _VERMILLION, "stress": _GREEN}
+#: for components beyond the three, and for runs side by side
+CYCLE: Final = (_BLUE, _VERMILLION, _GREEN, _PURPLE, _ORANGE, _SKY, _BLACK, _YELLOW)
+
+_RC: Final[dict[str, Any]] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 12,
+    "axes.titlesize": 13,
+    "axes.titleweight": "bold",
+    "axes.labelsize": 12.5,
+    "axes.linewidth": 1.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.formatter.limits": (-4, 5),
+    "axes.unicode_minus": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.8,
+    "xtick.labelsize": 11.5,
+    "ytick.labelsize": 11.5,
+    "legend.fontsize": 11.5,
+    "legend.frameon": False,
+    "lines.linewidth": 2.0,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+}
+
+
+def styled() -> AbstractContextManager[None]:
+    """Context under which figures of the report are made."""
+    return rc_context(_RC)
+
+
+def new_figure(width: float = 10.0, height: float = 4.0) -> Figure:
+    """An empty figure in inches on the Agg canvas, laid out without overlaps."""
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.07, h_pad=0.07)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def density_map(colour: str) -> LinearSegmentedColormap:
+    """Pale to dark shades of one colour; the palest still stands out from white."""
+    middle = "#8a8a8a" if colour == SUBSET_COLOURS["test"] else colour
+    return LinearSegmentedColormap.from_list("density", ["#d3d8de", middle, "#101010"])
+
+
+def png_bytes(draw: Callable[..., Figure | None], *args: Any, **kwargs: Any) -> bytes | None:
+    """Run a drawing function under our style; PNG file content, None where it drew nothing."""
+    with styled():
+        figure = draw(*args, **kwargs)
+        if figure is None:
+            return None
+        buffer = io.BytesIO()
+        # Matplotlib's version in the metadata would make equal pictures differ.
+        figure.savefig(buffer, format="png", metadata={"Software": None})
+        return buffer.getvalue()
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write a file so that readers see the old or the new content, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

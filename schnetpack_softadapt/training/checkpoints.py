@@ -1,0 +1,236 @@
+"""Checkpoints at the end of every epoch, averaged weights, early stopping; all survive kill -9."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.callbacks import Callback, Checkpoint
+from pytorch_lightning.callbacks import EarlyStopping as LightningEarlyStopping
+
+__all__ = ["AveragedWeights", "EarlyStopping", "RunCheckpoint"]
+
+
+class RunCheckpoint(Checkpoint):
+    """Writes `last.ckpt` every epoch, and `best.ckpt` and the model for inference at each best one.
+
+    In place of Lightning's ModelCheckpoint, whose `save_last` writes `last.ckpt` only when a best
+    epoch is written too, so that a resumed run repeats epochs. Here an epoch is serialised once;
+    the best one is a hard link to the same file. All files are written under a temporary name and
+    renamed: a kill leaves the old or the new one. The best is renamed before the last, so what
+    `last.ckpt` says of the best is never ahead of the file.
+
+    Args:
+        dirpath: folder; `spktrain` resumes from `checkpoints/last.ckpt`.
+        monitor: logged value that decides which epoch is best; without it the last one is.
+        mode: "min" or "max".
+        model_path: where the best model goes, ready for inference; nowhere if None.
+        every_n_epochs: how often `last.ckpt` is written; best epochs always are.
+
+    Attributes:
+        best_model_path: checkpoint of the best epoch, read by `trainer.test(ckpt_path="best")`.
+        best_model_score: its monitored value.
+    """
+
+    def __init__(
+        self,
+        dirpath: str = "checkpoints",
+        monitor: str | None = "val_loss",
+        mode: str = "min",
+        model_path: str | None = "best_model",
+        every_n_epochs: int = 1,
+    ):
+        if mode not in ("min", "max"):
+            raise ValueError(f"mode is min or max, not {mode!r}")
+        if every_n_epochs < 1:
+            raise ValueError(f"every_n_epochs is at least 1, not {every_n_epochs}")
+        self.dirpath = Path(dirpath).resolve()
+        self.monitor, self.mode, self.model_path = monitor, mode, model_path
+        self.every_n_epochs = every_n_epochs
+        self.best_model_path = ""
+        self.best_model_score: float | None = None
+        self._fresh = False
+
+    @property
+    def last_path(self) -> Path:
+        """Checkpoint of the last epoch."""
+        return self.dirpath / "last.ckpt"
+
+    def on_validation_end(self, trainer, pl_module) -> None:
+        """A validation within an epoch can be the best; one at its end waits for the epoch's."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fast_dev_run:
+            return
+        self._fresh = True
+        if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            if self._is_best(trainer):
+                self._write(trainer, pl_module, best=True, last=False)
+            self._fresh = False
+
+    def on_train_epoch_end(self, trainer, pl_module) -> None:
+        """Write the checkpoints of the epoch."""
+        if trainer.fast_dev_run:
+            return
+        best = self._is_best(trainer)
+        due = (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        ends = trainer.max_epochs not in (None, -1) and (
+            trainer.current_epoch + 1 >= trainer.max_epochs
+        )
+        last = due or ends or trainer.should_stop
+        if best or last:
+            self._write(trainer, pl_module, best, last)
+        self._fresh = False
+
+    def _is_best(self, trainer) -> bool:
+        if self.monitor is None:
+            return True
+        value = trainer.callback_metrics.get(self.monitor)
+        if value is None:
+            # without validation structures the last epoch is all there is
+            return not self._fresh and self.best_model_score is None
+        if not self._fresh and self.monitor.startswith("val"):
+            return False
+        value = float(value)
+        old = self.best_model_score
+        sign = 1.0 if self.mode == "min" else -1.0
+        if old is not None and not sign * value < sign * old:
+            return False
+        self.best_model_score = value
+        return True
+
+    def _write(self, trainer, pl_module, best: bool, last: bool) -> None:
+        best_path = self.dirpath / "best.ckpt"
+        if best:
+            self.best_model_path = str(best_path)
+        temporary = self.dirpath / "writing.tmp"
+        # on all ranks, written by the first
+        trainer.save_checkpoint(temporary, weights_only=False)
+        if trainer.is_global_zero:
+            if best and last:
+                link = self.dirpath / "linking.tmp"
+                link.unlink(missing_ok=True)
+                try:
+                    os.link(temporary, link)
+                except OSError:  # a file system without hard links
+                    link.write_bytes(temporary.read_bytes())
+                os.replace(link, best_path)
+            os.replace(temporary, self.last_path if last else best_path)
+        if best and self.model_path is not None:
+            pl_module.save_model(self.model_path, do_postprocessing=True)
+        trainer.strategy.barrier("RunCheckpoint")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which epoch was best."""
+        return {"best_model_path": self.best_model_path, "best_model_score": self.best_model_score}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over the best epoch, wherever the folder of the run is now."""
+        self.best_model_score = state_dict["best_model_score"]
+        name = Path(state_dict["best_model_path"]).name
+        self.best_model_path = str(self.dirpath / name) if name else ""
+
+
+class AveragedWeights(Callback):
+    """Exponential moving average of the weights, used for validation, checkpoints and the model.
+
+    Replaces `schnetpack.train.ExponentialMovingAverage`, which on a resume stores the averaged
+    weights over the raw ones that it has just loaded, so that training goes on from the average.
+    The decay of the first steps is (1 + n) / (10 + n) after n steps, if that is smaller.
+
+    Args:
+        decay: of the average, per optimizer step.
+    """
+
+    def __init__(self, decay: float = 0.995):
+        if not 0.0 <= decay < 1.0:
+            raise ValueError(f"decay lies in [0, 1), not {decay}")
+        self.decay = decay
+        self.n_updates = 0
+        self._average: list[torch.Tensor] | None = None
+        self._raw: list[torch.Tensor] | None = None  # while the average is in the model
+
+    def on_fit_start(self, trainer, pl_module) -> None:
+        """Start from the weights of the model, or from those of the checkpoint."""
+        parameters = self._parameters(pl_module)
+        if self._average is None:
+            self._average = [p.detach().clone() for p in parameters]
+            return
+        shapes = [tuple(p.shape) for p in parameters]
+        if shapes != [tuple(a.shape) for a in self._average]:
+            raise ValueError("the averaged weights of the checkpoint are of another model")
+        # what the checkpoint calls weights of the model is the average, if it was taken after a
+        # validation: the raw weights are kept here and go back when the next epoch starts
+        self._average = [
+            a.to(p.device, p.dtype) for a, p in zip(self._average, parameters, strict=True)
+        ]
+        if self._raw is not None:
+            self._raw = [
+                r.to(p.device, p.dtype) for r, p in zip(self._raw, parameters, strict=True)
+            ]
+
+    def on_train_epoch_start(self, trainer, pl_module) -> None:
+        """Go on with the raw weights."""
+        self._swap_out(pl_module)
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer, pl_module, *args, **kwargs) -> None:
+        """Take the weights after a step into the average."""
+        self.n_updates += 1
+        decay = min(self.decay, (1 + self.n_updates) / (10 + self.n_updates))
+        parameters = self._parameters(pl_module)
+        # one call for all of them: a loop costs more than the step of a small network
+        torch._foreach_lerp_(self._average, parameters, 1.0 - decay)
+
+    def on_validation_start(self, trainer, pl_module) -> None:
+        """Put the average into the model."""
+        if self._average is None or self._raw is not None or trainer.state.fn != "fit":
+            return
+        parameters = self._parameters(pl_module)
+        self._raw = [p.detach().clone() for p in parameters]
+        _copy(parameters, self._average)
+
+    def on_validation_end(self, trainer, pl_module) -> None:
+        """Within an epoch, go on with the raw weights at once; at its end after the checkpoint."""
+        if trainer.state.fn != "fit":
+            return
+        if trainer.sanity_checking or (
+            not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        ):
+            self._swap_out(pl_module)
+
+    def _swap_out(self, pl_module) -> None:
+        if self._raw is not None:
+            _copy(self._parameters(pl_module), self._raw)
+            self._raw = None
+
+    @staticmethod
+    def _parameters(pl_module) -> list[torch.Tensor]:
+        return [p for p in pl_module.model.parameters() if p.requires_grad]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Average, raw weights and number of steps."""
+        return {"n_updates": self.n_updates, "average": self._average, "raw": self._raw}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue the average; weights move to their device when training starts."""
+        self.n_updates = state_dict["n_updates"]
+        self._average, self._raw = state_dict["average"], state_dict["raw"]
+
+
+class EarlyStopping(LightningEarlyStopping):
+    """Early stopping that also holds for a run that is resumed after it has stopped.
+
+    Upstream forgets on a resume that it had stopped, and trains one more epoch each time the
+    command is repeated.
+    """
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        """Stop at once if patience had run out."""
+        super().on_train_start(trainer, pl_module)
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
+
+
+@torch.no_grad()
+def _copy(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
+    for target, source in zip(targets, sources, strict=True):
+        target.copy_(source)

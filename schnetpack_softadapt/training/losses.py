@@ -1,0 +1,350 @@
+"""Loss components: energy per atom, forces, stress.
+
+Each is a SchNetPack `ModelOutput` of its own and is computed unweighted, once per step, for
+
+    loss = sum_i w_i f(x_i) / sum_i w_i      (rmse: the square root of it, with f(x) = x^2)
+
+over the residuals x of a batch: energies per atom in eV, force components in eV/Ang, six Voigt
+components of the stress in eV/Ang^3, or all of them without unit when they are standardised. Sums
+and the sums of weights are kept apart, so that means over an epoch, over ranks and over batches of
+unequal size are exact. Weights of the components belong to the task, not here.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from ase.data import atomic_numbers
+from schnetpack import properties
+from schnetpack.task import ModelOutput
+from schnetpack.units import convert_units
+
+from .. import properties as keys
+from .standardize import VOIGT, Standardization
+
+__all__ = ["EnergyLoss", "ForcesLoss", "LossComponent", "StressLoss"]
+
+Batch = Mapping[str, torch.Tensor]
+
+
+class LossComponent(ModelOutput):
+    """Base of the components; use `EnergyLoss`, `ForcesLoss` or `StressLoss`.
+
+    Args:
+        name: key of the predicted property.
+        component: name of the component in logs and for weighting rules; `name` if None. Two
+            components of one property need two names.
+        target_property: key of the reference, `name` if None.
+        loss: "mse", "mae", "huber" or "rmse".
+        delta: where the Huber loss goes from square to linear, in the unit of the residuals.
+        unit: unit of residuals that are not standardised, as SchNetPack's units read it (such as
+            "meV", "kcal/mol/Ang", "GPa"); ASE units if None.
+        groups: names of structure groups this component is restricted to (see
+            `properties.group`); all structures if None.
+        structure_weight: batch key (n_structures,) of weights of structures, used where it exists.
+    """
+
+    #: "energy", "forces" or "stress": what the property is, whatever its key
+    kind: ClassVar[str]
+    #: ASE unit of the property, as SchNetPack's units read it
+    ase_unit: ClassVar[str]
+
+    def __init__(
+        self,
+        name: str,
+        component: str | None = None,
+        target_property: str | None = None,
+        loss: str = "mse",
+        delta: float = 1.0,
+        unit: str | None = None,
+        groups: Sequence[str] | None = None,
+        structure_weight: str | None = keys.structure_weight,
+    ):
+        # an empty dict: ModelOutput(metrics=None) fails upstream
+        super().__init__(name=name, target_property=target_property, metrics={})
+        if loss not in _FUNCTIONS:
+            raise ValueError(f"loss is one of {', '.join(_FUNCTIONS)}, not {loss!r}")
+        if not delta > 0:
+            raise ValueError(f"delta must be positive, not {delta}")
+        self.component = component or name
+        self.loss, self.delta = loss, float(delta)
+        self.unit_factor = 1.0 if unit is None else _convert(self.ase_unit, unit)
+        self.groups = None if groups is None else [str(g) for g in groups]
+        self.structure_weight = structure_weight
+        self.group_ids: list[int] = []
+        self.group_of: torch.Tensor | None = None
+        self.to_ase = 1.0
+
+    def bind(self, dataset) -> None:
+        """Take units and structure groups from a SchNetPack dataset.
+
+        Raises:
+            ValueError: the dataset has no groups, or not the ones asked for; an unknown unit.
+        """
+        unit = dict(dataset.units).get(self.target_property)
+        self.to_ase = 1.0 if unit is None else _convert(unit, self.ase_unit)
+        if self.groups is None:
+            return
+        metadata = dataset.metadata
+        names, ids = metadata.get("group_names"), metadata.get("groups_ids", {}).get(keys.group)
+        if not names or ids is None:
+            raise ValueError(
+                f"component {self.component} is restricted to the groups {self.groups}, but the"
+                " database has no structure groups; import it with groups or leave `groups` out"
+            )
+        unknown = [g for g in self.groups if g not in names]
+        if unknown:
+            raise ValueError(
+                f"component {self.component}: the database has no group {', '.join(unknown)}; its"
+                f" groups are {', '.join(names)}"
+            )
+        self.group_ids = [names.index(g) for g in self.groups]
+        # looked up by the index of the structure: SchNetPack's datamodule does not load groups
+        self.group_of = torch.as_tensor(ids, dtype=torch.long)
+
+    def missing_in(self, available: Sequence[str], model_outputs: Sequence[str] | None) -> str:
+        """Why this component cannot be computed; empty if it can."""
+        if model_outputs is not None and self.name not in model_outputs:
+            return f"the model does not predict {self.name}"
+        if self.target_property not in available:
+            return f"the data have no {self.target_property}"
+        return ""
+
+    def error(self, pred: Batch, batch: Batch) -> torch.Tensor:
+        """Prediction less reference in the units of the data, (rows, columns)."""
+        raise NotImplementedError
+
+    def scale(self, batch: Batch, standardization: Standardization) -> torch.Tensor:
+        """What standardises the error when multiplied with it, (rows, 1)."""
+        raise NotImplementedError
+
+    def mask(self, batch: Batch) -> torch.Tensor | None:
+        """(rows, 1) 1 where there is a reference; None if everywhere."""
+        return None
+
+    def weights(self, batch: Batch) -> torch.Tensor | None:
+        """Mask, group and weights together, (rows, 1); None if all are 1."""
+        weight = self.mask(batch)
+        if self.structure_weight is not None and self.structure_weight in batch:
+            weight = _times(weight, self._of_row(batch[self.structure_weight].reshape(-1), batch))
+        if self.groups is not None:
+            weight = _times(weight, self._of_row(self._in_group(batch), batch))
+        return weight
+
+    def residuals(
+        self, pred: Batch, batch: Batch, standardization: Standardization | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Residuals (rows, columns) and their weights (rows, 1), with their graph.
+
+        Standardised if a standardisation is given, else in the unit of this component. The MSE is
+        sum(w x^2) / sum(w): sqrt(w) x are the residuals that a least-squares optimizer wants.
+        """
+        return self.scaled(self.error(pred, batch), batch, standardization), self.weights(batch)
+
+    def scaled(
+        self, error: torch.Tensor, batch: Batch, standardization: Standardization | None
+    ) -> torch.Tensor:
+        """An error (rows, columns) as residual."""
+        if standardization is None:
+            return error * (self.to_ase * self.unit_factor)
+        return error * self.scale(batch, standardization).to(error.dtype)
+
+    def sum(
+        self, residual: torch.Tensor, weight: torch.Tensor | None
+    ) -> tuple[torch.Tensor, float | torch.Tensor]:
+        """sum_i w_i f(x_i) and sum_i w_i over the rows and columns of a batch."""
+        function = _FUNCTIONS[self.loss]
+        if weight is None:
+            return function(residual, self.delta).sum(), float(residual.numel())
+        # where, not only a product: nan, as of a stress that is not defined, times 0 is nan
+        value = function(torch.where(weight > 0, residual, 0.0), self.delta) * weight
+        return value.sum(), weight.sum() * residual.shape[1]
+
+    def finish(self, mean):
+        """The loss from the mean of f: the square root for rmse, else the mean itself."""
+        if self.loss != "rmse":
+            return mean
+        if isinstance(mean, torch.Tensor):
+            # the slope of the root at a mean of exactly zero is infinite
+            return (mean + torch.finfo(mean.dtype).tiny).sqrt()
+        return mean**0.5
+
+    def slope(self, mean: torch.Tensor) -> torch.Tensor | float:
+        """Derivative of the loss by the mean of f."""
+        return 0.5 / self.finish(mean) if self.loss == "rmse" else 1.0
+
+    def calculate_loss(self, pred, target):
+        """The unweighted loss, not standardised, of a batch; for tasks other than ours.
+
+        Raises:
+            ValueError: `target` is not the whole batch, which SchNetPack's own task does not pass.
+        """
+        try:
+            residual, weight = self.residuals(pred, target)
+        except KeyError as error:
+            raise ValueError(
+                f"the {self.component} loss needs the batch key {error}; use it with"
+                " schnetpack_softadapt.training.task.SoftAdaptTask"
+            ) from error
+        total, count = self.sum(residual, weight)
+        return self.finish(total / max(float(count), 1e-300)) * self.loss_weight
+
+    def _of_row(self, of_structure: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return of_structure[:, None]
+
+    def _in_group(self, batch: Batch) -> torch.Tensor:
+        if keys.group in batch:
+            group = batch[keys.group].reshape(-1)
+        else:
+            index = batch[properties.idx]
+            if self.group_of.device != index.device:
+                self.group_of = self.group_of.to(index.device)
+            group = self.group_of[index]
+        inside = group == self.group_ids[0]
+        for number in self.group_ids[1:]:
+            inside = inside | (group == number)
+        return inside
+
+
+class EnergyLoss(LossComponent):
+    """Energy per atom, (E_pred - E_ref) / N; standardised, (E_pred - E_ref) / sqrt(sum sigma^2)."""
+
+    kind = "energy"
+    ase_unit = "eV"
+
+    def __init__(self, name: str = properties.energy, **kwargs):
+        super().__init__(name, **kwargs)
+
+    def error(self, pred, batch):
+        # float64 before the difference, or a float32 total energy loses the error in its digits
+        energy = pred[self.name].reshape(-1).double()
+        reference = batch[self.target_property].reshape(-1).double()
+        return ((energy - reference) / batch[properties.n_atoms])[:, None]
+
+    def scale(self, batch, standardization):
+        n_atoms = batch[properties.n_atoms]
+        spread = standardization.energy_spread(
+            batch[properties.Z], batch[properties.idx_m], len(n_atoms)
+        )
+        return (n_atoms / spread)[:, None]
+
+
+class ForcesLoss(LossComponent):
+    """Force components; standardised by the spread of forces on each element.
+
+    Args:
+        elements: symbols (or atomic numbers) of the atoms whose forces count; all if None.
+        atom_weight: batch key (n_atoms, 1) of weights of atoms, used where it exists.
+        kwargs: those of `LossComponent`.
+    """
+
+    kind = "forces"
+    ase_unit = "eV/Ang"
+
+    def __init__(
+        self,
+        name: str = properties.forces,
+        elements: Sequence[str | int] | None = None,
+        atom_weight: str | None = keys.forces_weight,
+        **kwargs,
+    ):
+        super().__init__(name, **kwargs)
+        self.elements = None if elements is None else [_number(e) for e in elements]
+        self.atom_weight = atom_weight
+
+    def error(self, pred, batch):
+        return pred[self.name] - batch[self.target_property]
+
+    def scale(self, batch, standardization):
+        return standardization.force_scale[batch[properties.Z]].reciprocal()[:, None]
+
+    def weights(self, batch):
+        weight = super().weights(batch)
+        if self.atom_weight is not None and self.atom_weight in batch:
+            weight = _times(weight, batch[self.atom_weight].reshape(-1, 1))
+        if self.elements is not None:
+            numbers = batch[properties.Z]
+            inside = numbers == self.elements[0]
+            for number in self.elements[1:]:
+                inside = inside | (numbers == number)
+            weight = _times(weight, inside[:, None])
+        return weight
+
+    def _of_row(self, of_structure, batch):
+        return of_structure[batch[properties.idx_m]][:, None]
+
+
+class StressLoss(LossComponent):
+    """Six Voigt components of the stress; standardised as virial, V sigma / (sqrt(N) tau).
+
+    Structures whose `stress_mask` is 0 do not count.
+    """
+
+    kind = "stress"
+    ase_unit = "eV/Ang/Ang/Ang"
+
+    def __init__(self, name: str = properties.stress, **kwargs):
+        super().__init__(name, **kwargs)
+        # (9, 6) takes the symmetric part; deliberately no buffer, DDP would send it every step
+        unit = torch.eye(9).reshape(9, 3, 3)
+        self.to_voigt = (0.5 * (unit + unit.transpose(1, 2))).reshape(9, 9)[:, VOIGT]
+
+    def error(self, pred, batch):
+        # reshape, not view: the stress of schnetpack.atomistic.Forces is not contiguous
+        error = (pred[self.name] - batch[self.target_property]).reshape(-1, 9)
+        if self.to_voigt.device != error.device or self.to_voigt.dtype != error.dtype:
+            self.to_voigt = self.to_voigt.to(error)
+        return error @ self.to_voigt
+
+    def scale(self, batch, standardization):
+        cell = batch[properties.cell].detach().reshape(-1, 3, 3)
+        volume = torch.linalg.det(cell).abs()  # a left-handed cell has a negative determinant
+        factor = volume / (batch[properties.n_atoms].sqrt() * standardization.stress_scale)
+        return factor[:, None]
+
+    def mask(self, batch):
+        if keys.stress_mask not in batch:
+            return None
+        return batch[keys.stress_mask].reshape(-1, 1)
+
+
+def _huber(x: torch.Tensor, delta: float) -> torch.Tensor:
+    return torch.nn.functional.huber_loss(x, torch.zeros_like(x), reduction="none", delta=delta)
+
+
+_FUNCTIONS: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
+    "mse": lambda x, delta: x.square(),
+    "mae": lambda x, delta: x.abs(),
+    "huber": _huber,
+    "rmse": lambda x, delta: x.square(),
+}
+
+
+def _times(weight: torch.Tensor | None, factor: torch.Tensor) -> torch.Tensor:
+    factor = factor.double()
+    return factor if weight is None else weight * factor
+
+
+def _number(element: str | int) -> int:
+    if isinstance(element, int):
+        return element
+    if element not in atomic_numbers:
+        raise ValueError(f"{element!r} is not a chemical symbol")
+    return atomic_numbers[element]
+
+
+#: units that SchNetPack's parser does not know, in those that it does
+_PREFIXED = {"meV": ("eV", 1e-3), "MPa": ("GPa", 1e-3), "kbar": ("GPa", 0.1)}
+
+
+def _convert(source: str, target: str) -> float:
+    """Factor from one unit to another."""
+    head, *rest = target.split("/")
+    known, factor = _PREFIXED.get(head.strip(), (head, 1.0))
+    try:
+        return float(convert_units(source, "/".join([known, *rest]))) / factor
+    except Exception as error:  # SchNetPack's parser raises whatever eval does
+        raise ValueError(
+            f"cannot convert {source!r} to {target!r}; units are written as in eV, meV, kcal/mol,"
+            " eV/Ang, eV/Ang/Ang/Ang, GPa"
+        ) from error

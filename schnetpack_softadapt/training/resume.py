@@ -1,0 +1,205 @@
+"""A task that can be killed at any moment and goes on as if nothing had happened.
+
+Works around what SchNetPack and Lightning do to checkpoints; each is named where it is met.
+"""
+
+import io
+import logging
+import os
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from schnetpack.task import AtomisticTask
+
+__all__ = ["ResumableTask", "plain"]
+
+log = logging.getLogger(__name__)
+
+#: keys of a checkpoint
+STATE_KEY = "softadapt_state"
+HPARAMS_KEY = "softadapt_hyper_parameters"
+
+
+class ResumableTask(AtomisticTask):
+    """`AtomisticTask` whose checkpoints load everywhere and hold all that a resumed run needs.
+
+    Subclasses add to `run_state` and `load_run_state`, of plain values and tensors only.
+    """
+
+    #: seed of the run; that of its first start, also after a resume
+    run_seed: int | None = None
+    #: learning rate the checkpoint was made with
+    _checkpoint_lr: float | None = None
+    _plateau_turn = False
+    #: the pickled hyperparameters
+    _packed_hparams: torch.Tensor | None = None
+
+    def setup(self, stage: str | None = None) -> None:
+        """Let the data complete the model."""
+        super().setup(stage)
+        self._packed_hparams = None
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def run_state(self) -> dict[str, Any]:
+        """What a resumed run needs beside weights, optimizer and schedulers."""
+        return {"seed": self.run_seed, "lr": float(self.lr)}
+
+    def load_run_state(self, state: dict[str, Any], resume: bool) -> None:
+        """Take over the state; `resume` is false when a checkpoint is only tested or opened."""
+        if resume:
+            self.run_seed = state["seed"]
+            self._checkpoint_lr = state["lr"]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the state of the run; hide the hyperparameters in a tensor of bytes."""
+        checkpoint[STATE_KEY] = self.run_state()
+        # upstream puts the model object into the hyperparameters, and then torch >= 2.6 refuses to
+        # load the checkpoint ("Weights only load failed") on every resume and in trainer.test
+        hparams = checkpoint.pop(self.CHECKPOINT_HYPER_PARAMS_KEY, None)
+        checkpoint.pop(self.CHECKPOINT_HYPER_PARAMS_NAME, None)
+        checkpoint.pop(self.CHECKPOINT_HYPER_PARAMS_TYPE, None)
+        if hparams is None:
+            return
+        if self._packed_hparams is None:
+            # once per run: weights and weighting are in the checkpoint beside, and win
+            buffer = io.BytesIO()
+            torch.save(dict(hparams), buffer)
+            self._packed_hparams = torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
+        checkpoint[HPARAMS_KEY] = self._packed_hparams
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over the state of the run."""
+        state = checkpoint.get(STATE_KEY)
+        if state is not None:
+            trainer = self._trainer
+            fitting = trainer is not None and trainer.state.fn == "fit"
+            self.load_run_state(state, resume=fitting)
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path, map_location=None, strict=None, **kwargs):
+        """Build the task from a checkpoint alone.
+
+        The hyperparameters are unpickled: open only checkpoints that you trust, as with
+        `best_model`, which is a pickle too.
+
+        Args:
+            checkpoint_path: file of a checkpoint.
+            map_location: where tensors go, as in `torch.load`.
+            strict: whether keys of the state must match.
+            kwargs: override arguments of the constructor.
+        """
+        checkpoint = torch.load(
+            checkpoint_path, map_location=map_location or "cpu", weights_only=True
+        )
+        if HPARAMS_KEY in checkpoint:
+            data = io.BytesIO(checkpoint[HPARAMS_KEY].cpu().numpy().tobytes())
+            hparams = torch.load(data, map_location=map_location or "cpu", weights_only=False)
+            kwargs = {**hparams, **kwargs}
+        return super().load_from_checkpoint(
+            checkpoint_path, map_location=map_location, strict=strict, **kwargs
+        )
+
+    def save_model(self, path: str, do_postprocessing: bool | None = None) -> None:
+        """Write the model for inference; a kill leaves the old file or the new one, never half."""
+        temporary = f"{path}.tmp"
+        super().save_model(temporary, do_postprocessing)
+        if self.global_rank == 0:
+            os.replace(temporary, path)
+
+    # ---------------------------------------------------------------- random numbers
+
+    def on_fit_start(self) -> None:
+        """Fix the seed of the run, unless a checkpoint has brought it."""
+        if self.run_seed is None:
+            self.run_seed = torch.initial_seed() % 2**48
+        if self.trainer.world_size > 1:
+            self._check_ranks_agree()
+            self.run_seed = self.trainer.strategy.broadcast(self.run_seed)
+
+    def on_train_epoch_start(self) -> None:
+        """Seed from run and epoch: the order of batches must not depend on interruptions."""
+        # upstream restores no random state, and its loader draws the order from the global one
+        seed = self.run_seed + 1_000_003 * (self.current_epoch + 1)
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002 - transforms of others use the global state
+
+    def _check_ranks_agree(self) -> None:
+        # upstream draws a seed in every process when the config has none; samplers of ranks with
+        # different seeds would train some structures twice and others never
+        strategy = self.trainer.strategy
+        seed = os.environ.get("PL_GLOBAL_SEED")
+        agrees = strategy.broadcast(seed) == seed
+        if not strategy.reduce_boolean_decision(agrees, all=True):
+            raise ValueError(
+                "the ranks have different random seeds and would draw different batches; give one"
+                " seed for all on the command line, +seed=1"
+            )
+
+    def sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum of a vector over all ranks, on each of them."""
+        if self.trainer.world_size == 1:
+            return values
+        return self.trainer.strategy.reduce(values.to(self.device), reduce_op="sum")
+
+    # ---------------------------------------------------------------- learning rates
+
+    def on_train_start(self) -> None:
+        """Apply a learning rate that was changed on the command line of a resumed run."""
+        # upstream, the optimizer state of the checkpoint silently wins over the new value
+        old = self._checkpoint_lr
+        self._checkpoint_lr = None
+        if old is None or old == self.lr or old == 0.0:
+            return
+        factor = self.lr / old
+        log.warning("learning rate changed: those of the checkpoint are multiplied by %g", factor)
+        for optimizer in self.trainer.optimizers:
+            for group in optimizer.param_groups:
+                for key in ("lr", "initial_lr"):
+                    if key in group:
+                        group[key] *= factor
+        for config in self.trainer.lr_scheduler_configs:
+            for key in ("base_lrs", "_last_lr"):
+                if hasattr(config.scheduler, key):
+                    values = [lr * factor for lr in getattr(config.scheduler, key)]
+                    setattr(config.scheduler, key, values)
+
+    def lr_scheduler_step(self, scheduler, metric) -> None:
+        """Step a scheduler, but plateau schedulers of epochs only on `step_plateaus`."""
+        if metric is not None and not self._plateau_turn:
+            for config in self.trainer.lr_scheduler_configs:
+                if config.scheduler is scheduler and config.interval == "epoch":
+                    return
+        super().lr_scheduler_step(scheduler, metric)
+
+    def step_plateaus(self, values: dict[str, Any]) -> None:
+        """Step plateau schedulers with the values of the epoch that ends.
+
+        Upstream steps them after the checkpoint of the epoch is written, so a resumed run would
+        miss one step and go on with another learning rate.
+
+        Raises:
+            ValueError: the monitored value was not logged.
+        """
+        for config in self.trainer.lr_scheduler_configs:
+            due = (self.current_epoch + 1) % config.frequency == 0
+            if not (config.reduce_on_plateau and config.interval == "epoch" and due):
+                continue
+            value = values.get(config.monitor)
+            if value is None:
+                raise ValueError(
+                    f"scheduler_monitor {config.monitor!r} was not logged; there are"
+                    f" {', '.join(sorted(values))}"
+                )
+            self._plateau_turn = True
+            self.lr_scheduler_step(config.scheduler, value)
+            self._plateau_turn = False
+
+
+def plain(value: Any) -> Any:
+    """Hydra's containers as dict and list; an optimizer's state must hold nothing else."""
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value

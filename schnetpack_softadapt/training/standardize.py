@@ -1,0 +1,208 @@
+"""Scales that make losses free of units, system size and composition.
+
+A total energy or virial is a sum of N local contributions, so its spread grows with sqrt(N), not
+with N. With mu_Z and sigma_Z the mean and spread of an atomic energy of element Z, eta_Z the spread
+of a force component on element Z, and tau the spread of the virial per sqrt(atom),
+
+    E' = (E - sum_i mu_Zi) / sqrt(sum_i sigma_Zi^2)
+    F'_i = F_i / eta_Zi
+    W' = V sigma / (sqrt(N) tau)
+
+have unit variance over the training set. Errors are divided by the same scales, so the means drop
+out of the loss.
+"""
+
+import logging
+
+import numpy as np
+import torch
+from ase.data import chemical_symbols
+from torch import nn
+
+from ..data.statistics import TrainingTargets, composition_fit
+
+__all__ = ["Standardization", "energy_variances", "force_scales", "virial_scale"]
+
+log = logging.getLogger(__name__)
+
+N_NUMBERS = len(chemical_symbols)
+#: indices of the Voigt components xx yy zz yz xz xy in a flattened 3x3 matrix
+VOIGT = (0, 4, 8, 5, 2, 1)
+
+
+def energy_variances(compositions: np.ndarray, residuals: np.ndarray) -> np.ndarray | None:
+    """Variances sigma_Z^2 of atomic energies, from total energies less the composition fit.
+
+    Maximum likelihood of independent normal residuals with variance sum_Z n_Z sigma_Z^2, with one
+    atom's worth of prior for equal variances. The prior makes the estimate unique where
+    compositions are linearly dependent, and positive always. Multiplicative updates
+    (majorise-minimise) raise the posterior in every step and never leave the positive side.
+
+    Args:
+        compositions: (n_structures, n_elements) atoms of each element.
+        residuals: (n_structures,) energies after the fit.
+
+    Returns:
+        (n_elements,) variances in the squared unit of the energy; None if the residuals have no
+        spread, as when there are not more structures than fitted parameters.
+    """
+    n = np.asarray(compositions, dtype=np.float64)
+    y = np.asarray(residuals, dtype=np.float64)
+    free = len(y) - np.linalg.matrix_rank(n)
+    if free < 1:
+        return None
+    squares = y**2 * (len(y) / free)  # the fit has taken up some of the spread
+    mean = float(np.mean(squares / n.sum(axis=1)))
+    if not mean > 0:
+        return None
+    v = np.full(n.shape[1], mean)
+    for _ in range(2000):
+        total = n @ v
+        up = n.T @ (squares / total**2) + mean / v**2
+        down = n.T @ (1.0 / total) + 1.0 / v
+        step = np.sqrt(up / down)
+        v = v * step
+        if np.max(np.abs(step - 1.0)) < 1e-8:
+            break
+    return v
+
+
+def force_scales(numbers: np.ndarray, forces: np.ndarray, elements) -> np.ndarray | None:
+    """Spread eta_Z of a force component on each element, (n_elements,); None if all are zero.
+
+    Forces have mean zero. One atom's worth of prior for the spread over all elements keeps elements
+    whose forces vanish by symmetry, or that occur once, at a finite scale.
+
+    Args:
+        numbers: (n_atoms,) atomic numbers.
+        forces: (n_atoms, 3).
+        elements: atomic numbers asked for.
+    """
+    squares = (np.asarray(forces, dtype=np.float64) ** 2).mean(axis=1)
+    overall = squares.mean() if len(squares) else 0.0
+    if not overall > 0:
+        return None
+    of = [squares[numbers == z] for z in elements]
+    return np.sqrt(np.array([(s.sum() + overall) / (len(s) + 1) for s in of]))
+
+
+def virial_scale(compositions: np.ndarray, stress: np.ndarray, volume: np.ndarray) -> float | None:
+    """Spread tau of V sigma / sqrt(N) about an isotropic virial per atom of each element.
+
+    Args:
+        compositions: (n_structures, n_elements), structures that have a stress only.
+        stress: (n_structures, 3, 3).
+        volume: (n_structures,).
+
+    Returns:
+        tau in the unit of the energy, None if there is no spread.
+    """
+    n = np.asarray(compositions, dtype=np.float64)
+    n_atoms = n.sum(axis=1)
+    virial = np.asarray(stress, dtype=np.float64).reshape(-1, 9)[:, VOIGT] * volume[:, None]
+    # rows divided by sqrt(N) have equal variance
+    root = np.sqrt(n_atoms)
+    pressure = virial[:, :3].mean(axis=1)
+    mean, *_ = np.linalg.lstsq(n / root[:, None], pressure / root, rcond=None)
+    residual = virial.copy()
+    residual[:, :3] -= (n @ mean)[:, None]
+    free = residual.size - np.linalg.matrix_rank(n)
+    variance = float((residual**2 / n_atoms[:, None]).sum() / max(free, 1))
+    # a fit through every point leaves rounding, not spread
+    rounding = float(np.finfo(np.float64).eps * np.abs(virial).max()) ** 2 * 100
+    return float(np.sqrt(variance)) if variance > rounding else None
+
+
+class Standardization(nn.Module):
+    """The scales of a training set, as buffers that go into checkpoints.
+
+    Tables are indexed by atomic number, so that their shape is the same before and after the fit.
+    Elements that the training set lacks have the scale of the whole set.
+    """
+
+    energy_mean: torch.Tensor  # (119,) mu_Z
+    energy_variance: torch.Tensor  # (119,) sigma_Z^2
+    force_scale: torch.Tensor  # (119,) eta_Z
+    stress_scale: torch.Tensor  # () tau
+    fitted: torch.Tensor  # () bool
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("energy_mean", torch.zeros(N_NUMBERS, dtype=torch.float64))
+        self.register_buffer("energy_variance", torch.ones(N_NUMBERS, dtype=torch.float64))
+        self.register_buffer("force_scale", torch.ones(N_NUMBERS, dtype=torch.float64))
+        self.register_buffer("stress_scale", torch.ones((), dtype=torch.float64))
+        self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
+
+    def fit(self, targets: TrainingTargets) -> None:
+        """Estimate all scales from a training set; a quantity without spread keeps its unit."""
+        elements = torch.as_tensor(targets.elements, dtype=torch.long)
+        for name, default in (("energy_mean", 0), ("energy_variance", 1), ("force_scale", 1)):
+            getattr(self, name).fill_(default)
+        self.stress_scale.fill_(1.0)
+        if targets.energy is not None:
+            self._fit_energy(targets, elements)
+        if targets.forces is not None:
+            scales = force_scales(targets.numbers, targets.forces, targets.elements)
+            if scales is None:
+                _warn("forces", "forces that are not zero")
+            else:
+                self.force_scale.fill_(float(np.sqrt(np.mean(targets.forces**2))))
+                self.force_scale[elements] = _tensor(scales, self.force_scale)
+        if targets.stress is not None and targets.stress_mask.any():
+            use = targets.stress_mask
+            tau = virial_scale(targets.compositions[use], targets.stress[use], targets.volumes[use])
+            if tau is None:
+                _warn("stresses", "stress differences")
+            else:
+                self.stress_scale.fill_(tau)
+        self.fitted.fill_(True)
+
+    def _fit_energy(self, targets: TrainingTargets, elements: torch.Tensor) -> None:
+        _, means = composition_fit(targets)
+        self.energy_mean[elements] = _tensor(means, self.energy_mean)
+        residuals = targets.energy - targets.compositions @ means
+        variances = None
+        # the fit leaves rounding of this order in energies that it explains entirely
+        rounding = 1e-12 * (1.0 + np.abs(means).max())
+        if np.abs(residuals / targets.n_atoms).max() > rounding:
+            variances = energy_variances(targets.compositions, residuals)
+        if variances is None:
+            _warn("energies", "energy differences")
+            return
+        weight = targets.compositions.sum(axis=0)
+        self.energy_variance.fill_(float(weight @ variances / weight.sum()))
+        self.energy_variance[elements] = _tensor(variances, self.energy_variance)
+
+    def energy_spread(self, numbers: torch.Tensor, idx_m: torch.Tensor, n: int) -> torch.Tensor:
+        """sqrt(sum_i sigma_Zi^2) of each structure, (n,), from atoms (N,) and their structures."""
+        variance = self.energy_variance.new_zeros(n)
+        return variance.index_add(0, idx_m, self.energy_variance[numbers]).sqrt()
+
+    def metadata(self, elements) -> dict:
+        """The scales of these elements as plain Python values, for the metadata of a model."""
+        symbols = [chemical_symbols[int(z)] for z in elements]
+        index = torch.as_tensor([int(z) for z in elements], dtype=torch.long)
+
+        def table(values: torch.Tensor) -> dict[str, float]:
+            return dict(zip(symbols, values.cpu()[index].tolist(), strict=True))
+
+        return {
+            "energy_mean": table(self.energy_mean),
+            "energy_spread": table(self.energy_variance.sqrt()),
+            "force_spread": table(self.force_scale),
+            "virial_spread_per_sqrt_atom": float(self.stress_scale),
+        }
+
+
+def _tensor(values: np.ndarray, like: torch.Tensor) -> torch.Tensor:
+    return torch.as_tensor(np.asarray(values, dtype=np.float64), device=like.device)
+
+
+def _warn(what: str, remedy: str) -> None:
+    log.warning(
+        "the %s of the training set have no spread to standardise by; their loss stays in the"
+        " units of the data (add structures with %s)",
+        what,
+        remedy,
+    )

@@ -1,0 +1,376 @@
+"""The learning task: components computed once, weighted by a rule, everything in the checkpoint."""
+
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..data.statistics import training_targets
+from .averages import EpochSums, epoch_record, error_sums, sum_names
+from .losses import LossComponent
+from .resume import ResumableTask, plain
+from .standardize import Standardization
+from .weighting import Fixed, Rule
+
+__all__ = ["SoftAdaptTask"]
+
+log = logging.getLogger(__name__)
+
+
+class SoftAdaptTask(ResumableTask):
+    """SchNetPack's task with loss weights that follow a rule.
+
+    Every component is computed raw, the sum over components with the rule's weights is what is
+    differentiated. `val_loss` is the sum of the standardised components without weights, so it
+    means the same in all epochs whatever the weights do. All values are logged once per epoch,
+    as exact means over its structures and over all ranks:
+
+    - `train_loss` (weighted), `val_loss`, `test_loss`
+    - `{subset}_{component}_loss`: unweighted, standardised if `standardize`
+    - `{subset}_{property}_{rmse|mae}`: eV/atom, eV/Ang, eV/Ang^3
+    - `weight_{component}`, `rate_{component}`: the weights used in the epoch, the rule's rates
+    - `lr`, `wall_s`
+
+    Global random numbers are seeded anew at the start of each epoch, from the seed of the run and
+    the number of the epoch, so that a resumed run draws the same batches as an uninterrupted one.
+
+    Args:
+        model: any SchNetPack model.
+        outputs: components, see `losses`. Those that the data or the model lack are left out.
+        weighting: rule that sets the weights; equal weights if None.
+        standardize: train on standardised components; False trains on raw squared errors.
+        optimizer_cls: optimizer. One with a true attribute `uses_residuals` is stepped by hand, see
+            `residual_vectors`.
+        optimizer_args: its arguments; needs `lr`.
+        kwargs: those of `schnetpack.task.AtomisticTask`.
+
+    Raises:
+        ValueError: outputs that are no `LossComponent`, or two with one name.
+    """
+
+    def __init__(
+        self,
+        model,
+        outputs: list[LossComponent],
+        weighting: Rule | None = None,
+        standardize: bool = True,
+        optimizer_cls: type = torch.optim.Adam,
+        optimizer_args: dict[str, Any] | None = None,
+        scheduler_cls: type | None = None,
+        scheduler_args: dict[str, Any] | None = None,
+        scheduler_monitor: str | None = None,
+        warmup_steps: int = 0,
+    ):
+        outputs = list(outputs)
+        for output in outputs:
+            if not isinstance(output, LossComponent):
+                raise ValueError(
+                    f"{type(output).__name__} is no loss component; use EnergyLoss, ForcesLoss or"
+                    " StressLoss of schnetpack_softadapt.training.losses"
+                )
+        names = [output.component for output in outputs]
+        if len(set(names)) < len(names):
+            raise ValueError(f"components need different names, not {names}")
+        weighting = Fixed() if weighting is None else weighting
+        # Hydra passes its own containers; in an optimizer's state torch.load refuses them
+        optimizer_args = plain({"lr": 1e-3} if optimizer_args is None else optimizer_args)
+        scheduler_args = plain(scheduler_args or {})
+        super().__init__(
+            model=model,
+            outputs=outputs,
+            optimizer_cls=optimizer_cls,
+            optimizer_args=optimizer_args,
+            scheduler_cls=scheduler_cls,
+            scheduler_args=scheduler_args,
+            scheduler_monitor=scheduler_monitor,
+            warmup_steps=warmup_steps,
+        )
+        self.rule = weighting
+        self.standardize = standardize
+        self.standardization = Standardization()
+        self.active = list(outputs)
+        self.automatic_optimization = not getattr(optimizer_cls, "uses_residuals", False)
+        #: epochs finished and seconds spent in them, over all starts of the run
+        self.epochs_done, self.wall_s = 0, 0.0
+        #: what the last epoch logged
+        self.record: dict[str, float] = {}
+        self._sums = {subset: EpochSums() for subset in ("train", "val", "test")}
+        self._validation: dict[str, float] = {}
+        self._clock = time.monotonic()
+        self._epoch_lr = float(optimizer_args["lr"])
+
+    # ---------------------------------------------------------------- before the first step
+
+    def setup(self, stage: str | None = None) -> None:
+        """Fit the model's transforms and the scales of the losses on the training set.
+
+        Raises:
+            ValueError: there is no data module, or no component can be computed.
+        """
+        super().setup(stage)
+        datamodule = self.trainer.datamodule
+        if datamodule is None:
+            raise ValueError("SoftAdaptTask needs a data module, trainer.fit(datamodule=...)")
+        for output in self.outputs:
+            output.bind(datamodule.dataset)
+        if stage == "fit" or not bool(self.standardization.fitted):
+            self._prepare(datamodule)
+
+    def _prepare(self, datamodule) -> None:
+        if not self.automatic_optimization and self.trainer.world_size > 1:
+            raise ValueError(f"{self.optimizer_cls.__name__} runs on one rank; use devices=1")
+        targets = training_targets(datamodule)
+        available = datamodule.dataset.load_properties
+        outputs = self.model.model_outputs
+        self.active = []
+        for output in self.outputs:
+            reason = output.missing_in(available, outputs)
+            if not reason and output.kind == "stress" and not np.any(targets.stress_mask):
+                reason = "no training structure has a stress"
+            if reason:
+                log.warning("loss component %s is left out: %s", output.component, reason)
+            else:
+                self.active.append(output)
+        if not self.active:
+            raise ValueError("none of the task's outputs is in both the data and the model")
+        self.standardization.fit(targets)
+        self.model.loss_standardization = self.standardization.metadata(targets.elements)
+        self.rule.begin([c.component for c in self.active], lr=self.lr)
+        self.epochs_done, self.wall_s = 0, 0.0
+
+    # ---------------------------------------------------------------- steps
+
+    def training_step(self, batch, batch_idx):
+        """The weighted loss of a batch; with an optimizer of residuals, the whole step."""
+        if self.automatic_optimization:
+            return self._loss(batch, "train")
+        self.optimizers().step(closure=lambda: self.residual_vectors(batch))
+        return None
+
+    def validation_step(self, batch, batch_idx):
+        """Add a batch to the sums of the epoch."""
+        with torch.set_grad_enabled(self.grad_enabled):
+            self._loss(batch, "val")
+
+    def test_step(self, batch, batch_idx):
+        """Add a batch to the sums of the test."""
+        with torch.set_grad_enabled(self.grad_enabled):
+            self._loss(batch, "test")
+
+    def residual_vectors(
+        self, batch: Mapping[str, torch.Tensor], record: bool = True
+    ) -> dict[str, torch.Tensor]:
+        """Residual vector of each component with its graph, for second-order optimizers.
+
+        Scaled such that the total loss of MSE components is the sum of all squares: sqrt(alpha w /
+        sum w) x, with the weights in use. An optimizer class with `uses_residuals = True` is called
+        once per batch as `optimizer.step(closure)`; each call of the closure returns this, computed
+        anew at the current parameters. It may differentiate, move the parameters and call it again.
+
+        Args:
+            batch: left as it is.
+            record: add the batch to the sums of the epoch.
+        """
+        pred = self._predict(batch)
+        if record:
+            with torch.no_grad():
+                self._terms(pred, batch, "train")
+        vectors = {}
+        for c in self.active:
+            x, weight = c.residuals(pred, batch, self._scales)
+            count = float(x.numel()) if weight is None else weight.sum() * x.shape[1]
+            factor = self.rule.weights[c.component] / count
+            vectors[c.component] = (
+                x * (factor if weight is None else factor * weight) ** 0.5
+            ).reshape(-1)
+        return vectors
+
+    @property
+    def _scales(self) -> Standardization | None:
+        return self.standardization if self.standardize else None
+
+    def _predict(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        # a shallow copy: the model overwrites energy, forces, stress, cell, ... in its input,
+        # and the batch still has to give the references
+        return self.predict_without_postprocessing(dict(batch))
+
+    def _loss(self, batch: Mapping[str, torch.Tensor], subset: str) -> torch.Tensor:
+        return self._total(self._terms(self._predict(batch), batch, subset))
+
+    def _terms(self, pred, batch, subset: str) -> list[tuple[torch.Tensor, Any]]:
+        """(sum, count) of each component; all sums go to those of the epoch, detached."""
+        terms, sums, errors = [], {}, {}
+        for c in self.active:
+            if c.name not in errors:
+                errors[c.name] = c.error(pred, batch), c.mask(batch)
+            error = errors[c.name][0]
+            weight = c.weights(batch)
+            total, count = c.sum(c.scaled(error, batch, self._scales), weight)
+            terms.append((total, count))
+            sums[f"{c.component}/sum"], sums[f"{c.component}/count"] = total, count
+            if subset != "train":
+                standardized = total
+                if not self.standardize:
+                    x = c.scaled(error.detach(), batch, self.standardization)
+                    standardized, _ = c.sum(x, weight)
+                sums[f"{c.component}/std"] = standardized
+        self._sums[subset].add({**sums, **error_sums(errors)})
+        return terms
+
+    def _total(self, terms: list[tuple[torch.Tensor, Any]]) -> torch.Tensor:
+        """sum_k alpha_k l_k; over ranks, what makes the mean gradient that of the global batch."""
+        ranks = self.trainer.world_size
+        sums, counts = [s for s, _ in terms], [n for _, n in terms]
+        whole = sums
+        if ranks > 1:
+            # DDP takes the mean of the gradients over ranks, but a mean over atoms must count
+            # atoms: with unequal structures a mean of means is another loss
+            parts = [torch.as_tensor(n, dtype=torch.float64, device=self.device) for n in counts]
+            parts = torch.stack([s.detach().double() for s in sums] + parts)
+            parts = self.sum_over_ranks(parts)
+            whole, counts = parts[: len(sums)], parts[len(sums) :]
+        loss = 0.0
+        for c, part, total, count in zip(self.active, sums, whole, counts, strict=True):
+            alpha = self.rule.weights[c.component]
+            if alpha == 0.0 and ranks == 1:  # in DDP every parameter needs a gradient
+                continue
+            # no reference in this batch: 0 / tiny
+            count = count.clamp_min(1e-300) if isinstance(count, torch.Tensor) else count
+            if ranks > 1:
+                # slope of the loss of the global batch, times this rank's part of the sum
+                slope = c.slope(total / count)
+                loss = loss + (alpha * ranks * slope / count) * part
+            else:
+                loss = loss + alpha * c.finish(part / count)
+        return loss
+
+    # ---------------------------------------------------------------- epochs
+
+    def on_train_start(self) -> None:
+        """Start the clock."""
+        super().on_train_start()
+        self._clock = time.monotonic()
+
+    def on_train_epoch_start(self) -> None:
+        """Forget the sums of the last epoch."""
+        super().on_train_epoch_start()
+        self._sums["train"].reset()
+        self._validation = {}
+        self._epoch_lr = self._current_lr()
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the sums of the last validation."""
+        self._sums["val"].reset()
+
+    def on_test_epoch_start(self) -> None:
+        """Forget the sums of the last test."""
+        self._sums["test"].reset()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log `val_loss` and what belongs to it."""
+        self._validation = self._finish("val")
+        self._log(self._validation)
+
+    def on_test_epoch_end(self) -> None:
+        """Log `test_loss` and what belongs to it."""
+        self.log_dict(self._finish("test"), batch_size=1)
+
+    def on_train_epoch_end(self) -> None:
+        """Close the epoch: losses, schedulers, new weights, in this order, before checkpoints.
+
+        Callbacks that have a method `on_epoch_record(trainer, task, record)` are told the values.
+
+        Raises:
+            ValueError: a loss is not finite.
+        """
+        used = dict(self.rule.weights)
+        record = self._finish("train")
+        losses = {}
+        for c in self.active:
+            if f"train_{c.component}_loss" not in record:
+                raise ValueError(
+                    f"no training structure counts in the loss component {c.component}; remove it"
+                    " from task.outputs"
+                )
+            losses[c.component] = record[f"train_{c.component}_loss"]
+        values = {**self.trainer.callback_metrics, **record, **self._validation}
+        self.step_plateaus(values)
+        self.rule.update(self.current_epoch, losses, self._current_lr())
+        now = time.monotonic()
+        self.wall_s += now - self._clock
+        self._clock = now
+        self.epochs_done = self.current_epoch + 1
+        record.update({f"weight_{name}": alpha for name, alpha in used.items()})
+        record.update({f"rate_{name}": rate for name, rate in self.rule.rates.items()})
+        record.update(lr=self._epoch_lr, wall_s=self.wall_s)
+        self._log(record)
+        self.record = {"epoch": self.current_epoch, **record, **self._validation}
+        for callback in self.trainer.callbacks:
+            if hasattr(callback, "on_epoch_record"):
+                callback.on_epoch_record(self.trainer, self, self.record)
+
+    def _finish(self, subset: str) -> dict[str, float]:
+        """What an epoch logs of a subset, from its sums over all ranks."""
+        reduce = self.sum_over_ranks if self.trainer.world_size > 1 else None
+        sums = self._sums[subset].reduce(sum_names(self.active), reduce)
+        record = epoch_record(subset, self.active, sums)
+        if subset == "train":
+            parts = [self.rule.weights[c.component] * loss for c, loss in record.losses]
+        else:
+            parts = [loss for _, loss in record.standardized]
+            for c, loss in record.losses:
+                if not np.isfinite(loss):
+                    raise ValueError(
+                        f"the {c.component} loss of the {subset} set in epoch"
+                        f" {self.current_epoch} is {loss}; the model has diverged or the data are"
+                        " broken"
+                    )
+        return {f"{subset}_loss": sum(parts), **record.values}
+
+    def _log(self, record: dict[str, float]) -> None:
+        """Hand values to callbacks and loggers."""
+        if self.trainer.sanity_checking:
+            return
+        if "val_loss" in record:  # for other progress bars than ours
+            self.log("val_loss", record["val_loss"], prog_bar=True, logger=False, batch_size=1)
+        # not self.log: it takes a millisecond for each value, of 30 in an epoch of 0.1 s
+        tensors = {name: torch.tensor(value) for name, value in record.items()}
+        self.trainer.callback_metrics.update(tensors)
+        if self.trainer.is_global_zero:
+            values = {"epoch": self.current_epoch, **record}
+            for logger in self.trainer.loggers:
+                logger.log_metrics(values, step=self.trainer.global_step)
+                logger.save()
+
+    def _current_lr(self) -> float | None:
+        optimizers = self.trainer.optimizers
+        return optimizers[0].param_groups[0].get("lr") if optimizers else None
+
+    # ---------------------------------------------------------------- resume
+
+    def run_state(self) -> dict[str, Any]:
+        """Seed, rule, active components and counters, in plain values."""
+        return {
+            **super().run_state(),
+            "rule": self.rule.state_dict(),
+            "active": [c.component for c in self.active],
+            "to_ase": {c.component: c.to_ase for c in self.active},
+            "epochs": self.epochs_done,
+            "wall_s": self.wall_s,
+        }
+
+    def load_run_state(self, state: dict[str, Any], resume: bool) -> None:
+        """Continue with the weights of the checkpoint; in tests keep those of the run."""
+        super().load_run_state(state, resume)
+        if not resume and self.epochs_done:
+            return  # trainer.test has loaded the best epoch; the run knows better how long it took
+        self.active = [c for c in self.outputs if c.component in state["active"]]
+        self.epochs_done, self.wall_s = state["epochs"], state["wall_s"]
+        try:
+            self.rule.load_state_dict(state["rule"])
+        except ValueError as error:
+            log.warning("%s; starting with the initial weights of this run", error)
+            self.rule.begin([c.component for c in self.active], lr=self.lr)

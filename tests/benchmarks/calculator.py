@@ -1,0 +1,236 @@
+"""Steps per second of the ASE calculator, and what it spends outside of descriptors and network.
+
+Each system moves as in molecular dynamics (a little at every step), so that neighbour lists are
+rebuilt as often as they would be. Rows of one run are comparable, absolute numbers of different
+machines are not.
+
+    python tests/benchmarks/calculator.py [--threads 1] [--json FILE] [--steps 50]
+"""
+
+import argparse
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable
+
+parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+parser.add_argument("--threads", type=int, default=1)
+parser.add_argument("--steps", type=int, default=50)
+parser.add_argument("--systems", nargs="+", default=["Mo54", "Mo1000", "MoTe2"])
+parser.add_argument("--json", metavar="FILE", help="write the numbers to a file")
+args = parser.parse_args()
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    os.environ[name] = str(args.threads)  # before numpy, torch and numba are loaded
+
+import numpy as np  # noqa: E402
+import schnetpack.nn as snn  # noqa: E402
+import torch  # noqa: E402
+from ase import Atoms  # noqa: E402
+from ase.build import bulk, mx2  # noqa: E402
+from schnetpack.atomistic import Atomwise, Forces, PairwiseDistances, Strain  # noqa: E402
+from schnetpack.interfaces import AtomsConverter, SpkCalculator  # noqa: E402
+from schnetpack.model import NeuralNetworkPotential  # noqa: E402
+from schnetpack.representation import SchNet  # noqa: E402
+from schnetpack.transform import MatScipyNeighborList  # noqa: E402
+
+from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator  # noqa: E402
+from schnetpack_softadapt.descriptors.layout import Layout, SymmetryFunction  # noqa: E402
+from schnetpack_softadapt.descriptors.neighbors import neighbor_pairs  # noqa: E402
+from schnetpack_softadapt.model import (  # noqa: E402
+    ACSF,
+    ACSFPotential,
+    ElementalAtomwise,
+    ForcesAndStress,
+)
+
+CUTOFF = 5.0
+#: largest displacement per step, Ang: 300 K and 2 fs
+STEP = 0.01
+
+
+def layout(elements: list[str]) -> Layout:
+    """As the paper's potential: 8 radial and 16 angular functions for each neighbour (pair)."""
+    functions = []
+    for k, first in enumerate(elements):
+        functions += [
+            SymmetryFunction("G2", (z(first),), CUTOFF, eta) for eta in np.geomspace(0.05, 4, 8)
+        ]
+        for second in elements[k:]:
+            functions += [
+                SymmetryFunction("G4", (z(first), z(second)), CUTOFF, eta, zeta=zeta, lam=lam)
+                for eta in (0.01, 0.05)
+                for zeta in (1, 2, 4, 16)
+                for lam in (-1, 1)
+            ]
+    return Layout(dict.fromkeys(elements, functions))
+
+
+def z(symbol: str) -> int:
+    """Atomic number."""
+    return Atoms(symbol).numbers[0]
+
+
+def acsf_model(atoms: Atoms) -> ACSFPotential:
+    """Untrained, with the scaling fitted to the structure."""
+    torch.manual_seed(0)
+    elements = sorted(set(atoms.get_chemical_symbols()))
+    model = ACSFPotential(
+        representation=ACSF(layout=layout(elements)),
+        input_modules=[Strain(), PairwiseDistances()],
+        output_modules=[
+            ElementalAtomwise(n_hidden=(16, 16)),
+            ForcesAndStress(calc_forces=True, calc_stress=True),
+        ],
+    ).double()
+    n = model.representation.layout.n_columns
+    table = np.broadcast_to(np.arange(1.0, n + 1), (len(elements), n))
+    model.representation.scaling.set_statistics(0 * table, 10 * table, 5 * table, table)
+    return model.eval()
+
+
+def schnet_model() -> NeuralNetworkPotential:
+    """64 features, 3 interactions."""
+    torch.manual_seed(0)
+    return NeuralNetworkPotential(
+        representation=SchNet(
+            n_atom_basis=64,
+            n_interactions=3,
+            radial_basis=snn.GaussianRBF(n_rbf=20, cutoff=CUTOFF),
+            cutoff_fn=snn.CosineCutoff(CUTOFF),
+        ),
+        input_modules=[PairwiseDistances()],
+        output_modules=[Atomwise(n_in=64, output_key="energy"), Forces()],
+    ).eval()
+
+
+def spk_calculator(model, dtype, folder: str) -> SpkCalculator:
+    path = os.path.join(folder, "best_model")
+    torch.save(model, path)  # SchNetPack 2.1.1 takes only a path
+    return SpkCalculator(
+        path,
+        MatScipyNeighborList(CUTOFF),
+        stress_key="stress",
+        energy_unit="eV",
+        dtype=dtype,
+        converter=AtomsConverter,
+    )
+
+
+def steps_per_second(atoms: Atoms, calculator, n_steps: int) -> float:
+    """Energy, forces and stress at positions that move like in dynamics."""
+    atoms = atoms.copy()
+    atoms.calc = calculator
+    rng = np.random.default_rng(0)
+    velocity = rng.uniform(-STEP, STEP, atoms.positions.shape)
+    atoms.get_forces()  # compiles and builds the list
+    seconds = 0.0
+    for step in range(n_steps):
+        if step % 10 == 0:  # turn back before the structure melts
+            velocity = rng.uniform(-STEP, STEP, atoms.positions.shape) - 0.0
+        atoms.positions += velocity * (1 if step % 20 < 10 else -1)
+        start = time.perf_counter()
+        atoms.get_forces()
+        atoms.get_potential_energy()
+        atoms.calc.get_property("stress", atoms)
+        seconds += time.perf_counter() - start
+    return n_steps / seconds
+
+
+def seconds(function: Callable, n: int) -> float:
+    """Median time of a call."""
+    times = []
+    for _ in range(n):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
+def overhead(atoms: Atoms, n: int) -> dict[str, float]:
+    """Seconds per step of `calculate` with the skin list valid, and of its two large parts."""
+    calculator = SoftAdaptCalculator(acsf_model(atoms))
+    atoms = atoms.copy()
+    atoms.calc = calculator
+    atoms.get_forces()
+    composed = calculator._evaluators[0]
+    parts, backend = composed.parts[0], composed.backend
+    idx_i, idx_j, r_ij, _ = neighbor_pairs(
+        atoms.positions, atoms.cell.array, atoms.pbc, calculator.cutoff
+    )
+    pairs = tuple(torch.from_numpy(x) for x in (r_ij, idx_i, idx_j))
+    numbers = torch.from_numpy(atoms.numbers)
+    values = backend.values(*pairs, numbers)
+    gradient = torch.ones_like(values)
+
+    def descriptors():
+        with torch.no_grad():
+            backend.values(*pairs, numbers)
+            backend.vjp(*pairs, numbers, gradient)
+
+    def network():
+        leaf = values.detach().requires_grad_()
+        net = parts.networks.atomic_energies(parts.scaling(leaf, numbers), numbers)
+        torch.autograd.grad(net.sum(), leaf)
+
+    def all_of_it():
+        calculator.calculate(atoms, ["energy"], ["positions"])
+
+    # turns, so that what else runs on the machine disturbs all alike
+    times = {name: [] for name in ("descriptors", "network", "calculate")}
+    for _ in range(n):
+        for name, function in zip(times, (descriptors, network, all_of_it), strict=True):
+            times[name].append(seconds(function, 1))
+    result = {name: float(np.median(values)) for name, values in times.items()}
+    result["overhead"] = result["calculate"] - result["descriptors"] - result["network"]
+    result["neighbor_list"] = seconds(
+        lambda: neighbor_pairs(atoms.positions, atoms.cell.array, atoms.pbc, CUTOFF + 0.5), 5
+    )
+    return result
+
+
+def main() -> None:
+    import tempfile
+
+    torch.set_num_threads(args.threads)
+    warnings.filterwarnings("ignore")
+    layer = mx2("MoTe2", kind="2H", a=3.55, thickness=3.6, size=(4, 4, 1), vacuum=2.0)
+    layer.pbc = True
+    systems = {
+        "Mo54": bulk("Mo", cubic=True) * (3, 3, 3),
+        "Mo1000": bulk("Mo", cubic=True) * (8, 8, 8),  # 1024 atoms
+        "MoTe2": layer,
+    }
+    table = {}
+    for name in args.systems:
+        atoms = systems[name]
+        atoms.rattle(0.05, seed=0)
+        n = max(5, args.steps if len(atoms) < 200 else args.steps // 5)
+        model = acsf_model(atoms)
+        with tempfile.TemporaryDirectory() as folder:
+            rows = {
+                "ours, float64": SoftAdaptCalculator(model),
+                "ours, float32": SoftAdaptCalculator(model, dtype="float32"),
+                "SpkCalculator, our model, float64": spk_calculator(model, torch.float64, folder),
+                "SpkCalculator, SchNet, float32": spk_calculator(
+                    schnet_model(), torch.float32, folder
+                ),
+            }
+        table[name] = {"n_atoms": len(atoms), "steps_per_second": {}}
+        print(f"{name}: {len(atoms)} atoms, {args.threads} thread(s)")
+        for label, calculator in rows.items():
+            rate = steps_per_second(atoms, calculator, n)
+            table[name]["steps_per_second"][label] = rate
+            print(f"  {label:36s} {rate:10.1f} steps/s  {1e6 / rate / len(atoms):9.2f} us/atom")
+        times = overhead(atoms, n)
+        table[name]["seconds"] = times
+        print("  " + ", ".join(f"{key} {1e3 * value:.3f} ms" for key, value in times.items()))
+    if args.json:
+        temporary = f"{args.json}.tmp"
+        with open(temporary, "w") as file:
+            json.dump({"threads": args.threads, "systems": table}, file, indent=1)
+        os.replace(temporary, args.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,587 @@
+"""The data module: paths, splits, batches, statistics, descriptors from a store, Lightning."""
+
+import copy
+import dataclasses
+import sys
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from emt_structures import labelled_structures
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+from schnetpack import properties
+from schnetpack.data import RandomSplit
+from schnetpack.transform import (
+    CastTo32,
+    MatScipyNeighborList,
+    RemoveOffsets,
+    SubtractCenterOfGeometry,
+    Transform,
+    WrapPositions,
+)
+from torch.utils.data import DistributedSampler
+
+from schnetpack_softadapt import properties as keys
+from schnetpack_softadapt.data.database import write_database
+from schnetpack_softadapt.data.datamodule import SoftAdaptDataModule
+from schnetpack_softadapt.data.loading import EpochSampler
+from schnetpack_softadapt.data.split_file import Split, load_split, save_split
+from schnetpack_softadapt.data.statistics import training_targets
+
+
+@pytest.fixture(autouse=True)
+def _in_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def made(n=20, path="my.db", **kwargs):
+    """A data module over `n` structures, set up."""
+    write_database(path, labelled_structures(n), "test", overwrite=True)
+    kwargs.setdefault("transforms", [MatScipyNeighborList(cutoff=3.0), CastTo32()])
+    datamodule = SoftAdaptDataModule(path, **kwargs)
+    datamodule.setup()
+    return datamodule
+
+
+def parts(datamodule):
+    return [datamodule.train_idx, datamodule.val_idx, datamodule.test_idx]
+
+
+# precision
+
+
+def test_energies_stay_float64_under_a_cast():
+    """Total energies of all-electron codes: float32 would round them to 4 meV."""
+    structures = labelled_structures(4)
+    structures[0] = dataclasses.replace(structures[0], energy=-36000.123456789)
+    write_database("my.db", structures, "test")
+    np.savez("split.npz", train_idx=[0, 1], val_idx=[2], test_idx=[3])
+    datamodule = SoftAdaptDataModule(
+        "my.db", num_train=2, num_val=1, num_test=1, transforms=[CastTo32()]
+    )
+    datamodule.setup()
+    for values in (datamodule.train_dataset[0], datamodule.train_dataset.batch([0])):
+        assert values[properties.energy].item() == -36000.123456789
+        assert values[properties.forces].dtype == values[properties.R].dtype == torch.float32
+
+
+def test_casting_energies_too_is_an_option():
+    batch = next(iter(made(keep_float64=[]).train_dataloader()))
+    assert batch[properties.energy].dtype == torch.float32
+
+
+# paths
+
+
+def in_hydra(monkeypatch, cwd):
+    """As in a Hydra program that was started in `cwd` and has changed directory since."""
+    config = OmegaConf.create({"hydra": {"runtime": {"cwd": str(cwd)}}})
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", config)
+
+
+def test_relative_paths_start_where_the_command_was_given(tmp_path, monkeypatch):
+    write_database("my.db", labelled_structures(10), "test")
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+    in_hydra(monkeypatch, tmp_path)
+    datamodule = SoftAdaptDataModule("my.db")
+    datamodule.setup()
+    assert datamodule.datapath == str(tmp_path / "my.db")
+    assert (tmp_path / "run" / "split.npz").exists()
+    assert not (tmp_path / "split.npz").exists()
+
+
+def test_a_missing_database_says_how_to_make_one(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no database at .*my\.db.*spk-softadapt import"):
+        SoftAdaptDataModule("my.db").setup()
+    assert not (tmp_path / "my.db").exists()
+
+
+def test_missing_properties_are_named():
+    with pytest.raises(ValueError, match=r"has no dipole; it holds energy, forces, stress"):
+        made(load_properties=["energy", "dipole"])
+
+
+# splits
+
+
+def test_grouped_by_default_random_on_request_or_without_groups():
+    states = np.arange(20) // 2
+    datamodule = made()
+    train, val, test = (set(states[p]) for p in parts(datamodule))
+    assert not train & val
+    assert not train & test
+    random = made(splitting="random", split_file=None)
+    train, val, test = (set(states[p]) for p in parts(random))
+    assert train & (val | test)
+    structures = labelled_structures(20)
+    for structure in structures:
+        structure.info.clear()
+    write_database("plain.db", structures, "test")
+    plain = SoftAdaptDataModule("plain.db", split_file=None)
+    plain.setup()
+    assert parts(plain) == parts(random)
+
+
+def test_the_split_does_not_follow_the_training_seed():
+    splits = []
+    for seed in (1, 2):
+        pl.seed_everything(seed)
+        splits.append(parts(made(split_file=None)))
+    assert splits[0] == splits[1]
+    assert parts(made(split_file=None, split_seed=7)) != splits[0]
+
+
+@pytest.mark.parametrize("strategy", ["random", RandomSplit()])
+def test_strategies(strategy):
+    datamodule = made(splitting=strategy, num_train=12, num_val=4, num_test=None)
+    assert [len(p) for p in parts(datamodule)] == [12, 4, 4]
+    assert datamodule.num_train == 12
+    assert sorted(sum(parts(datamodule), [])) == list(range(20))  # noqa: RUF017 three short lists
+
+
+def test_an_unknown_strategy_is_refused():
+    with pytest.raises(ValueError, match="splitting='groups' is not known"):
+        made(splitting="groups")
+
+
+def test_the_split_beside_the_database_is_taken():
+    made(10, split_file=None)
+    save_split("my.split.npz", Split([0, 1, 2, 3, 4], [5, 6], [7, 8, 9]))
+    datamodule = SoftAdaptDataModule("my.db")
+    datamodule.setup()
+    assert parts(datamodule) == [[0, 1, 2, 3, 4], [5, 6], [7, 8, 9]]
+    # the run has its own copy, so that it can be resumed whatever happens beside the database
+    assert load_split("split.npz", 10).test == [7, 8, 9]
+
+
+def test_learning_curves_take_nested_parts_of_a_given_training_set(tmp_path, monkeypatch):
+    made(20, split_file=None)
+    save_split("my.split.npz", Split(list(range(12)), [12, 13, 14], [15, 16]))
+    sets = []
+    for n in (3, 6, 12, 13):
+        (tmp_path / f"run{n}").mkdir()
+        monkeypatch.chdir(tmp_path / f"run{n}")
+        datamodule = SoftAdaptDataModule("../my.db", num_train=n)
+        if n == 13:
+            with pytest.raises(ValueError, match="num_train=13, but the split file has 12"):
+                datamodule.setup()
+            continue
+        datamodule.setup()
+        train, val, test = parts(datamodule)
+        assert (val, test) == ([12, 13, 14], [15, 16])
+        sets.append(set(train))
+    assert [len(s) for s in sets] == [3, 6, 12]
+    assert sets[0] < sets[1] < sets[2]
+
+
+def test_validation_comes_from_training_when_only_a_test_set_is_given():
+    made(20, split_file=None)
+    save_split("my.split.npz", Split(list(range(16)), [], [16, 17, 18, 19]))
+    datamodule = SoftAdaptDataModule("my.db", num_val=0.25)
+    datamodule.setup()
+    train, val, test = parts(datamodule)
+    assert test == [16, 17, 18, 19]
+    assert sorted(train + val) == list(range(16))
+    assert len(val) == 4
+    assert not {k // 2 for k in train} & {k // 2 for k in val}  # by strain state
+
+
+def test_a_resumed_run_keeps_its_split_or_says_why_not():
+    first = made()
+    again = SoftAdaptDataModule("my.db")
+    again.setup()
+    assert parts(again) == parts(first)
+    with pytest.raises(ValueError, match=r"split\.npz holds this run's split.*num_train=0.7 \(now"):
+        SoftAdaptDataModule("my.db", num_train=0.5).setup()
+    with pytest.raises(ValueError, match=r"split_seed=0 \(now 1\)"):
+        SoftAdaptDataModule("my.db", split_seed=1).setup()
+
+
+def test_a_split_of_other_data_in_the_run_directory_is_refused():
+    made(20)
+    write_database("other.db", labelled_structures(20, seed=1), "test")
+    with pytest.raises(ValueError, match=r"split\.npz was made for other data"):
+        SoftAdaptDataModule("other.db").setup()
+
+
+def test_a_split_file_named_by_the_user(tmp_path, monkeypatch):
+    made(10, split_file=None)
+    save_split("mine.npz", Split([0, 1], [2], [3]))
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+    in_hydra(monkeypatch, tmp_path)
+    datamodule = SoftAdaptDataModule("my.db", split_file="mine.npz")
+    datamodule.setup()
+    assert parts(datamodule) == [[0, 1], [2], [3]]
+
+
+@pytest.mark.parametrize("sizes", [(0, 5, None), (20, 0, 0), (1.0, 0.0, 0.0)])
+def test_training_and_validation_sets_are_needed(sizes):
+    with pytest.raises(ValueError, match="no structures left for"):
+        made(num_train=sizes[0], num_val=sizes[1], num_test=sizes[2], splitting="random")
+
+
+class Recorder(pl.LightningModule):
+    """Records which structures come in which order."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.seen: list[list[int]] = []
+        self.n_tested = 0
+
+    def on_train_epoch_start(self):
+        self.seen.append([])
+
+    def training_step(self, batch, batch_idx):
+        self.seen[-1] += batch[properties.idx].tolist()
+        return self.weight.sum()
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def test_step(self, batch, batch_idx):
+        self.n_tested += len(batch[properties.idx])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+def trainer(max_epochs, **kwargs):
+    return pl.Trainer(
+        max_epochs=max_epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **{"enable_checkpointing": False, **kwargs},
+    )
+
+
+def test_an_empty_test_set_is_announced_and_does_no_harm(caplog):
+    datamodule = made(num_train=14, num_val=6, num_test=None, splitting="random")
+    assert "no structures are left for testing" in caplog.text
+    module = Recorder()
+    run = trainer(1)
+    run.fit(module, datamodule)
+    run.test(module, datamodule)
+    assert module.n_tested == 0
+
+
+# order of training structures
+
+
+def test_every_epoch_has_another_order_which_follows_from_the_seed():
+    orders = []
+    for _ in range(2):
+        pl.seed_everything(3)
+        module = Recorder()
+        datamodule = made(split_file=None)
+        torch.rand(len(orders) * 5)  # the state of the generator must not matter
+        trainer(3).fit(module, datamodule)
+        orders.append(module.seen)
+    assert orders[0] == orders[1]
+    assert orders[0][0] != orders[0][1] != orders[0][2]
+    assert all(sorted(order) == datamodule.train_idx for order in orders[0])
+
+
+def test_a_resumed_run_sees_the_batches_of_an_uninterrupted_one(tmp_path):
+    pl.seed_everything(3)
+    whole, part, rest = Recorder(), Recorder(), Recorder()
+    trainer(4).fit(whole, made(split_file=None))
+    pl.seed_everything(3)
+    run = trainer(2, enable_checkpointing=True, default_root_dir=str(tmp_path))
+    run.fit(part, made(split_file=None))
+    run.save_checkpoint("c.ckpt")
+    pl.seed_everything(3)
+    trainer(4).fit(rest, made(split_file=None), ckpt_path="c.ckpt")
+    assert part.seen + rest.seen == whole.seen
+
+
+def test_two_ranks_see_the_batches_of_one():
+    """Lightning replaces our sampler by torch's DistributedSampler under DDP."""
+    data = list(range(24))
+    one = EpochSampler(data, seed=5)
+    two = [DistributedSampler(data, 2, rank, shuffle=True, seed=5) for rank in range(2)]
+    for sampler in (one, *two):
+        sampler.set_epoch(3)
+    order, halves = list(one), [list(sampler) for sampler in two]
+    for k in range(0, 24, 8):  # batches of 8 on one rank, of 4 on each of two
+        both = halves[0][k // 2 : k // 2 + 4] + halves[1][k // 2 : k // 2 + 4]
+        assert sorted(both) == sorted(order[k : k + 8])
+
+
+def test_without_a_trainer_epochs_are_counted():
+    sampler = EpochSampler(range(10), seed=0)
+    assert list(sampler) != list(sampler)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_all_structures_come_once(num_workers):
+    datamodule = made(num_workers=num_workers, batch_size=3)
+    loader = datamodule.train_dataloader()
+    seen = [k for batch in loader for k in batch[properties.idx].tolist()]
+    assert sorted(seen) == datamodule.train_idx
+    assert len(loader) == -(-len(seen) // 3)  # the last batch is not dropped
+    again = [batch[properties.idx].tolist() for batch in datamodule.val_dataloader()]
+    assert [k for ids in again for k in ids] == datamodule.val_idx
+
+
+# elements
+
+
+def test_unknown_elements_are_named():
+    datamodule = made()
+    assert datamodule.elements == [29, 79]
+    datamodule.check_elements(["Cu", 79])
+    with pytest.raises(ValueError, match=r"contains Au \(first in structure 0\).*made for H, Cu"):
+        datamodule.check_elements(["Cu", "H"])
+
+
+def test_elements_outside_the_training_set_are_pointed_out(caplog):
+    structures = labelled_structures(6)
+    for structure in structures[:5]:
+        structure.numbers[:] = 29
+    write_database("my.db", structures, "test")
+    np.savez("split.npz", train_idx=[0, 1, 2], val_idx=[3, 4], test_idx=[5])
+    datamodule = SoftAdaptDataModule("my.db", num_train=3, num_val=2, num_test=1)
+    datamodule.setup()
+    assert "Au occur(s) in the test set but in no training structure" in caplog.text
+
+
+# labels
+
+
+def test_energies_alone():
+    structures = [dataclasses.replace(s, forces=None, stress=None) for s in labelled_structures(10)]
+    write_database("my.db", structures, "test")
+    datamodule = SoftAdaptDataModule("my.db")
+    datamodule.setup()
+    batch = next(iter(datamodule.train_dataloader()))
+    assert properties.energy in batch
+    assert not {properties.forces, properties.stress, keys.stress_mask} & set(batch)
+    assert training_targets(datamodule).forces is None
+
+
+def test_missing_stress_is_masked():
+    structures = labelled_structures(10)
+    structures[4] = dataclasses.replace(structures[4], stress=None)
+    write_database("my.db", structures, "test")
+    datamodule = SoftAdaptDataModule("my.db", batch_size=20, num_train=8, num_val=1, num_test=1)
+    datamodule.setup()
+    batch = datamodule.dataset.batch(range(10))
+    assert batch[keys.stress_mask].tolist() == [1, 1, 1, 1, 0, 1, 1, 1, 1, 1]
+    assert not batch[properties.stress][4].any()
+
+
+def test_structures_come_back_with_their_labels():
+    datamodule = made()
+    originals = labelled_structures(20)
+    for structure, k in zip(datamodule.train_structures, datamodule.train_idx, strict=True):
+        assert structure.energy == originals[k].energy
+        assert np.array_equal(structure.stress, originals[k].stress)
+        assert structure.group == originals[k].group
+    assert len(datamodule.val_structures) == len(datamodule.val_idx)
+    assert len(datamodule.test_structures) == len(datamodule.test_idx)
+
+
+# SchNetPack's own transforms
+
+
+def test_offsets_of_a_fixed_composition():
+    """SchNetPack inverts a singular matrix here, and subtracts the mean twice."""
+    structures = [s for s in labelled_structures(30) if s.n_atoms == 4]
+    write_database("my.db", structures, "test")
+    kwargs = {"is_extensive": True, "remove_mean": True}
+    transform = RemoveOffsets("energy", **kwargs)
+    datamodule = SoftAdaptDataModule(
+        "my.db", num_train=6, num_val=2, num_test=2, splitting="random", transforms=[transform]
+    )
+    datamodule.setup()
+    per_atom = [s.energy / 4 for s in datamodule.train_structures]
+    assert transform.mean.item() == pytest.approx(np.mean(per_atom), rel=1e-6)
+    references = datamodule.get_atomrefs("energy", is_extensive=True)["energy"]
+    assert references[29].item() == pytest.approx(references[79].item(), rel=1e-12)
+    assert references[[29, 79]].sum().item() / 2 == pytest.approx(np.mean(per_atom), rel=1e-12)
+    datamodule._stats.clear()
+    mean, _ = datamodule.get_stats("energy", True, True)
+    assert mean.item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_transforms_are_told_about_the_data_module():
+    class Asking(Transform):
+        def datamodule(self, value):
+            self.mean, self.std = value.get_stats("energy", True, False)
+
+        def forward(self, inputs):
+            return inputs
+
+    transform = Asking()
+    datamodule = made(transforms=[transform])
+    per_atom = np.array([s.energy / s.n_atoms for s in datamodule.train_structures])
+    assert transform.mean.item() == pytest.approx(per_atom.mean(), rel=1e-6)
+    assert transform.std.item() == pytest.approx(per_atom.std(), rel=1e-4)
+
+
+# descriptors from a store
+
+
+class Store:
+    """Stands for `descriptors.store.DescriptorStore`; each number says where it belongs."""
+
+    opened: list = []  # noqa: RUF012 cleared by the fixture
+
+    @classmethod
+    def open_or_build(cls, folder, structures, layout, dtype, n_jobs, progress):
+        cls.opened.append((folder, dtype, len(structures)))
+        return cls(structures)
+
+    def __init__(self, structures):
+        n_atoms = np.array([s.n_atoms for s in structures])
+        self.structure_first = np.concatenate([[0], n_atoms.cumsum()])
+        rows = self.structure_first[-1]
+        n_blocks = np.repeat(n_atoms, n_atoms)  # every atom sees all atoms of its structure
+        self.block_first = np.concatenate([[0], n_blocks.cumsum()])
+        self.block_atom = np.concatenate(
+            [np.tile(np.arange(n), n) for n in n_atoms], dtype=np.int32
+        )
+        self.G = np.arange(rows * 2, dtype=np.float32).reshape(rows, 2)
+        self.dg_dstrain = np.arange(rows * 12, dtype=np.float32).reshape(rows, 6, 2)
+        blocks = len(self.block_atom)
+        self.dg_dr = np.arange(blocks * 6, dtype=np.float32).reshape(blocks, 3, 2)
+        self.block_columns = np.zeros(blocks, np.int16)
+        self.columns = np.arange(2, dtype=np.int32)[None]
+        for array in vars(self).values():
+            array.setflags(write=False)  # as a map of a file
+
+
+LAYOUT = SimpleNamespace(fingerprint="abc")
+
+
+@pytest.fixture
+def fake_store(monkeypatch):
+    module = ModuleType("schnetpack_softadapt.descriptors.store")
+    module.DescriptorStore = Store
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(Store, "opened", [])
+    return Store
+
+
+def test_batches_carry_the_store_and_no_neighbours(fake_store, tmp_path):
+    datamodule = made()
+    assert datamodule.attach_descriptors(LAYOUT)
+    assert datamodule.attach_descriptors(LAYOUT)  # once is enough
+    assert Store.opened == [(tmp_path / "my.db.descriptors" / "abc-float32", "float32", 20)]
+    store = Store(datamodule.dataset.structures())
+    dataset = datamodule.train_dataset
+    index = datamodule.train_idx[2]
+    batch = dataset.batch([2, 0])
+    rows = range(store.structure_first[index], store.structure_first[index + 1])
+    n_atoms = len(rows)
+    assert batch[keys.store_rows][:n_atoms].tolist() == list(rows)
+    assert np.array_equal(batch[keys.descriptors][:n_atoms], store.G[rows])
+    assert np.array_equal(dataset[2][keys.descriptors], store.G[rows])
+    for key in (properties.idx_i, properties.idx_j, properties.offsets):
+        assert len(batch[key]) == len(dataset[2][key]) == 0
+    assert batch[properties.offsets].dtype == batch[properties.R].dtype
+    # the whole arrays, not copied
+    again = dataset.batch([1])
+    for key in (keys.store_dg_dr, keys.store_dg_dstrain, keys.store_block_first):
+        assert batch[key].data_ptr() == again[key].data_ptr()
+    assert batch[keys.store_dg_dr].shape == store.dg_dr.shape
+
+
+def test_gathered_batches_say_the_same_about_each_atom(fake_store):
+    """What leaves the process (GPU, workers) carries its own part of the store."""
+    datamodule = made()
+    datamodule.attach_descriptors(LAYOUT)
+    whole, own = (datamodule.train_dataset.batch([3, 0, 2], gather=g) for g in (False, True))
+    assert torch.equal(whole[keys.descriptors], own[keys.descriptors])
+    n_atoms = len(whole[keys.descriptors])
+    assert own[keys.store_dg_dstrain].shape[0] == n_atoms
+    assert keys.store_rows not in own
+    for atom in range(n_atoms):
+        a, b = whole[keys.store_rows][atom], atom
+        assert torch.equal(whole[keys.store_dg_dstrain][a], own[keys.store_dg_dstrain][b])
+        blocks = [
+            slice(*batch[keys.store_block_first][row : row + 2].tolist())
+            for batch, row in ((whole, a), (own, b))
+        ]
+        for key in (keys.store_dg_dr, keys.store_block_atom):
+            assert torch.equal(whole[key][blocks[0]], own[key][blocks[1]])
+    assert own[keys.store_dg_dr].shape[0] == own[keys.store_block_first][-1]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_the_loader_decides_what_batches_carry(fake_store, num_workers):
+    datamodule = made(num_workers=num_workers)
+    datamodule.attach_descriptors(LAYOUT)
+    batch = next(iter(datamodule.train_dataloader()))
+    is_whole = len(batch[keys.store_dg_dstrain]) == len(datamodule.dataset.numbers)
+    assert is_whole == (num_workers == 0)
+
+
+def test_no_neighbour_list_is_made_with_a_store(fake_store):
+    class Forbidden(MatScipyNeighborList):
+        def _build_neighbor_list(self, *_):
+            raise AssertionError("a neighbour list was made")
+
+    datamodule = made(transforms=[Forbidden(cutoff=3.0), CastTo32()])
+    datamodule.attach_descriptors(LAYOUT)
+    assert len(next(iter(datamodule.train_dataloader()))[properties.idx_i]) == 0
+    datamodule.attach_descriptors(SimpleNamespace(fingerprint="other"))
+    assert len(Store.opened) == 2
+
+
+def test_the_store_can_be_switched_off(fake_store):
+    datamodule = made(store=False)
+    assert not datamodule.attach_descriptors(LAYOUT)
+    assert Store.opened == []
+    assert len(next(iter(datamodule.train_dataloader()))[properties.idx_i]) > 0
+    with pytest.raises(ValueError, match="store='maybe'"):
+        SoftAdaptDataModule("my.db", store="maybe")
+
+
+class Rattle(Transform):
+    """Moves atoms against each other."""
+
+    def forward(self, inputs):
+        inputs[properties.R] = inputs[properties.R] + 0.1 * torch.rand_like(inputs[properties.R])
+        return inputs
+
+
+def test_transforms_that_change_the_structure_rule_out_a_store(fake_store, caplog):
+    transforms = [MatScipyNeighborList(cutoff=3.0), Rattle()]
+    assert not made(transforms=copy.deepcopy(transforms)).attach_descriptors(LAYOUT)
+    assert "descriptors are not stored" in caplog.text
+    with pytest.raises(ValueError, match="store: true, but the transforms change the structures"):
+        made(transforms=transforms, store=True).attach_descriptors(LAYOUT)
+    rigid = [SubtractCenterOfGeometry(), WrapPositions(), CastTo32()]
+    assert made(transforms=rigid).attach_descriptors(LAYOUT)
+
+
+def test_a_store_that_cannot_be_written_is_done_without(fake_store, monkeypatch, caplog):
+    def fail(*_, **__):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Store, "open_or_build", fail)
+    datamodule = made()
+    assert not datamodule.attach_descriptors(LAYOUT)
+    assert "No space left" in caplog.text
+    assert len(next(iter(datamodule.train_dataloader()))[properties.idx_i]) > 0
+    with pytest.raises(OSError, match="No space left"):
+        made(store=True).attach_descriptors(LAYOUT)
+
+
+def test_random_transforms_are_not_cached():
+    datamodule = made(transforms=[Rattle()], cache_transforms=False)
+    first, second = datamodule.train_dataset[0], datamodule.train_dataset[0]
+    assert not torch.equal(first[properties.R], second[properties.R])
+    batches = [datamodule.train_dataset.batch([0])[properties.R] for _ in range(2)]
+    assert not torch.equal(*batches)
+    cached = made(transforms=[Rattle()])
+    assert torch.equal(cached.train_dataset[0][properties.R], cached.train_dataset[0][properties.R])

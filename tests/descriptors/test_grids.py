@@ -1,0 +1,119 @@
+import numpy as np
+import pytest
+import torch
+from ase.build import bulk
+from n2p2_reference import pair_list
+
+from schnetpack_softadapt.descriptors.cutoffs import CUTOFFS
+from schnetpack_softadapt.descriptors.grids import angular_grid, default_layout, radial_grid
+from schnetpack_softadapt.descriptors.layout import Layout
+from schnetpack_softadapt.descriptors.reference import ReferenceBackend
+
+
+def test_radial_grid():
+    grid = radial_grid(2.0, 6.0, 9)
+    centered = [(eta, r_s) for eta, r_s in grid if r_s == 0.0]
+    shifted = [(eta, r_s) for eta, r_s in grid if r_s > 0.0]
+    assert len(centered) == 4
+    # eta = 1 / (2 width^2), widths from the cutoff to half the shortest distance
+    widths = [(2 * eta) ** -0.5 for eta, _ in centered]
+    np.testing.assert_allclose(widths, np.geomspace(6.0, 1.0, 4))
+    np.testing.assert_allclose([r_s for _, r_s in shifted], [2.0, 2.8, 3.6, 4.4, 5.2])
+    np.testing.assert_allclose([eta for eta, _ in shifted], 1 / (2 * 0.8**2))
+
+
+def test_angular_grid_has_whole_multiples_of_one_width():
+    grid = angular_grid(5.0, 4, (1, 4))
+    assert len(set(grid)) == 16
+    etas = sorted({eta for eta, _, _ in grid})
+    np.testing.assert_allclose(np.array(etas) / etas[0], [1, 3, 8, 23])
+    np.testing.assert_allclose(etas[0], 0.02)
+
+
+@pytest.mark.parametrize(
+    ("elements", "n"),
+    [
+        (["Mo"], 40),
+        (["Mo", "Te"], 104),
+        (["Li", "P", "O"], 192),
+        (["Li", "P", "O", "Co"], 304),
+        (["Cr", "Mn", "Fe", "Co", "Ni"], 64),
+        (range(1, 90), 64),
+    ],
+)
+def test_sizes(elements, n):
+    layout = default_layout(elements)
+    assert set(layout.n_functions.values()) == {n}
+    assert layout.cutoff == 6.0
+    assert Layout.from_dict(layout.to_dict()) == layout
+
+
+def test_options():
+    layout = default_layout(
+        ["Te", 42, "Mo"],
+        5.5,
+        angular_cutoff=4.0,
+        n_radial=3,
+        n_angular_widths=1,
+        zetas=(1, 8),
+        angular="G5",
+        cutoff_fn="cosine",
+    )
+    assert layout.elements == (42, 52)
+    assert set(layout.n_functions.values()) == {2 * 3 + 3 * 1 * 2 * 2}
+    for f in layout.functions[52]:
+        assert f.cutoff_fn == "cosine"
+        assert f.kind in ("G2", "G5")
+        assert f.cutoff == (5.5 if f.kind == "G2" else 4.0)
+    assert {f.neighbors for f in layout.functions[42]} == {
+        (42,),
+        (52,),
+        (42, 42),
+        (42, 52),
+        (52,) * 2,
+    }
+    weighted = default_layout(["Mo"], weighted=True, n_angular_widths=0)
+    assert {f.kind for f in weighted.functions[42]} == {"wG2"}
+    assert default_layout(["H"]).functions[1][0].cutoff_fn in CUTOFFS
+
+
+def test_errors_name_the_problem():
+    with pytest.raises(ValueError, match="at least one element"):
+        default_layout([])
+    with pytest.raises(ValueError, match="Xy"):
+        default_layout(["Xy"])
+    with pytest.raises(ValueError, match="atomic number 0"):
+        default_layout([0])
+    with pytest.raises(ValueError, match="shortest distances"):
+        default_layout(["Cs"], cutoff=3.0)
+    with pytest.raises(ValueError, match="exceeds the cutoff"):
+        default_layout(["Mo"], angular_cutoff=7.0)
+    with pytest.raises(ValueError, match="G4"):
+        default_layout(["Mo"], angular="G3")
+    with pytest.raises(ValueError, match="at least one radial"):
+        default_layout(["Mo"], n_radial=0)
+
+
+@pytest.mark.parametrize(
+    "atoms",
+    [
+        bulk("Mo") * (3, 3, 3),
+        bulk("Cs") * (3, 3, 3),
+        bulk("C") * (3, 3, 3),
+        bulk("NaCl", "rocksalt", a=5.64) * (2, 2, 2),
+    ],
+    ids=["Mo", "Cs", "diamond", "NaCl"],
+)
+def test_no_function_is_dead_in_a_crystal(atoms):
+    """Every function sees a rattled crystal, in float32."""
+    layout = default_layout(set(atoms.symbols))
+    atoms.rattle(0.1, seed=0)
+    r_ij, idx_i, idx_j = pair_list(atoms.positions, atoms.cell.array, True, layout.cutoff)
+    g = ReferenceBackend(layout).values(
+        *(torch.tensor(x) for x in (r_ij, idx_i, idx_j, atoms.numbers))
+    )
+    for z in layout.elements:
+        of_element = g[torch.tensor(atoms.numbers == z)]
+        spread = of_element.max(0).values - of_element.min(0).values
+        assert torch.all(spread > 1e-9)
+        assert torch.all(spread > 1e-4 * of_element.max(0).values)

@@ -1,0 +1,205 @@
+"""What the reference backend promises beyond the other backends."""
+
+import gc
+import weakref
+from typing import ClassVar
+
+import brute_force as bf
+import numpy as np
+import pytest
+import torch
+from n2p2_reference import load
+from test_backends import cluster_input, crystal_input, tensors
+
+from schnetpack_softadapt.descriptors import autograd, reference
+from schnetpack_softadapt.descriptors.autograd import descriptors
+from schnetpack_softadapt.descriptors.layout import Layout, SymmetryFunction
+from schnetpack_softadapt.descriptors.reference import ReferenceBackend
+
+
+def energy_of(backend, inputs):
+    """A function of r_ij (P, 3) that is nonlinear in every descriptor."""
+    generator = torch.manual_seed(0)
+    w = torch.randn(backend.layout.n_columns, dtype=torch.float64, generator=generator)
+
+    def energy(r_ij):
+        return torch.tanh(0.1 * backend.values(r_ij, *inputs[1:]) * w).sum()
+
+    return energy
+
+
+@pytest.mark.parametrize("max_triples", [1000, 2])
+def test_gradcheck_to_third_order(max_triples):
+    layout = bf.mixed_layout()
+    inputs = cluster_input(layout, *bf.random_cluster(3))
+    r_ij = inputs[0].requires_grad_()
+    energy = energy_of(ReferenceBackend(layout, max_triples), inputs)
+
+    def gradient(r_ij):
+        return torch.autograd.grad(energy(r_ij), r_ij, create_graph=True)[0]
+
+    assert torch.autograd.gradcheck(energy, r_ij)
+    assert torch.autograd.gradgradcheck(energy, r_ij, fast_mode=True)
+    assert torch.autograd.gradgradcheck(gradient, r_ij, fast_mode=True)
+
+
+def test_hessian_of_a_perfect_crystal():
+    """Collinear atoms: 1 + lam cos(theta) vanishes, its second derivative does not."""
+    layout = bf.mixed_layout()
+    inputs = crystal_input(layout, displacement=0.0)
+    r_ij = inputs[0].requires_grad_()
+    energy = energy_of(ReferenceBackend(layout), inputs)
+    tangent = torch.randn(r_ij.shape, dtype=torch.float64, generator=torch.manual_seed(1))
+
+    def gradient(r_ij):
+        return torch.autograd.grad(energy(r_ij), r_ij, create_graph=True)[0]
+
+    (product,) = torch.autograd.grad(gradient(r_ij), r_ij, tangent)
+    step = 1e-4
+    plus, minus = (gradient(r_ij + s * step * tangent) for s in (1, -1))
+    expected = (plus - minus).detach() / (2 * step)
+    # zeta = 1.3 has no third derivative at collinear atoms: the difference converges with
+    # step^(2 * 1.3 - 2) = 0.004 there, everything else with step^2
+    assert torch.max(torch.abs(product - expected)) < 3e-3 * torch.max(torch.abs(expected))
+
+
+def test_values_and_derivatives_do_not_depend_on_the_chunks():
+    layout = bf.mixed_layout()
+    inputs = crystal_input(layout)
+    grad_g = torch.randn(3, layout.n_columns, dtype=torch.float64, generator=torch.manual_seed(0))
+    whole = ReferenceBackend(layout, 10**6)
+    chunked = ReferenceBackend(layout, 100)
+    for name, args in (("values", ()), ("vjp", (grad_g,)), ("jvp", (torch.ones_like(inputs[0]),))):
+        a = getattr(chunked, name)(*inputs, *args)
+        b = getattr(whole, name)(*inputs, *args)
+        # the same terms in another order
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
+    small = cluster_input(layout, *bf.random_cluster(4))
+    one_by_one = ReferenceBackend(layout, 1).values(*small)
+    torch.testing.assert_close(one_by_one, whole.values(*small), rtol=1e-13, atol=1e-15)
+
+
+class Held:
+    """A tensor that autograd keeps; `bytes_held` counts those that are still alive."""
+
+    alive: ClassVar = weakref.WeakSet()
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+        self.alive.add(self)
+
+    @classmethod
+    def bytes_held(cls):
+        gc.collect()
+        storages = {x.tensor.untyped_storage() for x in cls.alive}
+        return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
+
+
+def test_autograd_keeps_no_triples():
+    """Memory held between the passes does not grow with the number of triples."""
+    potential = load("acsf24_Mo54")
+    pairs = bf.pairs_of(potential.positions, potential.cell, True, potential.layout.cutoff)
+    inputs = tensors(*pairs, potential.numbers)
+    r_ij = inputs[0].requires_grad_()
+    n_neighbors = np.bincount(pairs[1])
+    n_triples = int((n_neighbors * (n_neighbors - 1) // 2).sum())
+    Held.alive.clear()
+    held = []
+    with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
+        g = ReferenceBackend(potential.layout, 3000).values(*inputs)
+        held.append(Held.bytes_held())
+        (grad,) = torch.autograd.grad(g.square().sum(), r_ij, create_graph=True)
+        held.append(Held.bytes_held())
+        (second,) = torch.autograd.grad(grad.square().sum(), r_ij, create_graph=True)
+        held.append(Held.bytes_held())
+    assert second.requires_grad
+    # r_ij, and in each further pass a gradient per pair, 24 values per atom and copies of some of
+    # them for every chunk: less than one number per triple. Keeping the terms would take some 16
+    # numbers per triple already in the first pass.
+    assert n_triples > 25_000
+    assert held[0] < 2 * r_ij.nbytes
+    assert held[1] < 8 * n_triples
+    assert held[2] < 16 * n_triples
+
+
+def test_descriptors_by_name():
+    layout = bf.mixed_layout()
+    r_ij, *rest = cluster_input(layout, *bf.random_cluster(4))
+    r_ij.requires_grad_()
+    g = descriptors(r_ij, *rest, layout, backend="reference")
+    (grad,) = torch.autograd.grad(g.sum(), r_ij, create_graph=True)
+    (second,) = torch.autograd.grad(grad.sum(), r_ij)
+    assert torch.all(torch.isfinite(second))
+    torch.testing.assert_close(descriptors(r_ij, *rest, layout), g, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match="unknown backend 'fast'"):
+        descriptors(r_ij, *rest, layout, backend="fast")
+
+
+def test_auto_falls_back_on_the_reference_with_a_warning(monkeypatch):
+    def fail(layout):
+        raise ImportError("no numba")
+
+    monkeypatch.setattr(autograd, "_kernels", fail)
+    autograd._warn_no_kernels.cache_clear()
+    layout, cpu = bf.mixed_layout(), torch.device("cpu")
+    with pytest.warns(UserWarning, match="no numba"):
+        backend = autograd.choose_backend(layout, "auto", cpu)
+    assert isinstance(backend, ReferenceBackend)
+    with pytest.raises(ImportError, match="no numba"):
+        autograd.choose_backend(layout, "kernels", cpu)
+    with pytest.raises(ValueError, match="CPU"):
+        autograd.choose_backend(layout, "kernels", torch.device("meta"))
+
+
+def test_choice_of_names_is_checked():
+    layout = Layout({"H": [SymmetryFunction("G2", (1,), 3.0, 0.1, cutoff_fn="sharp")]})
+    with pytest.raises(ValueError, match="sharp"):
+        ReferenceBackend(layout)
+    with pytest.raises(ValueError, match="max_triples"):
+        ReferenceBackend(bf.mixed_layout(), 0)
+
+
+def test_not_a_number_stays_in_the_sum():
+    layout = bf.mixed_layout()
+    r_ij, *rest = crystal_input(layout)
+    r_ij[0] = torch.nan
+    g = ReferenceBackend(layout).values(r_ij, *rest)
+    assert torch.isnan(g[rest[0][0]]).any()
+
+
+def test_coinciding_atoms_give_finite_numbers():
+    layout = bf.mixed_layout()
+    inputs = crystal_input(layout)
+    r_ij = inputs[0].clone()
+    # two neighbours of one atom in the same place
+    mine = (inputs[1] == inputs[1][0]).nonzero().squeeze(1)
+    r_ij[mine[1]] = r_ij[mine[0]]
+    r_ij.requires_grad_()
+    energy = energy_of(ReferenceBackend(layout), inputs)
+    (grad,) = torch.autograd.grad(energy(r_ij), r_ij, create_graph=True)
+    (second,) = torch.autograd.grad(grad.sum(), r_ij)
+    assert torch.all(torch.isfinite(grad))
+    assert torch.all(torch.isfinite(second))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gpu_agrees_with_cpu(dtype):
+    layout = bf.mixed_layout()
+    inputs = crystal_input(layout, dtype=dtype)
+    on_gpu = [x.cuda() for x in inputs]
+    backend = ReferenceBackend(layout)
+    grad_g = torch.randn(3, layout.n_columns, dtype=dtype, generator=torch.manual_seed(0))
+    tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {}
+    for name, args in (("values", ()), ("vjp", (grad_g,)), ("jvp", (torch.ones_like(inputs[0]),))):
+        a = getattr(backend, name)(*on_gpu, *(x.cuda() for x in args))
+        b = getattr(backend, name)(*inputs, *args)
+        torch.testing.assert_close(a.cpu(), b, **tolerance)
+    with pytest.raises(ValueError, match="CPU"):
+        descriptors(*on_gpu, layout, backend="kernels")
+
+
+def test_equal_functions_of_two_elements_are_summed_together():
+    shared = [SymmetryFunction("G2", (8,), 3.0, 0.1), SymmetryFunction("G4", (1, 8), 3.0, 0.1)]
+    groups = reference._group(Layout({"H": shared, "O": shared}))
+    assert [g.centers for g in groups] == [(1, 8), (1, 8)]

@@ -1,0 +1,538 @@
+"""The store on disk: contents, damage, kills, processes at once, memory."""
+
+import json
+import logging
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from small_store import CUTOFF, layout, structures
+
+from schnetpack_softadapt.descriptors import store as store_module
+from schnetpack_softadapt.descriptors import store_shards
+from schnetpack_softadapt.descriptors.jacobian import block_columns
+from schnetpack_softadapt.descriptors.layout import Layout, SymmetryFunction
+from schnetpack_softadapt.descriptors.neighbors import neighbor_pairs
+from schnetpack_softadapt.descriptors.reference import ReferenceBackend
+from schnetpack_softadapt.descriptors.store import DescriptorStore, StoreError
+from schnetpack_softadapt.descriptors.store_build import Build
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def data():
+    return structures()
+
+
+class Polynomials:
+    """A backend whose many atoms cost little: column k is the sum of (k + 1) |r_ij|^2."""
+
+    def __init__(self, n_columns=4, delay=0.0):
+        self.scale = np.arange(1.0, n_columns + 1)
+        self.delay = delay
+        self.n_calls = 0
+
+    def jacobian(self, r_ij, idx_i, idx_j, numbers):
+        self.n_calls += 1
+        time.sleep(self.delay)
+        n = len(numbers)
+        r, i, j = r_ij.numpy(), idx_i.numpy(), idx_j.numpy()
+        key, inverse = np.unique(i * n + j, return_inverse=True)
+        vectors = np.zeros((len(key), 3))
+        np.add.at(vectors, inverse, 2.0 * r)
+        strain = np.zeros((n, 6))
+        for v, (a, b) in enumerate(((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))):
+            np.add.at(strain[:, v], i, 2.0 * r[:, a] * r[:, b])
+        first = np.searchsorted(key, np.arange(n + 1) * n)
+        values = np.bincount(i, (r**2).sum(1), n)[:, None] * self.scale
+        dg_dr = vectors[:, :, None] * self.scale
+        return values, strain[:, :, None] * self.scale, first, key % n, dg_dr
+
+
+def plain_layout(n_columns=4, cutoff=CUTOFF):
+    """Radial functions of one element, in the place of the descriptors above."""
+    etas = np.linspace(0.1, 1.0, n_columns)
+    return Layout({"H": [SymmetryFunction("G2", (1,), cutoff, eta) for eta in etas]})
+
+
+def gas(n_structures=40, n_atoms=30, seed=0, size=7.0):
+    rng = np.random.default_rng(seed)
+    return [
+        SimpleNamespace(
+            numbers=np.ones(n_atoms, int),
+            positions=rng.uniform(0, size, (n_atoms, 3)),
+            cell=np.eye(3) * size,
+            pbc=np.ones(3, bool),
+        )
+        for _ in range(n_structures)
+    ]
+
+
+def build(folder, structures=None, backend=None, layout=None, **kwargs):
+    kwargs = {"n_jobs": 1, "progress": False, **kwargs}
+    structures = gas() if structures is None else structures
+    return DescriptorStore.open_or_build(
+        folder, structures, layout or plain_layout(), backend=backend or Polynomials(), **kwargs
+    )
+
+
+def arrays(store):
+    names = ("G", "dg_dstrain", "block_first", "block_atom", "block_columns", "dg_dr", "columns")
+    return {name: np.array(getattr(store, name)) for name in (*names, "structure_first")}
+
+
+def assert_same(a, b):
+    for (name, x), y in zip(arrays(a).items(), arrays(b).values(), strict=True):
+        np.testing.assert_array_equal(x, y, err_msg=name)
+
+
+# --- contents
+
+
+def test_contents_equal_those_of_autograd(data, tmp_path):
+    store = build(tmp_path, data, ReferenceBackend(layout()), layout(), dtype="float64")
+    assert len(store) == len(data)
+    n_columns = layout().n_columns
+    for k, s in enumerate(data):
+        rows = np.arange(store.n_rows)[store.rows(k)]
+        i, j, r, _ = neighbor_pairs(s.positions, s.cell, s.pbc, CUTOFF)
+        i, j, numbers = (torch.from_numpy(np.asarray(x)) for x in (i, j, s.numbers))
+
+        def values(moved, strain, i=i, j=j, r=r, numbers=numbers):
+            r_ij = torch.from_numpy(r) + moved[j] - moved[i]
+            r_ij = r_ij + r_ij @ (0.5 * (strain + strain.T))
+            return ReferenceBackend(layout()).values(r_ij, i, j, numbers)
+
+        zero = torch.zeros(len(numbers), 3, dtype=torch.float64), torch.zeros(3, 3).double()
+        np.testing.assert_array_equal(store.G[rows], values(*zero).numpy())
+        dg_dr, dg_dstrain = torch.autograd.functional.jacobian(values, zero)
+        voigt = dg_dstrain[:, :, [0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]].numpy()
+        np.testing.assert_allclose(store.dg_dstrain[rows], voigt.transpose(0, 2, 1), atol=1e-12)
+        for row, expected in zip(rows, dg_dr.numpy(), strict=True):  # (D, n, 3)
+            found = np.zeros_like(expected)
+            blocks = range(store.block_first[row], store.block_first[row + 1])
+            assert (np.diff(store.block_atom[blocks.start : blocks.stop]) > 0).all()
+            for b in blocks:
+                columns = store.columns[store.block_columns[b]]
+                atom = store.block_atom[b]
+                assert atom != row - rows[0]
+                # what fills up a list of columns adds zeros
+                np.add.at(found[:, atom], columns, store.dg_dr[b].T)
+            found[:, row - rows[0]] = -found.sum(axis=1)
+            np.testing.assert_allclose(found, expected, atol=1e-12)
+    assert store.dg_dr.shape[2] < n_columns
+
+
+def test_columns_by_elements():
+    lists, table = block_columns(layout())
+    # H: G2 and G4 with H, or with O; the weighted one sees both
+    assert set(lists[table[1, 1]]) >= {0, 2, 3, 5}
+    assert set(lists[table[1, 8]]) >= {1, 3, 4, 5}
+    assert lists.shape[1] == 4
+    lists, table = block_columns(SimpleNamespace(elements=(1, 8), n_columns=3))
+    np.testing.assert_array_equal(lists, [[0, 1, 2]])
+    assert set(table.values()) == {0}
+
+
+def test_layout_that_denies_a_dependence(tmp_path):
+    """Columns that are dropped as zeros are zeros, or the build stops."""
+    data = gas(3)
+    for s in data:
+        s.numbers[::2] = 8
+    two = Layout(
+        {z: [SymmetryFunction("G2", (n,), CUTOFF, 1.0) for n in (1, 8)] for z in ("H", "O")}
+    )
+    with pytest.raises(RuntimeError, match="layout denies"):
+        build(tmp_path, data, Polynomials(2), two)
+
+
+def test_backend_with_blocks_in_any_order_and_of_atoms_with_themselves(tmp_path):
+    class Shuffled(Polynomials):
+        def jacobian(self, *args):
+            values, strain, first, atom, dg_dr = super().jacobian(*args)
+            rng, order = np.random.default_rng(0), np.arange(len(atom))
+            for a, b in pairwise(first):
+                rng.shuffle(order[a:b])
+            return values, strain, first, atom[order], dg_dr[order]
+
+    data = gas(5, size=3.5)  # atoms see their own images
+    assert_same(build(tmp_path / "a", data, Shuffled()), build(tmp_path / "b", data))
+
+
+@pytest.mark.parametrize("rows", [7, 30, 64, 10_000])
+def test_shards_do_not_matter(tmp_path, monkeypatch, rows):
+    """Also when a structure is longer than a shard."""
+    expected = build(tmp_path / "expected")
+    monkeypatch.setattr(store_shards, "_SHARD_NUMBERS", rows * 4)
+    monkeypatch.setattr(store_shards, "_LEAST_ROWS", 1)
+    assert_same(build(tmp_path / "other", n_jobs=3), expected)
+
+
+def test_structures_without_atoms_or_neighbors(tmp_path):
+    data = gas(3)
+    data[0].positions = data[0].positions[:0]
+    data[0].numbers = data[0].numbers[:0]
+    store = build(tmp_path, [data[0], data[1], data[0]])
+    assert store.structure_first.tolist() == [0, 0, 30, 30]
+    for s in data:
+        s.positions, s.numbers, s.pbc = s.positions[:1], s.numbers[:1], np.zeros(3, bool)
+    store = build(tmp_path, data[1:])
+    assert store.n_blocks == 0
+    assert store.dg_dr.shape == (0, 3, 4)
+    assert repr(store)
+
+
+def test_float32_is_the_rounded_float64(tmp_path):
+    single, double = (build(tmp_path, dtype=t) for t in ("float32", "float64"))
+    assert single.path != double.path
+    for name in ("G", "dg_dstrain", "dg_dr"):
+        assert getattr(single, name).dtype == np.float32
+        np.testing.assert_array_equal(getattr(single, name), getattr(double, name).astype("f4"))
+
+
+def test_arrays_are_maps_of_files_that_cannot_be_written(tmp_path):
+    store = build(tmp_path)
+    base = store.dg_dr
+    while not isinstance(base, np.memmap):
+        base = base.base
+    assert not store.dg_dr.flags.writeable
+    assert store.tensors()["_store_dg_dr"].data_ptr() == store.dg_dr.ctypes.data
+
+
+# --- opening again
+
+
+def changed(what):
+    data = gas()
+    if what == "position":
+        data[17].positions[3, 1] += 1e-12
+    elif what == "cell":
+        data[5].cell = data[5].cell * (1 + 1e-15)
+    elif what == "pbc":
+        data[5].pbc = np.array([True, True, False])
+    elif what == "order":
+        data[0], data[1] = data[1], data[0]
+    elif what == "split":  # the same atoms, one structure less
+        data[0].numbers = np.concatenate([data[0].numbers, data[1].numbers])
+        data[0].positions = np.concatenate([data[0].positions, data.pop(1).positions])
+    return data
+
+
+@pytest.mark.parametrize("what", ["position", "cell", "pbc", "order", "split"])
+def test_other_structures_make_another_store(tmp_path, what):
+    assert build(tmp_path).path != build(tmp_path, changed(what)).path
+
+
+def test_second_time_opens(tmp_path):
+    first = build(tmp_path)
+    backend = Polynomials()
+    second = build(tmp_path, backend=backend)
+    assert backend.n_calls == 0
+    assert_same(first, second)
+    assert build(tmp_path, layout=plain_layout(5), backend=Polynomials(5)).path != first.path
+
+
+def test_foreign_store_is_not_used(tmp_path, caplog):
+    """A folder copied to the name of another store."""
+    first = build(tmp_path)
+    other = build(tmp_path / "other", gas(seed=1))
+    os.rename(other.path, tmp_path / "moved")
+    os.rename(first.path, other.path)
+    again = build(tmp_path / "other", gas(seed=1))
+    assert "computed again: it was made from other structures" in caplog.text
+    fresh = build(tmp_path / "fresh", gas(seed=1))
+    assert_same(again, fresh)
+
+
+def damage(path, how):
+    file, _, action = how.partition(":")
+    file = path / file
+    content = bytearray(file.read_bytes())
+    if action == "truncate":
+        content = content[: len(content) // 2]
+    elif action == "longer":
+        content += b"\0" * 8
+    elif action == "flip":
+        content[-100] ^= 4
+    elif action == "middle":
+        content[len(content) // 2] ^= 1
+    elif action == "header":
+        content[30] ^= 1
+    elif action == "remove":
+        return file.unlink()
+    elif action == "format":
+        content = json.dumps({**json.loads(content), "format": 0}).encode()
+    return file.write_bytes(content)
+
+
+DAMAGES = [
+    *(f"{n}.npy:{a}" for n in ("G", "dg_dr", "block_atom") for a in ("truncate", "flip", "middle")),
+    "dg_dstrain.npy:flip",
+    "dg_dstrain.npy:header",
+    "block_columns.npy:flip",
+    "dg_dr.npy:longer",
+    "dg_dr.npy:remove",
+    "block_first.npy:flip",
+    "columns.npy:flip",
+    "structure_first.npy:remove",
+    "manifest.json:truncate",
+    "manifest.json:flip",
+    "manifest.json:remove",
+    "manifest.json:format",
+]
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_damaged_store_is_computed_again(tmp_path, caplog, how):
+    first = build(tmp_path)
+    expected = arrays(first)
+    path = first.path
+    del first
+    damage(path, how)
+    with pytest.raises(StoreError):
+        DescriptorStore(path, full_check=True)
+    again = build(tmp_path)
+    assert "computed again" in caplog.text
+    for name, values in arrays(again).items():
+        np.testing.assert_array_equal(values, expected[name])
+
+
+def test_large_store_is_sampled(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_shards, "_LEAST_ROWS", 1)
+    monkeypatch.setattr(store_shards, "_SHARD_NUMBERS", 30 * 4)  # one structure each
+    store = build(tmp_path)
+    monkeypatch.setattr(store_module, "CHECKED_BYTES", store.nbytes // 8)
+    checked = []
+    original = store_module.checksums
+    monkeypatch.setattr(
+        store_module, "checksums", lambda a, s: checked.append(s.rows[0] // 30) or original(a, s)
+    )
+    DescriptorStore(store.path)
+    assert len(checked) == len(set(checked))
+    assert len(checked) in (4, 5)
+    assert {0, 39} < set(checked)
+    before = set(checked)
+    for _ in range(5):
+        DescriptorStore(store.path)
+    assert len(set(checked)) > len(before)
+    with open(store.path / "G.npy", "r+b") as file:  # row 0 is always looked at
+        file.seek(130)
+        file.write(b"\1")
+    with pytest.raises(StoreError, match="checksum"):
+        DescriptorStore(store.path)
+
+
+# --- errors
+
+
+def test_errors_name_the_structure(tmp_path):
+    data = gas(8)
+    data[5].numbers[3] = 79
+    with pytest.raises(ValueError, match="structure 5 contains Au"):
+        build(tmp_path, data)
+    data = gas(3)
+    data[1].cell = np.diag([7.0, 7.0, 0.0])
+    with pytest.raises(ValueError, match=r"structure 1.*lattice vector 2"):
+        build(tmp_path, data)
+    data = gas(2)
+    data[1].positions[0] = np.nan
+    with pytest.raises(ValueError, match=r"structure 1.*not finite"):
+        build(tmp_path, data)
+
+    class Broken(Polynomials):
+        def jacobian(self, *args):
+            values, *rest = super().jacobian(*args)
+            return values * np.inf, *rest
+
+    with pytest.raises(ValueError, match="structures 0 to 1 are not finite"):
+        build(tmp_path, gas(2), Broken())
+    with pytest.raises(ValueError, match="dtype"):
+        build(tmp_path, dtype="float16")
+    with pytest.raises(ValueError, match="rank"):
+        build(tmp_path, rank=2, world_size=2)
+
+
+def test_full_disk_is_seen_before_the_work(tmp_path, monkeypatch):
+    usage = SimpleNamespace(free=1000)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    backend = Polynomials()
+    with pytest.raises(OSError, match=r"needs 0\.00 GB"):
+        build(tmp_path, backend=backend)
+    assert backend.n_calls == 0
+
+
+# --- interruptions and company
+
+FORK = multiprocessing.get_context("fork")  # starting anew would import torch each time
+
+
+class Company:
+    """A process that builds a store."""
+
+    def __init__(self, folder, delay=0.0, **kwargs):
+        self.log = folder.parent / f"{folder.name}-{time.monotonic_ns()}.log"
+        self.process = FORK.Process(target=self._run, args=(folder, delay, kwargs))
+        self.process.start()
+
+    def _run(self, folder, delay, kwargs):
+        logging.basicConfig(filename=self.log, level=logging.INFO, force=True)
+        backend = Polynomials(delay=delay)
+        build(folder, backend=backend, **kwargs)
+        logging.info("calls %d", backend.n_calls)
+
+    def kill(self):
+        self.process.kill()  # SIGKILL
+        self.process.join()
+
+    def n_calls(self):
+        """Wait for the end; how many shards this process computed."""
+        self.process.join(60)
+        assert self.process.exitcode == 0, self.log.read_text()
+        return int(self.log.read_text().split("calls")[1])
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    """One structure each, 40 in all, as in the processes."""
+    monkeypatch.setattr(store_shards, "_LEAST_ROWS", 1)
+    monkeypatch.setattr(store_shards, "_SHARD_NUMBERS", 120)
+
+
+def wait_for(ready):
+    for _ in range(600):
+        if ready():
+            return
+        time.sleep(0.05)
+    raise AssertionError("the build did not begin")
+
+
+def n_shards(folder):
+    return sum(len(p.read_text().split("\n")) - 1 for p in folder.glob("*.building/journal-*"))
+
+
+def test_killed_build_goes_on(tmp_path, small_shards, caplog):
+    process = Company(tmp_path, delay=0.1)
+    wait_for(lambda: n_shards(tmp_path) >= 5)
+    process.kill()
+    (journal,) = tmp_path.glob("*.building/journal-*")
+    done = [json.loads(line) for line in journal.read_text().split("\n") if line]
+    # half a line, a finished shard whose data went bad, and one of another plan
+    with open(journal, "a") as file:
+        file.write("\n" + json.dumps({**done[0], "rows": [0, 31]}) + '\n{"rows": [3')
+    with open(journal.parent / "dg_dr.npy", "r+b") as file:
+        file.seek(128 + done[1]["blocks"][0] * 3 * 4 * 4 + 5)
+        byte = file.read(1)
+        file.seek(-1, 1)
+        file.write(bytes([byte[0] ^ 255]))
+    caplog.set_level(logging.INFO)
+    backend = Polynomials()
+    store = build(tmp_path, backend=backend)
+    assert 5 <= len(done) < 40
+    assert backend.n_calls == 40 - len(done) + 1
+    assert f"{30 * (len(done) - 1)} of 1200 atoms were done already" in caplog.text
+    assert not list(tmp_path.glob("*.building"))
+    assert_same(store, build(tmp_path / "fresh"))
+
+
+def test_one_process_builds_and_the_others_wait(tmp_path, small_shards):
+    first = Company(tmp_path, delay=0.03)
+    wait_for(lambda: n_shards(tmp_path) >= 1)
+    others = [Company(tmp_path) for _ in range(2)]
+    assert first.n_calls() == 40
+    for process in others:
+        assert process.n_calls() == 0
+        assert "waiting for it" in process.log.read_text()
+    DescriptorStore(build(tmp_path).path, full_check=True)
+
+
+def test_waiting_process_takes_over_from_a_killed_one(tmp_path, small_shards):
+    first = Company(tmp_path, delay=0.1)
+    wait_for(lambda: n_shards(tmp_path) >= 3)
+    second = Company(tmp_path)
+    wait_for(lambda: second.log.exists() and "waiting for it" in second.log.read_text())
+    first.kill()
+    assert 0 < second.n_calls() < 40
+    assert_same(build(tmp_path), build(tmp_path / "fresh"))
+
+
+def test_ranks_share_the_work(tmp_path, small_shards):
+    ranks = [Company(tmp_path, 0.01, rank=rank, world_size=3) for rank in range(3)]
+    assert [process.n_calls() for process in ranks] == [14, 13, 13]
+    assert_same(build(tmp_path), build(tmp_path / "fresh"))
+    # and the next time all of them open it
+    ranks = [Company(tmp_path, 0.01, rank=rank, world_size=3) for rank in range(3)]
+    assert [process.n_calls() for process in ranks] == [0, 0, 0]
+
+
+def test_damage_of_counts_is_found(tmp_path, small_shards, monkeypatch):
+    """A build whose counts of neighbours went bad starts from the beginning."""
+    monkeypatch.setattr(Build, "_finish", lambda *args: sys.exit(3))
+    with pytest.raises(SystemExit):
+        build(tmp_path)
+    monkeypatch.undo()
+    (path,) = tmp_path.glob("*.building/n_blocks.npy")
+    counts = np.load(path)
+    counts[-1] += 1
+    np.save(path, counts)
+    with pytest.raises(StoreError, match="start again"):
+        build(tmp_path)
+    assert_same(build(tmp_path), build(tmp_path / "fresh"))
+
+
+MEMORY = """
+import resource, sys
+sys.path.insert(0, {here!r})
+import numpy as np, torch
+import test_store as t
+from schnetpack_softadapt import properties as keys
+from schnetpack_softadapt.descriptors import store_shards
+from schnetpack_softadapt.descriptors.stored import _HostJacobian
+def used():
+    with open("/proc/self/status") as file:
+        return 1024 * int(next(line for line in file if line.startswith("VmData")).split()[1])
+def products(store, data):
+    for k in range(len(store)):
+        rows = np.arange(store.n_rows)[store.rows(k)]
+        batch = {{keys.descriptors: torch.from_numpy(store.G[rows]), keys.store_rows:
+                 torch.from_numpy(rows), **store.tensors()}}
+        n = len(rows)
+        product = _HostJacobian(torch.zeros(n, 3), 1, torch.zeros(n, dtype=int), batch)
+        product.vjp(torch.ones(n, 40)); product.jvp(torch.ones(n, 3), torch.ones(1, 3, 3))
+data = t.gas(160, 30)
+store_shards._LEAST_ROWS, store_shards._SHARD_NUMBERS = 1, 30 * 40
+layout, backend = t.plain_layout(40), t.Polynomials(40)
+products(t.build({folder!r}, data[:3], backend, layout), data)  # compiles
+allowed = 16_000_000
+resource.setrlimit(resource.RLIMIT_DATA, (used() + allowed,) * 2)
+store = t.build({folder!r}, data, backend, layout)
+products(store, data)
+try:
+    np.ones(store.nbytes // 3, np.uint8)
+except MemoryError:
+    print("a third of it does not fit into memory")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit is one of Linux")
+def test_larger_than_memory(tmp_path):
+    """RLIMIT_DATA bounds what a process may allocate, but not maps of files, which `ulimit -v`
+    would count although they need no memory."""
+    code = MEMORY.format(here=str(HERE), folder=str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        # large arrays are returned when freed, so that the limit is what is left
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "does not fit" in done.stdout

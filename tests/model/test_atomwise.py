@@ -1,0 +1,128 @@
+"""Per-element networks: the sum over atoms, padding, elements, energies per atom."""
+
+import numpy as np
+import pytest
+import torch
+from schnetpack import properties
+
+from schnetpack_softadapt import properties as keys
+from schnetpack_softadapt.model import ElementalAtomwise
+from schnetpack_softadapt.model.elements import ElementIndex, UnknownElementError
+
+MO, TE, H = 42, 52, 1
+
+
+def batch(numbers, n_atoms, x):
+    n_atoms = torch.tensor(n_atoms)
+    return {
+        properties.Z: torch.tensor(numbers),
+        properties.n_atoms: n_atoms,
+        properties.idx_m: torch.repeat_interleave(torch.arange(len(n_atoms)), n_atoms),
+        keys.scalar_representation: x,
+    }
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return ElementalAtomwise(
+        n_in={"Mo": 3, "Te": 5, "H": 4},
+        elements=["Te", "Mo", "H"],
+        n_hidden=[6, 4],
+        per_atom_output_key="atomic",
+        shifts={"Mo": -5.0, "Te": -2.5, "H": -0.5},
+    ).double()
+
+
+def loop_energies(model, numbers, x):
+    """The same sum written as a loop over atoms, with numpy."""
+    energies = []
+    for z, row in zip(numbers, x.numpy(), strict=True):
+        k = model.elements.index(z)
+        y = row[: model.n_in[z]]
+        for layer, (w, b) in enumerate(zip(model.weights, model.biases, strict=True)):
+            w = w[k].detach().numpy()[: len(y)]
+            y = y @ w + b[k, 0].detach().numpy()
+            if layer < len(model.weights) - 1:
+                y = np.tanh(y)
+        energies.append(y[0] * model.scale.item() + {MO: -5.0, TE: -2.5, H: -0.5}[z])
+    return np.array(energies)
+
+
+def test_equals_a_loop_over_atoms(model):
+    numbers = [TE, MO, H, H, TE, TE, MO]
+    x = torch.randn(7, 5, dtype=torch.float64)
+    for row, z in enumerate(numbers):
+        x[row, model.n_in[z] :] = 0.0  # the representation pads with zeros
+    model.scale.fill_(1.7)
+    inputs = model(batch(numbers, [3, 4], x))
+    expected = loop_energies(model, numbers, x)
+    # one and the same sum in another order: rounding only
+    np.testing.assert_allclose(inputs["atomic"][:, 0].detach(), expected, rtol=1e-13)
+    np.testing.assert_allclose(
+        inputs["energy"].detach(), [expected[:3].sum(), expected[3:].sum()], rtol=1e-13
+    )
+    assert inputs["energy"].shape == (2,)
+    assert inputs["atomic"].shape == (7, 1)
+
+
+def test_padded_weights_get_no_gradient(model):
+    numbers = [MO, MO, TE]
+    x = torch.randn(3, 5, dtype=torch.float64)
+    x[:2, 3:] = 0.0
+    model(batch(numbers, [3], x))["energy"].sum().backward()
+    assert model.weights[0].grad[model.elements.index(MO), 3:].abs().max() == 0
+    assert model.weights[0].grad[model.elements.index(TE)].abs().min() > 0
+    assert model.weights[0].grad[model.elements.index(H)].abs().max() == 0
+
+
+def test_batch_with_one_element_only(model):
+    inputs = model(batch([TE], [1], torch.randn(1, 5, dtype=torch.float64)))
+    assert torch.isfinite(inputs["energy"]).all()
+
+
+def test_second_derivatives(model):
+    x = torch.randn(4, 5, dtype=torch.float64)
+    numbers = torch.tensor([MO, TE, TE, H])
+    x.requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda v: model.atomic_energies(v, numbers), x)
+
+
+def test_energy_keeps_the_digits_of_float64_in_a_float32_model():
+    model = ElementalAtomwise(2, ["Mo"], n_hidden=[2], shifts={"Mo": -110123.456789}).float()
+    model.to(torch.float32)
+    inputs = model(batch([MO] * 10, [10], torch.zeros(10, 2)))
+    # the network's output is zero for zero input and zero biases
+    assert inputs["energy"].dtype == torch.float64
+    assert inputs["energy"].item() == pytest.approx(-1101234.56789, abs=1e-8)
+
+
+def test_unknown_element_is_named(model):
+    with pytest.raises(UnknownElementError, match="does not know Au"):
+        model(batch([79, MO], [2], torch.zeros(2, 5, dtype=torch.float64)))
+
+
+def test_without_networks_says_what_to_do():
+    with pytest.raises(RuntimeError, match="initialize_transforms"):
+        ElementalAtomwise()(batch([MO], [1], torch.zeros(1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"activation": "relu6"}, "unknown activation"),
+        ({"n_hidden": [0]}, "at least one neuron"),
+        ({"n_in": 3, "elements": ["Xx"]}, "not a chemical symbol"),
+        ({"n_in": {"Mo": 3}, "elements": ["Mo", "Te"]}, "n_in lacks"),
+        ({"n_in": 3, "elements": ["Mo", "Mo"]}, "twice"),
+    ],
+)
+def test_bad_arguments(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        ElementalAtomwise(**kwargs)
+
+
+def test_element_index_is_ascending():
+    index = ElementIndex(["Te", 1, "Mo"])
+    assert index.elements == (1, 42, 52)
+    assert index(torch.tensor([52, 1, 42])).tolist() == [2, 0, 1]

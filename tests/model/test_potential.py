@@ -1,0 +1,333 @@
+"""The whole model: from a data module to energies, forces and stress, over the same file for the
+stored and the computed route, and through SchNetPack's own calculator."""
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms, units
+from ase.build import bulk
+from ase.calculators.emt import EMT
+from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+from ase.md.verlet import VelocityVerlet
+from schnetpack import properties
+from schnetpack.atomistic import PairwiseDistances, Strain
+from schnetpack.data import AtomsDataModule
+from schnetpack.interfaces import SpkCalculator
+from schnetpack.model import NeuralNetworkPotential
+from schnetpack.transform import AddOffsets, CastTo64
+
+from schnetpack_softadapt import properties as keys
+from schnetpack_softadapt.data.database import write_database
+from schnetpack_softadapt.data.datamodule import SoftAdaptDataModule
+from schnetpack_softadapt.data.neighborlist import NeighborList
+from schnetpack_softadapt.data.structures import Structure
+from schnetpack_softadapt.model import ACSF, ACSFPotential, ElementalAtomwise, ForcesAndStress
+
+CUTOFF = 4.5
+GRID = {"n_radial": 4}
+
+
+def label(atoms):
+    atoms.calc = EMT()
+    return Structure(
+        atoms.numbers,
+        atoms.positions,
+        atoms.cell.array,
+        atoms.pbc,
+        atoms.get_potential_energy(),
+        atoms.get_forces(),
+        atoms.get_stress(voigt=False),
+    )
+
+
+def alloy(seed, n=2):
+    rng = np.random.default_rng(seed)
+    atoms = bulk("Cu", cubic=True).repeat((n, 1, 1))
+    atoms.numbers[rng.integers(len(atoms), size=len(atoms) // 3)] = 79
+    strain = rng.normal(0, 0.03, (3, 3))
+    atoms.set_cell(atoms.cell.array @ (np.eye(3) + strain), scale_atoms=True)
+    atoms.rattle(0.1, seed=seed)
+    return atoms
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory):
+    path = tmp_path_factory.mktemp("potential") / "alloy.db"
+    write_database(path, [label(alloy(k)) for k in range(12)], provenance="EMT")
+    return path
+
+
+def data(database, cls=SoftAdaptDataModule, **kwargs):
+    if cls is SoftAdaptDataModule:
+        kwargs = {"store": False, **kwargs}
+    module = cls(
+        str(database),
+        batch_size=3,
+        num_train=8,
+        num_val=2,
+        num_test=2,
+        split_file=None,
+        transforms=[NeighborList(CUTOFF)],
+        num_workers=0,
+        **kwargs,
+    )
+    module.setup()
+    return module
+
+
+def potential(datamodule=None, **kwargs):
+    torch.manual_seed(0)
+    model = ACSFPotential(
+        representation=ACSF(cutoff=CUTOFF, grid=GRID, **kwargs.pop("representation", {})),
+        input_modules=[Strain(), PairwiseDistances()],
+        output_modules=[
+            ElementalAtomwise(n_hidden=[8, 8], per_atom_output_key=keys.atomic_energies),
+            ForcesAndStress(True, True),
+        ],
+        **kwargs,
+    )
+    if datamodule is not None:
+        model.initialize_transforms(datamodule)
+    return model.double()
+
+
+@pytest.fixture(scope="module")
+def model(database):
+    return potential(data(database)).eval()
+
+
+def batch_of(atoms_list, dtype=torch.float64):
+    from schnetpack.interfaces import AtomsConverter
+
+    return AtomsConverter(NeighborList(CUTOFF), dtype=dtype)(list(atoms_list))
+
+
+def evaluate(model, *atoms_list):
+    out = model(batch_of(atoms_list))
+    return {key: value.detach().numpy() for key, value in out.items()}
+
+
+def test_completed_from_the_data(model):
+    assert model.representation.layout.elements == (29, 79)
+    assert model.representation.n_atom_basis == model.representation.layout.n_columns
+    assert model.metadata["elements"] == ["Cu", "Au"]
+    assert model.metadata["units"]["energy"] == "eV"
+    assert model.metadata["units"]["length"] == "Ang"
+    shifts = model.output_modules[0].shifts.shift
+    assert shifts[29] != 0
+    assert torch.count_nonzero(shifts) == 2
+
+
+def test_scaled_training_descriptors_are_in_range(model, database):
+    datamodule = data(database)
+    for sample in (datamodule.train_dataset[k] for k in range(8)):
+        scaled = model.representation(
+            {**sample, properties.Rij: PairwiseDistances()(dict(sample))[properties.Rij].double()}
+        )[keys.scalar_representation]
+        assert scaled.abs().max() <= 1.0 + 1e-9
+
+
+def test_forces_and_stress_are_derivatives(model):
+    atoms = alloy(100)
+    out = evaluate(model, atoms)
+    h = 1e-4
+    for atom, axis in ((0, 0), (3, 1), (7, 2)):
+        energies = []
+        for sign in (1, -1):
+            moved = atoms.copy()
+            moved.positions[atom, axis] += sign * h
+            energies.append(evaluate(model, moved)["energy"][0])
+        expected = -(energies[0] - energies[1]) / (2 * h)
+        # central differences: truncation h^2 E''' about 1e-7
+        assert out["forces"][atom, axis] == pytest.approx(expected, abs=1e-6)
+    for a, b in ((0, 0), (1, 2), (0, 1)):
+        energies = []
+        for sign in (1, -1):
+            strain = np.zeros((3, 3))
+            strain[a, b] += 0.5 * sign * h
+            strain[b, a] += 0.5 * sign * h
+            strained = atoms.copy()
+            strained.set_cell(atoms.cell.array @ (np.eye(3) + strain), scale_atoms=True)
+            energies.append(evaluate(model, strained)["energy"][0])
+        expected = (energies[0] - energies[1]) / (2 * h) / atoms.get_volume()
+        assert out["stress"][0, a, b] == pytest.approx(expected, rel=1e-5, abs=1e-7)
+
+
+def test_symmetries(model):
+    atoms = alloy(101)
+    out = evaluate(model, atoms)
+    rotated = atoms.copy()
+    rotated.rotate(33, (1, 2, 3), rotate_cell=True)
+    turned = evaluate(model, rotated)
+    rotation = np.linalg.solve(atoms.cell.array, rotated.cell.array)  # rows turn from the right
+    assert turned["energy"][0] == pytest.approx(out["energy"][0], rel=1e-12)
+    np.testing.assert_allclose(turned["forces"], out["forces"] @ rotation, atol=1e-9)
+    np.testing.assert_allclose(
+        turned["stress"][0], rotation.T @ out["stress"][0] @ rotation, atol=1e-11
+    )
+    order = np.random.default_rng(0).permutation(len(atoms))
+    np.testing.assert_allclose(
+        evaluate(model, atoms[order])["forces"], out["forces"][order], atol=1e-9
+    )
+    double = evaluate(model, atoms.repeat((1, 2, 1)))
+    assert double["energy"][0] == pytest.approx(2 * out["energy"][0], rel=1e-12)
+    np.testing.assert_allclose(double["stress"], out["stress"], atol=1e-11)
+
+
+def test_batch_equals_single_structures(model):
+    structures = [alloy(1), alloy(2, n=1), alloy(3)]
+    together = evaluate(model, *structures)
+    alone = [evaluate(model, atoms) for atoms in structures]
+    for key in ("energy", "forces", "stress", keys.atomic_energies):
+        np.testing.assert_allclose(
+            together[key], np.concatenate([a[key] for a in alone]), atol=1e-9
+        )
+
+
+def test_stored_route_equals_computed_route(database, model):
+    """The same model on batches from the store and on neighbour lists; float64 store."""
+    datamodule = data(database, store=True, store_dtype="float64")
+    datamodule.attach_descriptors(model.representation.layout)
+    with_pairs = data(database)
+    for train in (False, True):
+        model.train(train)
+        results = []
+        for module in (datamodule, with_pairs):
+            batch = next(iter(module.val_dataloader()))
+            batch = {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
+            assert (keys.descriptors in batch) == (module is datamodule)
+            out = model(batch)
+            grads = [None]
+            if train:  # what training on forces and stress differentiates
+                model.zero_grad()
+                loss = (out["forces"] ** 2).sum() + (out["stress"] ** 2).sum() * 1e3
+                (loss + (out["energy"] ** 2).sum()).backward()
+                grads = [p.grad.clone() for p in model.parameters()]
+            results.append((out, grads))
+        for key in ("energy", "forces", "stress"):
+            a, b = (r[0][key].detach().numpy() for r in results)
+            # sums in another order: 1e-12 of the largest value
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * max(1, abs(b).max()))
+        if train:
+            for a, b in zip(results[0][1], results[1][1], strict=True):
+                np.testing.assert_allclose(a, b, rtol=0, atol=1e-10 * b.abs().max())
+    model.eval()
+
+
+def test_saved_model_holds_no_store(database, tmp_path):
+    datamodule = data(database, store=True)
+    model = potential(datamodule)
+    torch.save(model, tmp_path / "model")
+    assert (tmp_path / "model").stat().st_size < 200_000
+    loaded = torch.load(tmp_path / "model", weights_only=False).eval()
+    atoms = alloy(5)
+    np.testing.assert_array_equal(
+        evaluate(loaded, atoms)["forces"], evaluate(model.eval(), atoms)["forces"]
+    )
+
+
+def test_stock_data_module(database):
+    """The representation and the networks complete themselves from SchNetPack's data module too."""
+    stock = potential(data(database, AtomsDataModule))
+    assert stock.representation.layout.elements == (29, 79)
+    assert np.isfinite(evaluate(stock.eval(), alloy(3))["energy"]).all()
+
+
+def test_pieces_in_a_stock_potential_with_offsets():
+    """Explicit sizes, no data module: ACSF and ElementalAtomwise inside SchNetPack's own model."""
+    representation = ACSF(cutoff=CUTOFF, elements=["Cu", "Au"], grid=GRID)
+    model = NeuralNetworkPotential(
+        representation=representation,
+        input_modules=[PairwiseDistances()],
+        output_modules=[
+            ElementalAtomwise(n_in=representation.layout.n_functions, elements=["Cu", "Au"]),
+            ForcesAndStress(),
+        ],
+        postprocessors=[
+            CastTo64(),
+            AddOffsets("energy", add_mean=True, property_mean=torch.tensor([2.0])),
+        ],
+    ).double()
+    atoms = alloy(0)
+    with_offset = evaluate(model.eval(), atoms)["energy"][0]
+    model.do_postprocessing = False
+    without = evaluate(model, atoms)["energy"][0]
+    assert with_offset - without == pytest.approx(2.0 * len(atoms), abs=1e-9)
+
+
+def test_spk_calculator(model, tmp_path):
+    torch.save(model, tmp_path / "best_model")
+    calculator = SpkCalculator(
+        str(tmp_path / "best_model"),
+        NeighborList(CUTOFF),
+        energy_unit="eV",
+        position_unit="Ang",
+        stress_key="stress",
+        dtype=torch.float64,
+    )
+    atoms = Atoms(alloy(7))
+    expected = evaluate(model, atoms)
+    atoms.calc = calculator
+    calculator.calculate(atoms, ["energy", "forces", "stress"])
+    assert calculator.results["energy"] == pytest.approx(expected["energy"][0], abs=1e-9)
+    np.testing.assert_allclose(calculator.results["forces"], expected["forces"], atol=1e-10)
+    np.testing.assert_allclose(calculator.results["stress"], expected["stress"][0], atol=1e-12)
+
+
+def test_nve_conserves_energy(model, tmp_path):
+    torch.save(model, tmp_path / "best_model")
+    atoms = Atoms(alloy(8))
+    atoms.calc = SpkCalculator(
+        str(tmp_path / "best_model"),
+        NeighborList(CUTOFF),
+        energy_unit="eV",
+        position_unit="Ang",
+        dtype=torch.float64,
+    )
+    MaxwellBoltzmannDistribution(atoms, temperature_K=30, rng=np.random.default_rng(0))
+    dynamics = VelocityVerlet(atoms, 1.0 * units.fs)
+    energies = []
+    dynamics.attach(lambda: energies.append(atoms.get_total_energy()))
+    dynamics.run(50)
+    kinetic = atoms.get_kinetic_energy()
+    # an untrained network is rough; a force that is no gradient drifts by the kinetic energy
+    assert np.ptp(energies) < 0.02 * max(kinetic, 0.05)
+
+
+def test_unknown_element_is_refused_before_training(database):
+    with pytest.raises(ValueError, match="Au"):
+        potential(data(database), representation={"elements": ["Cu"]})
+
+
+def test_unknown_element_in_a_structure_is_named(model):
+    atoms = alloy(9)
+    atoms.numbers[0] = 47
+    with pytest.raises(ValueError, match="Ag"):
+        evaluate(model, atoms)
+
+
+def test_isolated_atom(model):
+    atoms = Atoms("Cu", positions=[[0, 0, 0]], cell=[20, 20, 20], pbc=True)
+    out = evaluate(model, atoms)
+    assert np.isfinite(out["energy"]).all()
+    assert np.abs(out["forces"]).max() == 0
+    assert np.abs(out["stress"]).max() == 0
+
+
+def test_hessian_through_the_reference_backend_only(database):
+    atoms = alloy(10, n=1)
+    hessians = {}
+    for backend in ("reference", "kernels"):
+        model = potential(data(database), representation={"backend": backend}).train()
+        batch = batch_of([atoms])
+        out = model(batch)
+        row = torch.autograd.grad(-out["forces"][0, 0], batch[properties.R])[0]
+        hessians[backend] = row.numpy()
+    assert np.isnan(hessians["kernels"]).any(), "a missing second derivative must not pass for zero"
+    h = 1e-4
+    model = potential(data(database), representation={"backend": "reference"}).eval()
+    plus, minus = atoms.copy(), atoms.copy()
+    plus.positions[1, 2] += h
+    minus.positions[1, 2] -= h
+    difference = evaluate(model, plus)["forces"][0, 0] - evaluate(model, minus)["forces"][0, 0]
+    assert hessians["reference"][1, 2] == pytest.approx(-difference / (2 * h), abs=1e-5)

@@ -1,0 +1,89 @@
+"""The Hydra configs: found from anywhere, complete, and shadowing nobody's."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import schnetpack
+from hydra import compose, initialize_config_module
+from hydra.utils import get_class
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+import schnetpack_softadapt.configs as our_configs
+
+CONFIGS = Path(our_configs.__path__[0])
+NAMES = sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob("*.yaml"))
+EXPERIMENTS = sorted(Path(n).stem for n in NAMES if n.startswith("experiment/"))
+
+
+@pytest.fixture(scope="module")
+def resolvers():
+    """`spktrain` registers its resolvers when imported."""
+    import schnetpack.cli  # noqa: F401
+
+
+def targets(config):
+    """All `_target_` names below a config node."""
+    if isinstance(config, DictConfig):
+        for key in config:
+            if OmegaConf.is_missing(config, key):
+                continue
+            value = config._get_node(key)
+            if key == "_target_":
+                yield config[key]
+            elif isinstance(value, DictConfig | ListConfig):
+                yield from targets(value)
+    elif isinstance(config, ListConfig):
+        for value in config:
+            yield from targets(value)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiments_compose(name, resolvers):
+    with initialize_config_module("schnetpack.configs", version_base="1.2"):
+        config = compose("train", overrides=[f"experiment={name}"])
+    found = set(targets(config.model)) | set(targets(config.data)) | set(targets(config.task))
+    found |= set(targets(config.callbacks)) | set(targets(config.trainer))
+    assert any("schnetpack_softadapt" in target for target in found)
+    for target in found:
+        get_class_or_function(target)
+    assert config.run.id, "a fixed run name, so that the same command continues a killed run"
+
+
+def get_class_or_function(target):
+    from hydra.utils import get_object
+
+    try:
+        return get_class(target)
+    except ValueError:
+        return get_object(target)
+
+
+def test_names_shadow_nobody():
+    stock = Path(schnetpack.__file__).parent / "configs"
+    theirs = {str(p.relative_to(stock)) for p in stock.rglob("*.yaml")}
+    assert not theirs & set(NAMES)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("experiment/")])
+def test_package_directive_is_where_hydra_reads_it(name):
+    """Hydra reads only the first 512 characters for the package directive."""
+    assert "# @package _global_" in (CONFIGS / name).read_text()[:512]
+
+
+def test_found_from_a_foreign_directory(tmp_path):
+    result = subprocess.run(
+        [
+            Path(sys.executable).with_name("spktrain"),
+            "experiment=mote2_softadapt",
+            "--cfg",
+            "job",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "schnetpack_softadapt" in result.stdout
+    assert "not available" not in result.stderr  # Hydra's warning about a provider

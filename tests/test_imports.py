@@ -1,0 +1,98 @@
+"""Who may import whom: the layers of the package stay layers."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import schnetpack_softadapt
+
+PACKAGE = Path(schnetpack_softadapt.__file__).parent
+NAME = "schnetpack_softadapt"
+
+#: what each part of the package may import from the package
+ALLOWED = {
+    "properties": set(),
+    "descriptors": {"descriptors", "properties"},
+    "data": {"data", "descriptors", "properties"},
+    "model": {"model", "data", "descriptors", "properties"},
+    "training": {"training", "data", "properties"},
+    "reports": {"reports", "properties"},
+    "deploy": {"deploy", "model", "descriptors", "data", "properties"},
+    "cli": {"data", "descriptors", "model", "training", "reports", "deploy", "properties"},
+    "hydra_searchpath": set(),
+    "__init__": set(),
+}
+
+#: parts that know neither SchNetPack nor Lightning
+FRAMEWORK_FREE = ("descriptors", "properties.py", "training/weighting.py", "reports")
+FRAMEWORKS = {"schnetpack", "pytorch_lightning", "lightning"}
+
+
+def imported_modules(path: Path) -> list[str]:
+    """Absolute names of all modules a file imports, at any depth."""
+    package = [NAME, *path.relative_to(PACKAGE).parts[:-1]]
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            names += [f"{module}.{alias.name}" for alias in node.names]
+    return names
+
+
+# data/mote2 holds the scripts that made the shipped data: provenance, not modules
+MODULES = sorted(p for p in PACKAGE.rglob("*.py") if p.parent.name != "mote2")
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_layers(path):
+    part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    local = {
+        name.split(".")[1]
+        for name in imported_modules(path)
+        if name.split(".")[0] == NAME and len(name.split(".")) > 1
+    }
+    local -= {"__version__"}
+    assert local <= ALLOWED[part], f"{path.name} of {part} imports {sorted(local - ALLOWED[part])}"
+
+
+def test_framework_free_parts():
+    for entry in FRAMEWORK_FREE:
+        target = PACKAGE / entry
+        for path in [target] if target.is_file() else sorted(target.rglob("*.py")):
+            # training may also import lazily; descriptors and rules must not at all
+            roots = {name.split(".")[0] for name in imported_modules(path)}
+            if entry == "reports":
+                roots -= {"schnetpack"}  # predictions of stock runs are made on request
+            assert not roots & FRAMEWORKS, f"{path} imports {roots & FRAMEWORKS}"
+
+
+def test_no_utils_module_and_all_modules_declare_all():
+    for path in MODULES:
+        assert "utils" not in path.stem
+        text = path.read_text()
+        if path.stem != "__init__" and "def " in text:
+            assert "__all__" in text, f"{path} does not declare __all__"
+
+
+def test_modules_stay_small():
+    long = {str(p): n for p in MODULES if (n := len(p.read_text().splitlines())) > 350}
+    assert not long, f"two ideas in one module? {long}"
+
+
+def test_search_path_plugin_is_light():
+    """Every Hydra program on the machine imports it: torch would cost each of them seconds."""
+    code = (
+        "import sys, schnetpack_softadapt\n"
+        "from hydra_plugins.schnetpack_softadapt_searchpath import SoftAdaptSearchPath\n"
+        "print([m for m in ('torch', 'schnetpack', 'numba') if m in sys.modules])"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/"
+    )
+    assert out.stdout.strip() == "[]"

@@ -1,0 +1,15 @@
+import pytest
+import toy_runs
+
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory):
+    """18 structures with energies, forces and stresses; one stress is missing."""
+    path = tmp_path_factory.mktemp("emt") / "cuau.db"
+    return toy_runs.write_database(path, toy_runs.emt_structures(18), masked=(3,))
+
+
+@pytest.fixture(autouse=True)
+def in_temporary_folder(tmp_path, monkeypatch):
+    """SchNetPack writes splitting.lock and split.npz into the working directory."""
+    monkeypatch.chdir(tmp_path)

@@ -1,0 +1,224 @@
+"""A small potential, EMT data and runs of them, for the tests of training.
+
+As a script: `python toy_runs.py FOLDER KEY=VALUE...` trains in FOLDER, to be killed, or on two
+ranks.
+"""
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from ase.build import bulk
+from ase.calculators.emt import EMT
+from schnetpack import atomistic, properties
+from schnetpack.data import ASEAtomsData, AtomsDataModule
+from schnetpack.model import NeuralNetworkPotential
+from schnetpack.train import ReduceLROnPlateau
+from schnetpack.transform import ASENeighborList, CastTo32
+from torch.utils.data import SequentialSampler
+
+from schnetpack_softadapt.training.callbacks import HistoryWriter
+from schnetpack_softadapt.training.checkpoints import AveragedWeights, RunCheckpoint
+from schnetpack_softadapt.training.losses import EnergyLoss, ForcesLoss, StressLoss
+from schnetpack_softadapt.training.results import ResultsWriter
+from schnetpack_softadapt.training.task import SoftAdaptTask
+from schnetpack_softadapt.training.weighting import SoftAdapt
+
+CUTOFF = 4.0
+
+
+def emt_structures(n, seed=0, sizes=((1, 1, 1), (2, 1, 1))):
+    """Rattled and strained Cu-Au cells of 4 and 8 atoms with EMT labels."""
+    rng = np.random.default_rng(seed)
+    out = []
+    for k in range(n):
+        atoms = bulk("Cu", cubic=True, a=3.7) * sizes[k % len(sizes)]
+        atoms.numbers[rng.permutation(len(atoms))[: 1 + k % 3]] = 79
+        strain = np.eye(3) + rng.normal(scale=0.02, size=(3, 3))
+        atoms.set_cell(atoms.cell @ strain, scale_atoms=True)
+        atoms.positions += rng.normal(scale=0.08, size=atoms.positions.shape)
+        atoms.calc = EMT()
+        out.append(atoms)
+    return out
+
+
+def write_database(path, structures, stress=True, forces=True, masked=(), weights=None):
+    """A database as SchNetPack wants it, written by SchNetPack."""
+    units = {"energy": "eV"}
+    if forces:
+        units["forces"] = "eV/Ang"
+    if stress:
+        units |= {"stress": "eV/Ang/Ang/Ang", "stress_mask": "1"}
+    if weights is not None:
+        units["structure_weight"] = "1"
+    data = ASEAtomsData.create(str(path), distance_unit="Ang", property_unit_dict=units)
+    labels = []
+    for k, atoms in enumerate(structures):
+        label = {"energy": np.array([atoms.get_potential_energy()])}
+        if forces:
+            label["forces"] = atoms.get_forces()
+        if stress:
+            value = atoms.get_stress(voigt=False)[None]
+            label["stress"] = np.zeros_like(value) if k in masked else value
+            label["stress_mask"] = np.array([0.0 if k in masked else 1.0])
+        if weights is not None:
+            label["structure_weight"] = np.array([float(weights[k])])
+        labels.append(label)
+    data.add_systems(property_list=labels, atoms_list=structures)
+    group = [k % 2 for k in range(len(structures))]
+    data.update_metadata(group_names=["small", "large"], groups_ids={"group": group})
+    return path
+
+
+class ToyRepresentation(torch.nn.Module):
+    """Six radial symmetry functions for each element of the neighbour."""
+
+    def __init__(self, elements=(29, 79)):
+        super().__init__()
+        self.elements = elements
+        self.cutoff = CUTOFF
+        self.n_atom_basis = 6 * len(elements) + 1
+        self.register_buffer("centers", torch.linspace(1.5, CUTOFF, 6))
+
+    def forward(self, inputs):
+        r = torch.linalg.vector_norm(inputs[properties.Rij], dim=1)
+        cut = 0.5 * (torch.cos(torch.pi * r / CUTOFF) + 1.0) * (r < CUTOFF)
+        radial = torch.exp(-4.0 * (r[:, None] - self.centers) ** 2) * cut[:, None]
+        z = inputs[properties.Z]
+        channels = [radial * (z[inputs[properties.idx_j]] == e)[:, None] for e in self.elements]
+        values = radial.new_zeros((len(z), self.n_atom_basis - 1))
+        values = values.index_add(0, inputs[properties.idx_i], torch.cat(channels, dim=1))
+        own = (z == self.elements[0]).to(values.dtype)[:, None]
+        inputs["scalar_representation"] = torch.cat([values, own], dim=1)
+        return inputs
+
+
+def toy_model(stress=True, forces=True, seed=0):
+    """A Behler-Parrinello-like model of stock modules."""
+    torch.manual_seed(seed)
+    representation = ToyRepresentation()
+    outputs = [
+        atomistic.Atomwise(n_in=representation.n_atom_basis, n_hidden=8, output_key="energy")
+    ]
+    if forces or stress:
+        outputs.append(atomistic.Forces(calc_forces=forces, calc_stress=stress))
+    return NeuralNetworkPotential(
+        representation,
+        input_modules=[atomistic.Strain(), atomistic.PairwiseDistances()],
+        output_modules=outputs,
+    )
+
+
+def toy_data(path, n_train=10, n_val=4, n_test=2, batch_size=4, shuffle=True, **kwargs):
+    """SchNetPack's own data module on a database."""
+    if not shuffle:
+        kwargs |= {"train_sampler_cls": InOrder, "train_sampler_args": {}}
+    return AtomsDataModule(
+        str(path),
+        batch_size=batch_size,
+        num_train=n_train,
+        num_val=n_val,
+        num_test=n_test,
+        num_workers=0,
+        transforms=[ASENeighborList(cutoff=CUTOFF), CastTo32()],
+        **kwargs,
+    )
+
+
+class InOrder(SequentialSampler):
+    """Sequential, with the arguments that SchNetPack gives a sampler."""
+
+    def __init__(self, data_source, num_samples):
+        super().__init__(data_source)
+
+
+def components(stress=True, forces=True, **kwargs):
+    """The three components."""
+    out = [EnergyLoss(**kwargs)]
+    if forces:
+        out.append(ForcesLoss(**kwargs))
+    if stress:
+        out.append(StressLoss(**kwargs))
+    return out
+
+
+def toy_task(model=None, outputs=None, lr=1e-2, **kwargs):
+    """The task under test on the toy model."""
+    kwargs.setdefault("weighting", SoftAdapt(beta=1.0))
+    return SoftAdaptTask(
+        toy_model() if model is None else model,
+        components() if outputs is None else outputs,
+        optimizer_args={"lr": lr},
+        **kwargs,
+    )
+
+
+def toy_trainer(folder, epochs, callbacks=None, **kwargs):
+    """A trainer with the callbacks of our configs, quiet."""
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    folder = Path(folder)
+    if callbacks is None:
+        callbacks = [
+            RunCheckpoint(str(folder / "checkpoints"), model_path=str(folder / "best_model")),
+            AveragedWeights(0.9),
+            HistoryWriter(str(folder / "history.csv")),
+            ResultsWriter(str(folder)),
+        ]
+    kwargs = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "inference_mode": False,
+        "log_every_n_steps": 1,
+        **kwargs,
+    }
+    return pl.Trainer(
+        default_root_dir=str(folder), max_epochs=epochs, callbacks=callbacks, **kwargs
+    )
+
+
+def run(folder, database, epochs, seed=1, resume=True, data=None, task=None, **trainer_args):
+    """Train as `spktrain` does, from `checkpoints/last.ckpt` if there is one."""
+    folder = Path(folder)
+    pl.seed_everything(seed, verbose=False)
+    datamodule = toy_data(database, split_file=str(folder / "split.npz"), **(data or {}))
+    plateau = {"mode": "min", "factor": 0.5, "patience": 0, "threshold": 0.2}
+    task = task or toy_task(
+        scheduler_cls=ReduceLROnPlateau, scheduler_args=plateau, scheduler_monitor="val_loss"
+    )
+    trainer = toy_trainer(folder, epochs, **trainer_args)
+    last = folder / "checkpoints" / "last.ckpt"
+    ckpt = str(last) if resume and last.exists() else None
+    trainer.fit(task, datamodule=datamodule, ckpt_path=ckpt)
+    return trainer, task, datamodule
+
+
+def main():
+    folder = Path(sys.argv[1])
+    options = dict(option.split("=", 1) for option in sys.argv[2:])
+    torch.set_num_threads(1)
+    os.chdir(folder)
+    ranks = int(options.get("ranks", 1))
+    batch = 4 // ranks
+    trainer_args = {"strategy": "ddp", "devices": ranks} if ranks > 1 else {}
+    loss = options.get("loss", "mse")
+    task = toy_task(outputs=components(loss=loss), lr=1e-3) if "loss" in options else None
+    run(
+        folder,
+        options["database"],
+        int(options["epochs"]),
+        data={"batch_size": batch, "n_train": 12, "shuffle": options.get("shuffle") != "no"},
+        task=task,
+        **trainer_args,
+    )
+
+
+if __name__ == "__main__":
+    main()
