@@ -242,7 +242,10 @@ class SoftAdaptDataModule(AtomsDataModule):
         from ..descriptors.store import DescriptorStore  # compiled kernels, only where needed
 
         folder = user_path(self.store_dir or f"{self.datapath}.descriptors")
-        folder = folder / f"{layout.fingerprint}-{self.store_dtype}"
+        ranks = {}
+        if self.trainer is not None and self.trainer.num_nodes > 1:
+            # on one machine one rank builds and the others wait; several machines share the work
+            ranks = {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
         try:
             store = DescriptorStore.open_or_build(
                 folder,
@@ -251,6 +254,7 @@ class SoftAdaptDataModule(AtomsDataModule):
                 dtype=self.store_dtype,
                 n_jobs=self.store_jobs,
                 progress=True,
+                **ranks,
             )
         except OSError as error:
             if self.store is True:

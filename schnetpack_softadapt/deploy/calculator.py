@@ -205,6 +205,7 @@ class SoftAdaptCalculator(SpkCalculator):
             ValueError: an unknown element, no atoms, or a result that is not finite.
             ExtrapolationError: see `max_extrapolations`.
         """
+        self.results = {}  # after an error nothing old may pass for the new structure's
         if atoms is not None:
             self.atoms = atoms.copy()
         if self.atoms is None or len(self.atoms) == 0:
@@ -216,14 +217,14 @@ class SoftAdaptCalculator(SpkCalculator):
         if self.position_conversion != 1.0:
             structure, pairs = self._to_model_unit(structure, pairs)
         predictions = [p for evaluate in self._evaluators for p in evaluate(structure, pairs)]
-        results = [self._to_ase(p) for p in predictions]
-        self.results = results[0] if len(results) == 1 else mean_and_spread(results)
-        self.results["free_energy"] = self.results["energy"]
-        if not np.isfinite(self.results["energy"]):
+        members = [self._to_ase(p) for p in predictions]
+        results = members[0] if len(members) == 1 else mean_and_spread(members)
+        if not np.isfinite(results["energy"]):
             raise ValueError(
-                f"the energy is {self.results['energy']}: atoms on top of each other, or a model"
-                " whose training failed"
+                f"the energy is {results['energy']}: atoms on top of each other, or a model whose"
+                " training failed"
             )
+        self.results = {**results, "free_energy": results["energy"]}
         if "stress" in properties and "stress" not in self.results:
             raise StressNotDefinedError(
                 "the model gives no stress: it needs a Forces module, and stress_key must be set"

@@ -25,8 +25,8 @@ MAX_RESOLVED_ELEMENTS = 4
 # Fraction of the sum of two covalent radii below which no bond is compressed in ordinary data.
 _CLOSEST = 0.7
 
-# Neighbours beyond the larger of a distance in Ang and a multiple of the longest bond tell little by
-# their angles and cost most triples.
+# Neighbours beyond the larger of a distance in Ang and a multiple of the longest bond tell little
+# by their angles and cost most triples.
 _ANGULAR_CUTOFF = 5.0
 _ANGULAR_BONDS = 1.6
 
@@ -77,7 +77,7 @@ def default_layout(
     n_radial: int = 16,
     n_angular_widths: int = 3,
     zetas: Sequence[float] = (1, 2, 4, 16),
-    angular: str = "G4",
+    angular: str = "G5",
     cutoff_fn: str = "poly2",
     weighted: bool | None = None,
 ) -> Layout:
@@ -96,7 +96,9 @@ def default_layout(
         n_radial: radial functions per element of the neighbour.
         n_angular_widths: Gaussian widths of the angular functions; 0 for none.
         zetas: angular exponents; powers of two are fastest.
-        angular: "G4" (narrow, with r_jk) or "G5" (wide).
+        angular: "G5" (wide), "G4" (narrow, with r_jk), or "mixed": wide for lam = -1 and narrow for
+            lam = +1. A narrow function hardly sees angles near 180 degrees, whose r_jk is twice a
+            bond length and beyond the cutoff.
         cutoff_fn: name in `descriptors.cutoffs.CUTOFFS`. The default has a continuous second
             derivative, so that forces are smooth.
         weighted: whether to sum over elements, weighted by atomic number, with twice the radial
@@ -108,8 +110,8 @@ def default_layout(
     numbers = sorted({_number(element) for element in elements})
     if not numbers:
         raise ValueError("a layout needs at least one element")
-    if angular not in ("G4", "G5"):
-        raise ValueError(f"angular must be 'G4' or 'G5', got {angular!r}")
+    if angular not in ("G4", "G5", "mixed"):
+        raise ValueError(f"angular must be 'G4', 'G5' or 'mixed', got {angular!r}")
     if angular_cutoff is None:
         longest_bond = 2 * max(float(covalent_radii[z]) for z in numbers)
         angular_cutoff = min(cutoff, max(_ANGULAR_CUTOFF, _ANGULAR_BONDS * longest_bond))
@@ -125,10 +127,18 @@ def default_layout(
             for eta, r_s in grid
         ]
 
-    def angular_of(kind: str, neighbors: tuple[int, ...], n_widths: int):
+    kinds = {-1.0: "G5", 1.0: "G4"} if angular == "mixed" else {-1.0: angular, 1.0: angular}
+
+    def angular_of(prefix: str, neighbors: tuple[int, ...], n_widths: int):
         return [
             SymmetryFunction(
-                kind, neighbors, angular_cutoff, eta, zeta=zeta, lam=lam, cutoff_fn=cutoff_fn
+                prefix + kinds[lam],
+                neighbors,
+                angular_cutoff,
+                eta,
+                zeta=zeta,
+                lam=lam,
+                cutoff_fn=cutoff_fn,
             )
             for eta, zeta, lam in angular_grid(angular_cutoff, n_widths, zetas)
         ]
@@ -138,13 +148,13 @@ def default_layout(
         if weighted:
             r_min = min(_closest(z, other) for other in numbers)
             functions[z] = radial_of("wG2", (), r_min, 2 * n_radial)
-            functions[z] += angular_of(f"w{angular}", (), n_angular_widths and n_angular_widths + 1)
+            functions[z] += angular_of("w", (), n_angular_widths and n_angular_widths + 1)
             continue
         functions[z] = []
         for other in numbers:
             functions[z] += radial_of("G2", (other,), _closest(z, other), n_radial)
         for pair in combinations_with_replacement(numbers, 2):
-            functions[z] += angular_of(angular, pair, n_angular_widths)
+            functions[z] += angular_of("", pair, n_angular_widths)
     return Layout(functions)
 
 

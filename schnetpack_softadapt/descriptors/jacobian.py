@@ -7,13 +7,45 @@ import numpy as np
 import torch
 from numba import njit
 
-from schnetpack_softadapt.descriptors.neighbors import neighbor_pairs
+__all__ = ["AtomsJacobian", "Columns", "Part", "count_blocks", "jacobian_of_atoms"]
 
-__all__ = ["AtomsJacobian", "block_columns", "count_blocks", "jacobian_of_atoms"]
+
+class Columns:
+    """Columns that the derivative by a neighbour can fill, by element of atom and neighbour.
+
+    A symmetry function of one neighbour element does not change with atoms of another: of two
+    elements two numbers in five are zeros, of three more than half. Descriptors that do not say so
+    (`layout.functions` without `neighbors`) keep all columns.
+
+    Attributes:
+        lists: (n, W) int32 columns; short lists are filled up with columns of zeros.
+        list_of: (119, 119) int16 the list of an atomic number and its neighbour's.
+        kept: (n, D) whether a list has a column.
+    """
+
+    def __init__(self, layout):
+        lists: dict[tuple[int, ...], int] = {}
+        self.list_of = np.zeros((119, 119), np.int16)
+        for z_i in layout.elements:
+            functions = getattr(layout, "functions", {}).get(z_i, ())
+            for z_j in layout.elements:
+                columns = tuple(
+                    k
+                    for k, f in enumerate(functions)
+                    if not getattr(f, "neighbors", ()) or z_j in f.neighbors
+                )
+                if not functions:
+                    columns = tuple(range(layout.n_columns))
+                self.list_of[z_i, z_j] = lists.setdefault(columns, len(lists))
+        width = max(1, *map(len, lists))
+        filled = [(*c, *[k for k in range(layout.n_columns) if k not in c]) for c in lists]
+        self.lists = np.array([c[:width] for c in filled], np.int32)
+        self.kept = np.zeros((len(lists), layout.n_columns), bool)
+        np.put_along_axis(self.kept, self.lists, True, axis=1)
 
 
 class AtomsJacobian(NamedTuple):
-    """Jacobian of the descriptors of n consecutive atoms; P blocks, D columns, float64.
+    """Jacobian of the descriptors of n atoms, one after the other; P blocks of W out of D columns.
 
     Attributes:
         values: (n, D) descriptors.
@@ -21,107 +53,108 @@ class AtomsJacobian(NamedTuple):
             off-diagonal entries are not doubled.
         n_blocks: (n,) distinct other atoms within the cutoff.
         block_atom: (P,) those atoms by their index in the structure, ascending for each atom.
-        block_pair: (P, 2) atomic numbers of the atom and the other.
-        dg_dr: (P, 3, D) derivative by the position of the other, images summed, 1/Ang.
+        block_columns: (P,) int16 which list of columns a block uses.
+        dg_dr: (P, 3, W) derivative by the position of the other, images summed, 1/Ang.
     """
 
     values: np.ndarray
     dg_dstrain: np.ndarray
     n_blocks: np.ndarray
     block_atom: np.ndarray
-    block_pair: np.ndarray
+    block_columns: np.ndarray
     dg_dr: np.ndarray
 
 
-def block_columns(layout) -> tuple[np.ndarray, dict[tuple[int, int], int]]:
-    """Columns that the derivative by a neighbour can fill, by element of atom and neighbour.
+class Part(NamedTuple):
+    """Some consecutive atoms of a structure, with their neighbours.
 
-    A symmetry function of one neighbour element does not change with atoms of another: of two
-    elements two blocks in five are zeros, of four elements three in five. Descriptors that do not
-    say so (`layout.functions` without `neighbors`) keep all columns.
-
-    Returns:
-        (n, W) int32 lists of columns, short ones filled up with columns of zeros (or with a column
-        of their own, for which the block then holds zeros), and the list of each pair of elements.
+    Attributes:
+        numbers: (N,) atomic numbers of the whole structure.
+        begin, end: the atoms.
+        pairs: idx_i (P,) ascending, idx_j (P,), r_ij (P, 3) of these atoms.
     """
-    lists: dict[tuple[int, ...], int] = {}
-    table = {}
-    for z_i in layout.elements:
-        functions = getattr(layout, "functions", {}).get(z_i, ())
-        for z_j in layout.elements:
-            columns = tuple(
-                k
-                for k, f in enumerate(functions)
-                if not getattr(f, "neighbors", ()) or z_j in f.neighbors
-            )
-            if not functions:
-                columns = tuple(range(layout.n_columns))
-            table[z_i, z_j] = lists.setdefault(columns, len(lists))
-    width = max(1, *map(len, lists))
-    filled = [(*c, *[k for k in range(layout.n_columns) if k not in c]) for c in lists]
-    return np.array([c[:width] for c in filled], np.int32), table
+
+    numbers: np.ndarray
+    begin: int
+    end: int
+    pairs: tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def count_blocks(structure, cutoff: float, begin: int, end: int) -> np.ndarray:
-    """Distinct other atoms within the cutoff of the atoms begin..end of a structure, (n,) int32."""
-    idx_i, idx_j, _, _ = _pairs_of(structure, cutoff, begin, end)
-    return _count_distinct(idx_i, idx_j, len(structure.numbers))[begin:end]
+def count_blocks(part: Part) -> np.ndarray:
+    """Distinct other atoms near each atom of a part, (n,) int32."""
+    idx_i, idx_j, _ = part.pairs
+    return _count_distinct(idx_i, idx_j, len(part.numbers))[part.begin : part.end]
 
 
-def jacobian_of_atoms(parts: Sequence[tuple], cutoff: float, backend) -> AtomsJacobian:
-    """Jacobian of the atoms of several structures in one call.
+def jacobian_of_atoms(
+    parts: Sequence[Part], columns: Columns, backend, dtype: str = "float64"
+) -> AtomsJacobian:
+    """Jacobian of the atoms of several structures in one call, in one thread.
 
     Args:
-        parts: (structure, begin, end): atoms begin..end of each structure are wanted.
-        cutoff: Ang.
-        backend: with the method `jacobian`, or else `values` and `vjp`, of which it takes one per
-            column.
+        parts: of different structures, or of one.
+        columns: those to keep.
+        backend: with a method `jacobian(r_ij, idx_i, idx_j, numbers, dtype=, threads=)` that
+            returns what `kernels.Jacobian` does (with or without the blocks of atoms with
+            themselves, in any order), or else `values` and `vjp`, of which one per column is taken.
+        dtype: of the results; computed in float64.
     """
-    pieces = [_pairs_of(structure, cutoff, begin, end) for structure, begin, end in parts]
-    sizes = [len(structure.numbers) for structure, _, _ in parts]
-    first_atom = np.concatenate([[0], np.cumsum(sizes)])
-    idx_i = np.concatenate([p[0] + a for p, a in zip(pieces, first_atom, strict=False)])
-    idx_j = np.concatenate([p[1] + a for p, a in zip(pieces, first_atom, strict=False)])
-    r_ij = np.concatenate([p[2] for p in pieces])
-    numbers = np.concatenate([np.asarray(s.numbers, np.int64) for s, _, _ in parts])
+    # atoms that take part: those of the parts and their neighbours
+    used, first = [], [0]
+    idx_i, idx_j, atoms = [], [], []
+    for part in parts:
+        i, j, _ = part.pairs
+        mine = np.arange(part.begin, part.end)
+        near = np.union1d(mine, j) if len(mine) < len(part.numbers) else mine
+        idx_i.append(np.searchsorted(near, i) + first[-1])
+        idx_j.append(np.searchsorted(near, j) + first[-1])
+        atoms.append(np.searchsorted(near, mine) + first[-1])
+        used.append(near)
+        first.append(first[-1] + len(near))
+    idx_i, idx_j, atoms = (np.concatenate(x).astype(np.int64) for x in (idx_i, idx_j, atoms))
+    r_ij = np.concatenate([part.pairs[2] for part in parts])
+    numbers = np.concatenate([part.numbers[near] for part, near in zip(parts, used, strict=True)])
+    arguments = [torch.from_numpy(x) for x in (r_ij, idx_i, idx_j, numbers.astype(np.int64))]
+    if hasattr(backend, "jacobian"):
+        found = backend.jacobian(*arguments, dtype=np.dtype(dtype).type, threads=1)
+        values, strain, block_first, block_j, dg_dr = map(np.asarray, found)
+    else:
+        values, strain, block_first, block_j, dg_dr = _by_columns(backend, *arguments)
     n_atoms = len(numbers)
-    wanted = zip(parts, first_atom, strict=False)
-    atoms = np.concatenate([np.arange(a + begin, a + end) for (_, begin, end), a in wanted])
-    tensors = [torch.from_numpy(x) for x in (r_ij, idx_i, idx_j, numbers)]
-    compute = getattr(backend, "jacobian", None)
-    values, strain, first, block_j, dg_dr = (
-        map(np.asarray, compute(*tensors)) if compute else _by_columns(backend, *tensors)
-    )
-    block_i = np.repeat(np.arange(n_atoms), np.diff(first))
+    block_i = np.repeat(np.arange(n_atoms), np.diff(block_first))
     # in ascending order, without the block of an atom with itself (minus the sum of its others)
-    found = block_i * n_atoms + block_j
-    order = np.argsort(found, kind="stable")
+    order = np.argsort(block_i * n_atoms + block_j, kind="stable")
     order = order[block_i[order] != block_j[order]]
-    n_found = np.bincount(block_i[order], minlength=n_atoms)
-    if len(order) != len(found) or not np.array_equal(order, np.arange(len(order))):
-        dg_dr = dg_dr[order]
-        block_i, block_j = block_i[order], block_j[order]
-    expected = _count_distinct(idx_i, idx_j, n_atoms)
-    if not np.array_equal(n_found, expected):
+    block_i, block_j = block_i[order], block_j[order]
+    n_blocks = np.bincount(block_i, minlength=n_atoms)
+    if not np.array_equal(n_blocks, _count_distinct(idx_i, idx_j, n_atoms)):
         raise RuntimeError("the backend's blocks are not those of the neighbour list")
-    local = block_j - first_atom[np.searchsorted(first_atom, block_i, side="right") - 1]
+    which = columns.list_of[numbers[block_i], numbers[block_j]]
+    packed = np.empty((len(order), 3, columns.lists.shape[1]), dtype)
+    if not _pack(np.ascontiguousarray(dg_dr), order, which, columns.lists, columns.kept, packed):
+        raise RuntimeError("a descriptor depends on an element that its layout denies")
     return AtomsJacobian(
-        values=values[atoms],
-        dg_dstrain=strain[atoms],
-        n_blocks=n_found[atoms].astype(np.int32),
-        block_atom=local.astype(np.int32),
-        block_pair=np.stack([numbers[block_i], numbers[block_j]], axis=1),
-        dg_dr=dg_dr,
+        values=values[atoms].astype(dtype, copy=False),
+        dg_dstrain=strain[atoms].astype(dtype, copy=False),
+        n_blocks=n_blocks[atoms].astype(np.int32),
+        block_atom=np.concatenate(used)[block_j].astype(np.int32),
+        block_columns=which,
+        dg_dr=packed,
     )
 
 
-def _pairs_of(structure, cutoff: float, begin: int, end: int):
-    """idx_i, idx_j, r_ij, offsets of the atoms begin..end, ascending in idx_i."""
-    pairs = neighbor_pairs(structure.positions, structure.cell, structure.pbc, cutoff)
-    if begin == 0 and end == len(structure.numbers):
-        return pairs
-    low, high = np.searchsorted(pairs[0], [begin, end])
-    return tuple(x[low:high] for x in pairs)
+@njit(cache=True, nogil=True)
+def _pack(dg_dr, order, which, lists, kept, packed):
+    """Copy the kept columns of the blocks `order`; whether all others are zero."""
+    for p in range(len(order)):
+        b, k = order[p], which[p]
+        for x in range(3):
+            for column in range(dg_dr.shape[2]):
+                if not kept[k, column] and dg_dr[b, x, column] != 0.0:
+                    return False
+            for n in range(lists.shape[1]):
+                packed[p, x, n] = dg_dr[b, x, lists[k, n]]
+    return True
 
 
 def _by_columns(backend, r_ij, idx_i, idx_j, numbers):

@@ -46,7 +46,7 @@ class Neighbors(NamedTuple):
     """Neighbours of one atom within one cutoff, sorted by channel.
 
     Attributes:
-        pair: (m,) index into the pair list.
+        position: (m,) place in the sorted order of the pairs; number: (m,) atomic number.
         bounds: (n_channels + 1,) where each channel begins; the last entry is the end.
         x, y, z: (m,) unit vectors; r, r2, inverse: (m,) r, r^2, 1/r in Ang.
         cut, slope: (n_fn, m) cutoff functions and d log f_c/d(r^2).
@@ -54,7 +54,7 @@ class Neighbors(NamedTuple):
         weighted_cut: (m,) f_c z, for the weighted group at hand.
     """
 
-    pair: np.ndarray
+    position: np.ndarray
     number: np.ndarray
     bounds: np.ndarray
     x: np.ndarray
@@ -144,22 +144,27 @@ def new_pairs(sizes, most):
     return pairs
 
 
-@njit(nogil=True)
+@njit(nogil=True, cache=True)
 def sort_pairs(idx_i, idx_j, numbers, channel, n_channels):
     """Order of the pairs by central atom, then by channel of the neighbour; stable.
 
     Returns:
-        (first (N + 1,), order (P,)): pairs of atom i are order[first[i]:first[i + 1]].
+        (first (N + 1,), order (P,)): pairs of atom i are order[first[i]:first[i + 1]]; first[0] is
+        -1 if an index is not that of an atom.
     """
     n_atoms, n_pairs = len(numbers), len(idx_i)
     first = np.zeros(n_atoms + 1, np.int64)
+    order = np.arange(n_pairs)
     is_sorted = True
     for p in range(n_pairs):
-        first[idx_i[p] + 1] += 1
-        is_sorted &= p == 0 or idx_i[p - 1] <= idx_i[p]
+        i, j = idx_i[p], idx_j[p]
+        if i < 0 or j < 0 or i >= n_atoms or j >= n_atoms:
+            first[0] = -1
+            return first, order
+        first[i + 1] += 1
+        is_sorted &= p == 0 or idx_i[p - 1] <= i
     for i in range(n_atoms):
         first[i + 1] += first[i]
-    order = np.arange(n_pairs)
     if n_channels > 1:
         start = np.zeros(n_channels + 1, np.int64)
         for p in range(n_pairs):
@@ -227,7 +232,7 @@ def load_shell(plan, shell, r_ij, idx_j, numbers, order, begin, end, out):
         while c < channel:
             c += 1
             out.bounds[c] = m
-        out.pair[m] = p
+        out.position[m] = k
         out.number[m] = number
         out.x[m], out.y[m], out.z[m] = x, y, z
         out.r2[m] = TINY if r2 < TINY else r2
@@ -245,6 +250,7 @@ def load_shell(plan, shell, r_ij, idx_j, numbers, order, begin, end, out):
     for k in range(first_fn, plan.shells[shell + 1].first_fn):
         row = k - first_fn
         cutoff_factors(plan.fn_codes[k], out.r2, cutoff, out.cut[row], out.slope[row], FIRST + n)
+        out.cut[row, 0] = 0.0  # the dummy neighbour
     first_factor = plan.shells[shell].first_factor
     for k in range(first_factor, plan.shells[shell + 1].first_factor):
         factor = plan.factors[k]

@@ -296,6 +296,6 @@ def vjp(plan, first, order, r_ij, idx_j, numbers, most, start, stop, grad_g, gra
                 _angular(plan, shell, k, neighbors, pairs, sums, vectors, grad_g[i], out)
             for p in range(FIRST, end):
                 a = out[4 * p + 3] + radial[p]
-                pair = neighbors.pair[p]
+                pair = order[neighbors.position[p]]
                 for c in range(3):
                     grad_r[pair, c] += a * vectors[4 * p + c] + out[4 * p + c]

@@ -86,8 +86,8 @@ class Build:
             log.info("descriptor store: %d of %d atoms were done already", n_done, n_atoms)
         journal = self.folder / f"journal-{self.rank}.jsonl"
         work = (
-            lambda rows=rows, parts=parts: self.worker.compute(rows, parts, block_first, paths)
-            for rows, parts in self.worker.parts(todo)
+            lambda rows=rows, pieces=pieces: self.worker.compute(rows, pieces, block_first, paths)
+            for rows, pieces in self.worker.pieces(todo)
         )
         with self._bar("descriptor store", n_atoms, n_done) as bar:
             for shard in in_parallel(work, self.n_jobs):
@@ -108,8 +108,8 @@ class Build:
         known = np.load(path)
         todo = [(a, b) for a, b in mine if (known[a:b] < 0).any()]
         work = (
-            lambda rows=rows, parts=parts: self.worker.count(rows, parts, path)
-            for rows, parts in self.worker.parts(todo)
+            lambda rows=rows, pieces=pieces: self.worker.count(rows, pieces, path)
+            for rows, pieces in self.worker.pieces(todo)
         )
         with self._bar("counting neighbours", sum(b - a for a, b in todo), 0, delay=3.0) as bar:
             for a, b in in_parallel(work, self.n_jobs):
@@ -119,7 +119,7 @@ class Build:
 
     def _create(self, block_first: np.ndarray) -> dict[str, Path]:
         """Files of the arrays, created by rank 0."""
-        n_columns, width = self.worker.layout.n_columns, self.worker.columns.shape[1]
+        n_columns, width = self.worker.layout.n_columns, self.worker.columns.lists.shape[1]
         shapes = array_shapes(
             len(block_first) - 1, int(block_first[-1]), n_columns, width, self.worker.dtype
         )
@@ -172,7 +172,7 @@ class Build:
         for name, values in (
             ("block_first", block_first),
             ("structure_first", self.worker.structure_first),
-            ("columns", self.worker.columns),
+            ("columns", self.worker.columns.lists),
         ):
             write_atomically(self.folder / f"{name}.npy", lambda f, v=values: np.save(f, v))
         manifest = {

@@ -1,6 +1,7 @@
 """Parts of a descriptor store: which atoms they hold, how they are computed and written."""
 
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -10,10 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from schnetpack_softadapt.descriptors.jacobian import (
-    block_columns,
+    Columns,
+    Part,
     count_blocks,
     jacobian_of_atoms,
 )
+from schnetpack_softadapt.descriptors.neighbors import neighbor_pairs
 from schnetpack_softadapt.descriptors.store_files import Shard, StoreError, write_rows
 
 __all__ = ["ShardWorker", "array_shapes", "in_parallel"]
@@ -44,7 +47,7 @@ class ShardWorker:
         layout: of the descriptors.
         dtype: of the values on disk.
         backend: see `jacobian.jacobian_of_atoms`.
-        columns: (n, W) lists of columns, see `jacobian.block_columns`.
+        columns: those that blocks keep.
         shards: ranges of rows.
     """
 
@@ -53,39 +56,54 @@ class ShardWorker:
     layout: object
     dtype: str
     backend: object
-    columns: np.ndarray = field(init=False)
+    columns: Columns = field(init=False)
     shards: list[tuple[int, int]] = field(init=False)
 
     def __post_init__(self):
-        self.columns, list_of = block_columns(self.layout)
-        self._list_of = np.zeros((119, 119), np.int16)
-        for pair, index in list_of.items():
-            self._list_of[pair] = index
+        self.columns = Columns(self.layout)
         rows = max(_LEAST_ROWS, _SHARD_NUMBERS // self.layout.n_columns)
         self.shards = _plan(self.structure_first, rows)
+        self._lock = threading.Lock()
+        self._pairs: tuple[int, tuple] | None = None
 
-    def parts(self, shards: Iterable[tuple[int, int]]) -> Iterator[tuple]:
-        """Yield each shard with its parts (index, structure, first atom, last + 1 atom)."""
+    def pieces(self, shards: Iterable[tuple[int, int]]) -> Iterator[tuple]:
+        """Yield each shard with its pieces: (index, structure, first atom, last + 1 atom)."""
         for a, b in shards:
             index = int(np.searchsorted(self.structure_first, a, side="right")) - 1
-            parts = []
+            pieces = []
             while index < len(self.structure_first) - 1 and self.structure_first[index] < b:
                 low, high = (int(x) for x in self.structure_first[index : index + 2])
                 if high > low:
-                    part = max(a, low) - low, min(b, high) - low
-                    parts.append((index, self.structures[index], *part))
+                    piece = max(a, low) - low, min(b, high) - low
+                    pieces.append((index, self.structures[index], *piece))
                 index += 1
-            yield (a, b), parts
+            yield (a, b), pieces
 
-    def count(self, rows: tuple[int, int], parts: list, path: Path) -> tuple[int, int]:
+    def _part(self, index: int, structure, begin: int, end: int) -> Part:
+        """The atoms begin..end of a structure with their neighbours."""
+        numbers = np.asarray(structure.numbers)
+        arguments = structure.positions, structure.cell, structure.pbc, self.layout.cutoff
+        try:
+            if end - begin == len(numbers):
+                return Part(numbers, begin, end, neighbor_pairs(*arguments)[:3])
+            with self._lock:  # the pieces of a large structure share its neighbour list
+                if self._pairs is None or self._pairs[0] != index:
+                    self._pairs = None
+                    self._pairs = index, neighbor_pairs(*arguments)[:3]
+                pairs = self._pairs[1]
+        except ValueError as error:
+            raise ValueError(f"structure {index}: {error}") from error
+        low, high = np.searchsorted(pairs[0], [begin, end])
+        return Part(numbers, begin, end, tuple(x[low:high] for x in pairs))
+
+    def count(self, rows: tuple[int, int], pieces: list, path: Path) -> tuple[int, int]:
         """Write the numbers of blocks of a shard's atoms."""
-        cutoff = self.layout.cutoff
-        counts = [_named(index, count_blocks, s, cutoff, a, b) for index, s, a, b in parts]
+        counts = [count_blocks(self._part(*piece)) for piece in pieces]
         write_rows(path, rows[0], np.concatenate(counts))
         return rows
 
     def compute(
-        self, rows: tuple[int, int], parts: list, block_first: np.ndarray, paths: dict[str, Path]
+        self, rows: tuple[int, int], pieces: list, block_first: np.ndarray, paths: dict[str, Path]
     ) -> Shard:
         """Compute a shard and write it to its place.
 
@@ -93,49 +111,28 @@ class ShardWorker:
             ValueError: descriptors that are not finite.
             StoreError: the neighbours are not those that were counted.
         """
-        jacobian = _named(
-            parts[0][0],
-            jacobian_of_atoms,
-            [part[1:] for part in parts],
-            self.layout.cutoff,
-            self.backend,
-        )
+        parts = [self._part(*piece) for piece in pieces]
+        jacobian = jacobian_of_atoms(parts, self.columns, self.backend, self.dtype)
         if not np.array_equal(jacobian.n_blocks, np.diff(block_first[rows[0] : rows[1] + 1])):
             folder = paths["G"].parent
             shutil.rmtree(folder)
             raise StoreError(f"{folder} was damaged; it is deleted now, please start again")
-        which = self._list_of[jacobian.block_pair[:, 0], jacobian.block_pair[:, 1]]
         arrays = {
-            "G": jacobian.values.astype(self.dtype),
-            "dg_dstrain": jacobian.dg_dstrain.astype(self.dtype),
+            "G": jacobian.values,
+            "dg_dstrain": jacobian.dg_dstrain,
             "block_atom": jacobian.block_atom,
-            "block_columns": which,
-            "dg_dr": self._packed(jacobian.dg_dr, which),
+            "block_columns": jacobian.block_columns,
+            "dg_dr": jacobian.dg_dr,
         }
         if not all(np.isfinite(arrays[name]).all() for name in ("G", "dg_dstrain", "dg_dr")):
             raise ValueError(
-                f"descriptors in the structures {parts[0][0]} to {parts[-1][0]} are not finite: do"
+                f"descriptors of structures {pieces[0][0]} to {pieces[-1][0]} are not finite: do"
                 " two atoms of one of them lie in the same place?"
             )
         shard = Shard(rows, tuple(int(b) for b in block_first[list(rows)]), {})
         for name, path in paths.items():
             shard.crc[name] = write_rows(path, shard.range_of(name)[0], arrays[name])
         return shard
-
-    def _packed(self, dg_dr: np.ndarray, which: np.ndarray) -> np.ndarray:
-        """The columns of each block that its pair of elements can fill, (P, 3, W)."""
-        n_columns = dg_dr.shape[2]
-        if np.array_equal(self.columns, np.arange(n_columns)[None]):
-            return dg_dr.astype(self.dtype)
-        packed = np.empty((*dg_dr.shape[:2], self.columns.shape[1]), self.dtype)
-        for k, columns in enumerate(self.columns):
-            chosen = which == k
-            part = dg_dr[chosen]
-            packed[chosen] = part[:, :, columns]
-            part[:, :, columns] = 0.0
-            if part.any():
-                raise RuntimeError("a descriptor depends on an element that its layout denies")
-        return packed
 
 
 def _plan(structure_first: np.ndarray, rows: int) -> list[tuple[int, int]]:
@@ -151,14 +148,6 @@ def _plan(structure_first: np.ndarray, rows: int) -> list[tuple[int, int]]:
     if structure_first[-1] > begin:
         shards.append((begin, int(structure_first[-1])))
     return shards
-
-
-def _named(index: int, function: Callable, *args):
-    """Call a function; errors say at which structure they happened."""
-    try:
-        return function(*args)
-    except ValueError as error:
-        raise ValueError(f"structure {index} or one soon after it: {error}") from error
 
 
 def in_parallel(work: Iterable[Callable], n_jobs: int) -> Iterator:

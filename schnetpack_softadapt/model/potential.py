@@ -1,13 +1,17 @@
 """The model that `spktrain` builds: SchNetPack's potential, completed from the training data."""
 
 import logging
+from collections.abc import Mapping
 
 from ase.data import chemical_symbols
 from schnetpack.model import NeuralNetworkPotential
+from torch import Tensor
 
 from ..data.statistics import training_targets
 from .acsf import ACSF
 from .atomwise import ElementalAtomwise
+from .jacobian import potential_jacobian
+from .response import ForcesAndStress
 
 __all__ = ["ACSFPotential"]
 
@@ -40,6 +44,16 @@ class ACSFPotential(NeuralNetworkPotential):
             if isinstance(module, ElementalAtomwise) and not module.is_built:
                 module.build(layout.elements, layout.n_functions)
 
+    def _follow_labels(self, datamodule) -> None:
+        """Forces and stress that are "auto" are computed if the training data have them."""
+        targets = training_targets(datamodule)
+        for module in self.output_modules:
+            if isinstance(module, ForcesAndStress):
+                has_stress = targets.stress is not None and bool(targets.stress_mask.any())
+                module.follow(targets.forces is not None, has_stress)
+        self.collect_derivatives()
+        self.collect_outputs()
+
     def initialize_transforms(self, datamodule) -> None:
         """Complete the model from the training set of a data module.
 
@@ -48,6 +62,7 @@ class ACSFPotential(NeuralNetworkPotential):
         """
         if isinstance(self.representation, ACSF) and self.representation.layout is None:
             self.representation.build(training_targets(datamodule).elements)
+        self._follow_labels(datamodule)
         # the networks must exist before the transforms, which fit their scale and shifts
         self._build_networks()
         super().initialize_transforms(datamodule)
@@ -63,3 +78,12 @@ class ACSFPotential(NeuralNetworkPotential):
                 layout=layout.to_dict(),
             )
             log.info("symmetry functions:\n%s", layout)
+
+    def parameter_jacobian(
+        self, batch: Mapping[str, Tensor], atoms: Tensor
+    ) -> dict[str, Tensor] | None:
+        """Derivatives of the outputs by the trainable parameters; see `potential_jacobian`.
+
+        Second-order optimizers ask for it; None sends them to automatic differentiation.
+        """
+        return potential_jacobian(self, batch, atoms)

@@ -22,8 +22,8 @@ class ForcesAndStress(atomistic.Forces):
     `schnetpack.atomistic.Strain` must stand before `PairwiseDistances` among the input modules.
 
     Args:
-        calc_forces: compute forces.
-        calc_stress: compute stress.
+        calc_forces: compute forces; "auto" does so unless the training data have none.
+        calc_stress: compute stress; "auto" likewise.
         energy_key: key of the energy.
         force_key: key of the forces.
         stress_key: key of the stress.
@@ -31,13 +31,29 @@ class ForcesAndStress(atomistic.Forces):
 
     def __init__(
         self,
-        calc_forces: bool = True,
-        calc_stress: bool = False,
+        calc_forces: bool | str = True,
+        calc_stress: bool | str = False,
         energy_key: str = properties.energy,
         force_key: str = properties.forces,
         stress_key: str = properties.stress,
     ):
-        super().__init__(calc_forces, calc_stress, energy_key, force_key, stress_key)
+        for flag in (calc_forces, calc_stress):
+            if flag not in (True, False, "auto"):
+                raise ValueError(f"calc_forces and calc_stress are true, false or auto, not {flag}")
+        self.follows_data = (calc_forces == "auto", calc_stress == "auto")
+        super().__init__(bool(calc_forces), bool(calc_stress), energy_key, force_key, stress_key)
+
+    def follow(self, has_forces: bool, has_stress: bool) -> None:
+        """Switch off what is "auto" and has no labels in the training data."""
+        self.calc_forces &= has_forces or not self.follows_data[0]
+        self.calc_stress &= has_stress or not self.follows_data[1]
+        self.model_outputs, self.required_derivatives = [], []
+        if self.calc_forces:
+            self.model_outputs.append(self.force_key)
+            self.required_derivatives.append(properties.R)
+        if self.calc_stress:
+            self.model_outputs.append(self.stress_key)
+            self.required_derivatives.append(properties.strain)
 
     def forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Write forces (n_atoms, 3) and stress (n_structures, 3, 3).
@@ -53,6 +69,8 @@ class ForcesAndStress(atomistic.Forces):
                 " among the model's input_modules"
             )
         leaves = [inputs[name] for name in self.required_derivatives]
+        if not leaves:
+            return inputs
         if energy.requires_grad:
             grads = grad(energy.sum(), leaves, create_graph=self.training, allow_unused=True)
         else:  # no atom has a neighbour: the energy is constant

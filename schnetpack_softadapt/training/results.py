@@ -47,9 +47,10 @@ class ResultsWriter(Callback):
     def __init__(self, dirpath: str = ".", save_predictions: bool = True):
         self.dirpath = Path(dirpath).resolve()
         self.save_predictions = save_predictions
+        self._table = ""
 
     def on_test_end(self, trainer, pl_module) -> None:
-        """Evaluate, print the table and write the files."""
+        """Evaluate and write the files."""
         if trainer.is_global_zero:
             self._evaluate(trainer, pl_module)
         trainer.strategy.barrier("ResultsWriter")
@@ -72,7 +73,13 @@ class ResultsWriter(Callback):
         metrics["wall_s"] = round(task.wall_s, 3)
         text = json.dumps(metrics, indent=2) + "\n"
         _replace(self.dirpath / "metrics.json", text.encode())
-        print(format_table(metrics), flush=True)
+        self._table = format_table(metrics)
+
+    def teardown(self, trainer, pl_module, stage: str) -> None:
+        """Print the table, after what Lightning prints of the test."""
+        if self._table:
+            print(self._table, flush=True)
+            self._table = ""
 
 
 def predict(task, datamodule, subset: str) -> dict[str, np.ndarray]:

@@ -298,7 +298,13 @@ class SoftAdaptTask(ResumableTask):
             losses[c.component] = record[f"train_{c.component}_loss"]
         values = {**self.trainer.callback_metrics, **record, **self._validation}
         self.step_plateaus(values)
-        self.rule.update(self.current_epoch, losses, self._current_lr())
+        self.rule.update(self.current_epoch, losses, self._current_lr())  # refuses nan and inf
+        for name, value in self._validation.items():
+            if not np.isfinite(value):
+                raise ValueError(
+                    f"{name} of epoch {self.current_epoch} is {value}: the model has diverged, or"
+                    " the data hold broken structures"
+                )
         now = time.monotonic()
         self.wall_s += now - self._clock
         self._clock = now
@@ -321,13 +327,6 @@ class SoftAdaptTask(ResumableTask):
             parts = [self.rule.weights[c.component] * loss for c, loss in record.losses]
         else:
             parts = [loss for _, loss in record.standardized]
-            for c, loss in record.losses:
-                if not np.isfinite(loss):
-                    raise ValueError(
-                        f"the {c.component} loss of the {subset} set in epoch"
-                        f" {self.current_epoch} is {loss}; the model has diverged or the data are"
-                        " broken"
-                    )
         return {f"{subset}_loss": sum(parts), **record.values}
 
     def _log(self, record: dict[str, float]) -> None:

@@ -138,12 +138,12 @@ def steps_per_second(atoms: Atoms, calculator, n_steps: int) -> float:
 
 
 def seconds(function: Callable, n: int) -> float:
-    """Median time of a call."""
+    """Median CPU time of a call (of all threads): it does not depend on other programs as much."""
     times = []
     for _ in range(n):
-        start = time.perf_counter()
+        start = time.process_time()
         function()
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     return float(np.median(times))
 
 

@@ -30,6 +30,9 @@ from schnetpack_softadapt.data.datamodule import SoftAdaptDataModule
 from schnetpack_softadapt.data.loading import EpochSampler
 from schnetpack_softadapt.data.split_file import Split, load_split, save_split
 from schnetpack_softadapt.data.statistics import training_targets
+from schnetpack_softadapt.descriptors import store as store_module
+from schnetpack_softadapt.descriptors.autograd import choose_backend
+from schnetpack_softadapt.descriptors.layout import Layout, SymmetryFunction
 
 
 @pytest.fixture(autouse=True)
@@ -444,19 +447,15 @@ class Store:
         n_atoms = np.array([s.n_atoms for s in structures])
         self.structure_first = np.concatenate([[0], n_atoms.cumsum()])
         rows = self.structure_first[-1]
-        n_blocks = np.repeat(n_atoms, n_atoms)  # every atom sees all atoms of its structure
-        self.block_first = np.concatenate([[0], n_blocks.cumsum()])
-        self.block_atom = np.concatenate(
-            [np.tile(np.arange(n), n) for n in n_atoms], dtype=np.int32
-        )
         self.G = np.arange(rows * 2, dtype=np.float32).reshape(rows, 2)
-        self.dg_dstrain = np.arange(rows * 12, dtype=np.float32).reshape(rows, 6, 2)
-        blocks = len(self.block_atom)
-        self.dg_dr = np.arange(blocks * 6, dtype=np.float32).reshape(blocks, 3, 2)
-        self.block_columns = np.zeros(blocks, np.int16)
-        self.columns = np.arange(2, dtype=np.int32)[None]
-        for array in vars(self).values():
-            array.setflags(write=False)  # as a map of a file
+        self.G.setflags(write=False)  # as a map of a file
+        self.dg_dstrain = torch.arange(rows * 12.0).reshape(rows, 6, 2)
+
+    def tensors(self):
+        return {keys.store_dg_dstrain: self.dg_dstrain}
+
+    def gather(self, rows):
+        return {keys.store_dg_dstrain: self.dg_dstrain[torch.from_numpy(rows)]}
 
 
 LAYOUT = SimpleNamespace(fingerprint="abc")
@@ -475,7 +474,7 @@ def test_batches_carry_the_store_and_no_neighbours(fake_store, tmp_path):
     datamodule = made()
     assert datamodule.attach_descriptors(LAYOUT)
     assert datamodule.attach_descriptors(LAYOUT)  # once is enough
-    assert Store.opened == [(tmp_path / "my.db.descriptors" / "abc-float32", "float32", 20)]
+    assert Store.opened == [(tmp_path / "my.db.descriptors", "float32", 20)]
     store = Store(datamodule.dataset.structures())
     dataset = datamodule.train_dataset
     index = datamodule.train_idx[2]
@@ -490,30 +489,19 @@ def test_batches_carry_the_store_and_no_neighbours(fake_store, tmp_path):
     assert batch[properties.offsets].dtype == batch[properties.R].dtype
     # the whole arrays, not copied
     again = dataset.batch([1])
-    for key in (keys.store_dg_dr, keys.store_dg_dstrain, keys.store_block_first):
-        assert batch[key].data_ptr() == again[key].data_ptr()
-    assert batch[keys.store_dg_dr].shape == store.dg_dr.shape
+    assert len(batch[keys.store_dg_dstrain]) == len(store.G)
+    assert batch[keys.store_dg_dstrain].data_ptr() == again[keys.store_dg_dstrain].data_ptr()
 
 
-def test_gathered_batches_say_the_same_about_each_atom(fake_store):
-    """What leaves the process (GPU, workers) carries its own part of the store."""
+def test_gathered_batches_carry_their_own_part_of_the_store(fake_store):
+    """What leaves the process (GPU, workers)."""
     datamodule = made()
     datamodule.attach_descriptors(LAYOUT)
     whole, own = (datamodule.train_dataset.batch([3, 0, 2], gather=g) for g in (False, True))
     assert torch.equal(whole[keys.descriptors], own[keys.descriptors])
-    n_atoms = len(whole[keys.descriptors])
-    assert own[keys.store_dg_dstrain].shape[0] == n_atoms
+    rows = whole[keys.store_rows]
+    assert torch.equal(own[keys.store_dg_dstrain], whole[keys.store_dg_dstrain][rows])
     assert keys.store_rows not in own
-    for atom in range(n_atoms):
-        a, b = whole[keys.store_rows][atom], atom
-        assert torch.equal(whole[keys.store_dg_dstrain][a], own[keys.store_dg_dstrain][b])
-        blocks = [
-            slice(*batch[keys.store_block_first][row : row + 2].tolist())
-            for batch, row in ((whole, a), (own, b))
-        ]
-        for key in (keys.store_dg_dr, keys.store_block_atom):
-            assert torch.equal(whole[key][blocks[0]], own[key][blocks[1]])
-    assert own[keys.store_dg_dr].shape[0] == own[keys.store_block_first][-1]
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -562,6 +550,26 @@ def test_transforms_that_change_the_structure_rule_out_a_store(fake_store, caplo
         made(transforms=transforms, store=True).attach_descriptors(LAYOUT)
     rigid = [SubtractCenterOfGeometry(), WrapPositions(), CastTo32()]
     assert made(transforms=rigid).attach_descriptors(LAYOUT)
+
+
+def test_the_real_store_holds_each_structures_own_descriptors(monkeypatch):
+    """Whatever subset and order they are read in."""
+    functions = [SymmetryFunction("G2", (z,), 4.0, 0.5) for z in (29, 79)]
+    layout = Layout({29: functions, 79: functions[:1]})
+    backend = choose_backend(layout, "reference", torch.device("cpu"))
+    # not the kernels, which take long to compile and have tests of their own
+    monkeypatch.setattr(store_module, "_default_backend", lambda layout: backend)
+    datamodule = made(store_dtype="float64")
+    direct = made(store=False, transforms=[MatScipyNeighborList(cutoff=4.0)], split_file=None)
+    assert datamodule.attach_descriptors(layout)
+    batch = datamodule.train_dataset.batch([4, 1, 6])
+    pairs = direct.train_dataset.batch([4, 1, 6])
+    assert torch.equal(batch[properties.idx], pairs[properties.idx])
+    idx_i, idx_j = pairs[properties.idx_i], pairs[properties.idx_j]
+    r_ij = pairs[properties.R][idx_j] - pairs[properties.R][idx_i] + pairs[properties.offsets]
+    values = backend.values(r_ij, idx_i, idx_j, pairs[properties.Z])
+    # float64 on both sides; sums over neighbours in another order
+    assert torch.allclose(batch[keys.descriptors], values, rtol=1e-12, atol=1e-14)
 
 
 def test_a_store_that_cannot_be_written_is_done_without(fake_store, monkeypatch, caplog):

@@ -258,6 +258,25 @@ def test_normalisation_and_units(tmp_path):
     )
 
 
+@pytest.mark.parametrize("scaling", ["scale", "scale_center", "sigma"])
+def test_limits_of_the_scaling(tmp_path, scaling):
+    """n2p2: Smin + (Smax - Smin) (G - Gmin) / (Gmax - Gmin), and so on."""
+    write_potential(make_model(scaling=scaling), tmp_path)
+    text = (tmp_path / "input.nn").read_text()
+    text = text.replace("scale_min_short 0.0", "scale_min_short -1.0")
+    (tmp_path / "input.nn").write_text(text.replace("max_short 1.0", "max_short 2.0"))
+    low, high, mean, sigma = read_files(tmp_path).elements[42].statistics.T
+    values = np.random.default_rng(0).uniform(0, 2, (3, 7))
+    expected = {
+        "scale": -1 + 3 * (values - low) / (high - low),
+        "scale_center": -1 + 3 * (values - mean) / (high - low),
+        "sigma": -1 + 3 * (values - mean) / sigma,
+    }[scaling]
+    module = read_potential(tmp_path).representation.scaling
+    got = module(torch.from_numpy(values), torch.full((3,), 42))
+    np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
+
+
 def test_unstated_units_warn(tmp_path):
     folder = edited(tmp_path, lambda text: text.replace("unit ", "whatever "))
     with pytest.warns(UserWarning, match="units of the files are not stated.*Bohr and Ha"):

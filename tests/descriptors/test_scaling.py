@@ -70,7 +70,7 @@ def test_does_nothing_before_it_is_fitted(training):
 def test_batches_give_the_statistics_of_the_whole(training):
     g, numbers = training
     g = 1e3 * g + 1e7  # a large mean, where the sum of squares would lose most digits
-    whole, parts = Scaling({H: 3, O: 2}, "sigma"), Scaling({H: 3, O: 2}, "sigma")
+    whole, parts = Scaling({H: 3, O: 2}, "center"), Scaling({H: 3, O: 2}, "center")
     whole.fit(g, numbers)
     parts.fit_batches(
         (torch.tensor(g[s : s + 7]), torch.tensor(numbers[s : s + 7])) for s in range(0, 50, 7)

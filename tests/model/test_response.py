@@ -168,3 +168,19 @@ def test_no_neighbours_gives_zero():
     out = run(make_batch([lone]), ForcesAndStress(True, True))
     assert out["forces"].abs().max() == 0
     assert out["stress"].abs().max() == 0
+
+
+def test_auto_follows_the_labels():
+    module = ForcesAndStress("auto", "auto")
+    module.follow(has_forces=True, has_stress=False)
+    assert module.model_outputs == ["forces"]
+    assert module.required_derivatives == [properties.R]
+    module = ForcesAndStress("auto", True)
+    module.follow(has_forces=False, has_stress=False)
+    assert module.model_outputs == ["stress"]
+    energy_only = ForcesAndStress("auto", "auto")
+    energy_only.follow(has_forces=False, has_stress=False)
+    out = run(make_batch([cell_and_positions()]), energy_only)
+    assert "forces" not in out
+    with pytest.raises(ValueError, match="true, false or auto"):
+        ForcesAndStress("yes")

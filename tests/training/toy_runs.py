@@ -4,6 +4,7 @@ As a script: `python toy_runs.py FOLDER KEY=VALUE...` trains in FOLDER, to be ki
 ranks.
 """
 
+import csv
 import os
 import sys
 import warnings
@@ -18,9 +19,9 @@ from schnetpack import atomistic, properties
 from schnetpack.data import ASEAtomsData, AtomsDataModule
 from schnetpack.model import NeuralNetworkPotential
 from schnetpack.train import ReduceLROnPlateau
-from schnetpack.transform import ASENeighborList, CastTo32
-from torch.utils.data import SequentialSampler
+from schnetpack.transform import CastTo32, MatScipyNeighborList
 
+from schnetpack_softadapt.data.datamodule import SoftAdaptDataModule
 from schnetpack_softadapt.training.callbacks import HistoryWriter
 from schnetpack_softadapt.training.checkpoints import AveragedWeights, RunCheckpoint
 from schnetpack_softadapt.training.losses import EnergyLoss, ForcesLoss, StressLoss
@@ -113,27 +114,21 @@ def toy_model(stress=True, forces=True, seed=0):
     )
 
 
-def toy_data(path, n_train=10, n_val=4, n_test=2, batch_size=4, shuffle=True, **kwargs):
-    """SchNetPack's own data module on a database."""
-    if not shuffle:
-        kwargs |= {"train_sampler_cls": InOrder, "train_sampler_args": {}}
-    return AtomsDataModule(
+def toy_data(path, n_train=10, n_val=4, n_test=2, batch_size=4, stock=False, **kwargs):
+    """Our data module on a database, or SchNetPack's own."""
+    cls = AtomsDataModule if stock else SoftAdaptDataModule
+    if not stock:
+        kwargs |= {"splitting": "random", "store": False}
+    return cls(
         str(path),
         batch_size=batch_size,
         num_train=n_train,
         num_val=n_val,
         num_test=n_test,
         num_workers=0,
-        transforms=[ASENeighborList(cutoff=CUTOFF), CastTo32()],
+        transforms=[MatScipyNeighborList(cutoff=CUTOFF), CastTo32()],
         **kwargs,
     )
-
-
-class InOrder(SequentialSampler):
-    """Sequential, with the arguments that SchNetPack gives a sampler."""
-
-    def __init__(self, data_source, num_samples):
-        super().__init__(data_source)
 
 
 def components(stress=True, forces=True, **kwargs):
@@ -184,20 +179,32 @@ def toy_trainer(folder, epochs, callbacks=None, **kwargs):
     )
 
 
-def run(folder, database, epochs, seed=1, resume=True, data=None, task=None, **trainer_args):
+def plateau_task(**kwargs):
+    """A task whose learning rate follows val_loss."""
+    return toy_task(
+        scheduler_cls=ReduceLROnPlateau,
+        scheduler_args={"mode": "min", "factor": 0.5, "patience": 0, "threshold": 0.2},
+        scheduler_monitor="val_loss",
+        **kwargs,
+    )
+
+
+def run(folder, database, epochs, seed=1, data=None, task=None, **trainer_args):
     """Train as `spktrain` does, from `checkpoints/last.ckpt` if there is one."""
     folder = Path(folder)
     pl.seed_everything(seed, verbose=False)
     datamodule = toy_data(database, split_file=str(folder / "split.npz"), **(data or {}))
-    plateau = {"mode": "min", "factor": 0.5, "patience": 0, "threshold": 0.2}
-    task = task or toy_task(
-        scheduler_cls=ReduceLROnPlateau, scheduler_args=plateau, scheduler_monitor="val_loss"
-    )
+    task = task or plateau_task()
     trainer = toy_trainer(folder, epochs, **trainer_args)
     last = folder / "checkpoints" / "last.ckpt"
-    ckpt = str(last) if resume and last.exists() else None
-    trainer.fit(task, datamodule=datamodule, ckpt_path=ckpt)
+    trainer.fit(task, datamodule=datamodule, ckpt_path=str(last) if last.exists() else None)
     return trainer, task, datamodule
+
+
+def history(folder):
+    """history.csv as a list of rows of floats."""
+    with open(Path(folder) / "history.csv", newline="") as file:
+        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
 
 
 def main():
@@ -206,15 +213,16 @@ def main():
     torch.set_num_threads(1)
     os.chdir(folder)
     ranks = int(options.get("ranks", 1))
-    batch = 4 // ranks
     trainer_args = {"strategy": "ddp", "devices": ranks} if ranks > 1 else {}
-    loss = options.get("loss", "mse")
-    task = toy_task(outputs=components(loss=loss), lr=1e-3) if "loss" in options else None
+    task = None
+    if "losses" in options:
+        kinds = zip((EnergyLoss, ForcesLoss, StressLoss), options["losses"].split(","), strict=True)
+        task = toy_task(outputs=[kind(loss=loss) for kind, loss in kinds], lr=1e-3)
     run(
         folder,
         options["database"],
         int(options["epochs"]),
-        data={"batch_size": batch, "n_train": 12, "shuffle": options.get("shuffle") != "no"},
+        data={"batch_size": 4 // ranks, "n_train": 12},
         task=task,
         **trainer_args,
     )

@@ -1,0 +1,152 @@
+"""Derivatives by the parameters against backward passes of the whole model, one for each row."""
+
+import numpy as np
+import pytest
+import torch
+from ase.build import bulk
+from ase.calculators.emt import EMT
+from schnetpack import properties
+from schnetpack.atomistic import PairwiseDistances, Strain
+
+from schnetpack_softadapt import properties as keys
+from schnetpack_softadapt.data.database import write_database
+from schnetpack_softadapt.data.datamodule import SoftAdaptDataModule
+from schnetpack_softadapt.data.neighborlist import NeighborList
+from schnetpack_softadapt.data.structures import Structure
+from schnetpack_softadapt.model import ACSF, ACSFPotential, ElementalAtomwise, ForcesAndStress
+
+CUTOFF = 4.5
+VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
+
+
+def alloy(seed):
+    rng = np.random.default_rng(seed)
+    atoms = bulk("Cu", cubic=True).repeat((1 + seed % 2, 1, 1))
+    atoms.numbers[rng.permutation(len(atoms))[: seed % 3]] = 79  # some have no gold
+    atoms.set_cell(atoms.cell.array @ (np.eye(3) + rng.normal(0, 0.03, (3, 3))), scale_atoms=True)
+    atoms.rattle(0.1, seed=seed)
+    atoms.calc = EMT()
+    stress = atoms.get_stress(voigt=False)
+    energy, forces = atoms.get_potential_energy(), atoms.get_forces()
+    return Structure(
+        atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc, energy, forces, stress
+    )
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory):
+    path = tmp_path_factory.mktemp("jacobian") / "alloy.db"
+    write_database(path, [alloy(k) for k in range(9)], provenance="EMT")
+    return path
+
+
+def potential_and_batch(database, stress=True, seed=0, **network):
+    torch.manual_seed(seed)
+    datamodule = SoftAdaptDataModule(
+        str(database),
+        batch_size=5,
+        num_train=5,
+        num_val=3,
+        num_test=1,
+        split_file=None,
+        transforms=[NeighborList(CUTOFF)],
+        num_workers=0,
+        store=True,
+        store_dtype="float64",
+    )
+    datamodule.setup()
+    model = ACSFPotential(
+        representation=ACSF(cutoff=CUTOFF, grid={"n_radial": 3, "n_angular_widths": 1}),
+        input_modules=[Strain(), PairwiseDistances()],
+        output_modules=[ElementalAtomwise(**network), ForcesAndStress(True, stress)],
+    )
+    model.initialize_transforms(datamodule)
+    model.double().train()
+    for bias in model.output_modules[0].biases:  # zero at the start
+        torch.nn.init.normal_(bias)
+    batch = next(iter(datamodule.train_dataloader()))
+    return model, {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
+
+
+def by_backward_passes(model, batch, atoms):
+    """One pass for each row, the parameters in the order of the model."""
+    pred = model(dict(batch))
+    parameters = [p for p in model.parameters() if p.requires_grad]
+
+    def row(value):
+        grads = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+        flat = [torch.zeros_like(p) if g is None else g for g, p in zip(grads, parameters)]
+        return torch.cat([g.reshape(-1) for g in flat])
+
+    n = len(batch[properties.n_atoms])
+    out = {
+        "energy": torch.stack([row(pred["energy"][k])[None] for k in range(n)]),
+        "forces": torch.stack(
+            [torch.stack([row(pred["forces"][j, c]) for c in range(3)]) for j in atoms.tolist()]
+        ),
+    }
+    if "stress" in pred:
+        out["stress"] = torch.stack(
+            [torch.stack([row(pred["stress"][k][v]) for v in VOIGT]) for k in range(n)]
+        )
+    return out
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        {"n_hidden": [4, 3], "activation": "tanh"},
+        {"n_hidden": [5], "activation": "gaussian"},
+        {"n_hidden": [3, 4, 2], "activation": "silu"},
+        {"n_hidden": [3, 3], "activation": "identity"},
+    ],
+    ids=lambda n: f"{n['activation']}{len(n['n_hidden'])}",
+)
+def test_equals_backward_passes(database, network):
+    model, batch = potential_and_batch(database, **network)
+    before = {key: value.clone() for key, value in batch.items()}
+    atoms = torch.tensor([7, 0, 3, len(batch[properties.Z]) - 1])  # in any order
+    expected = by_backward_passes(model, batch, atoms)
+    result = model.parameter_jacobian(batch, atoms)
+    assert set(result) == set(expected)
+    for key, value in expected.items():
+        # float64 sums of a few hundred terms in another order
+        torch.testing.assert_close(
+            result[key], value, rtol=0, atol=1e-11 * float(value.abs().max()), msg=key
+        )
+    assert all(torch.equal(before[key], value) for key, value in batch.items())
+
+
+def test_gathered_batch_and_small_chunks(database, monkeypatch):
+    model, batch = potential_and_batch(database, n_hidden=[4, 3])
+    atoms = torch.arange(len(batch[properties.Z]))
+    whole = model.parameter_jacobian(batch, atoms)
+    monkeypatch.setattr("schnetpack_softadapt.model.jacobian._CHUNK", 1)
+    for key, value in model.parameter_jacobian(batch, atoms).items():
+        torch.testing.assert_close(value, whole[key], rtol=1e-12, atol=1e-14)
+
+
+def test_without_stress(database):
+    model, batch = potential_and_batch(database, stress=False, n_hidden=[3])
+    assert set(model.parameter_jacobian(batch, torch.arange(2))) == {"energy", "forces"}
+
+
+def test_structure_without_volume_has_no_stress_rows(database):
+    model, batch = potential_and_batch(database, n_hidden=[3])
+    batch[properties.cell] = batch[properties.cell].reshape(-1, 3, 3).clone()
+    batch[properties.cell][1] = 0.0
+    stress = model.parameter_jacobian(batch, torch.arange(2))["stress"]
+    assert torch.isfinite(stress).all() and not stress[1].any() and stress[0].any()
+
+
+def test_is_declined_where_it_does_not_apply(database):
+    model, batch = potential_and_batch(database, n_hidden=[3])
+    atoms = torch.arange(2)
+    pairs = {k: v for k, v in batch.items() if k != keys.descriptors}
+    assert model.parameter_jacobian(pairs, atoms) is None
+    model.output_modules[0].biases[0].requires_grad_(False)
+    assert model.parameter_jacobian(batch, atoms) is None
+    model.output_modules[0].biases[0].requires_grad_(True)
+    assert model.parameter_jacobian(batch, atoms) is not None
+    model.extra = torch.nn.Linear(2, 2)
+    assert model.parameter_jacobian(batch, atoms) is None

@@ -1,0 +1,114 @@
+"""metrics.json, predictions and the table at the end of a run."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import toy_runs
+from ase import units
+
+from schnetpack_softadapt.training.results import format_table, predict, subset_metrics
+
+KEYS = {
+    f"{kind}_{metric}_{unit}"
+    for kind, unit in (("energy", "meV_per_atom"), ("forces", "meV_per_Ang"), ("stress", "MPa"))
+    for metric in ("rmse", "mae")
+}
+
+
+@pytest.mark.parametrize("stock", [True, False])
+def test_files_of_a_finished_run(database, tmp_path, stock, capsys):
+    trainer, task, datamodule = toy_runs.run(tmp_path, database, 3, data={"stock": stock})
+    trainer.test(task, datamodule=datamodule, ckpt_path="best", verbose=False)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert set(metrics) == {"train", "val", "test", "epochs", "wall_s"}
+    assert metrics["epochs"] == 3
+    assert metrics["wall_s"] > 0
+    assert all(set(metrics[subset]) == KEYS for subset in ("train", "val", "test"))
+    # the validation errors are those that were logged when the best epoch was found
+    rows = toy_runs.history(tmp_path)
+    best = min(rows, key=lambda row: row["val_loss"])
+    val = metrics["val"]
+    assert val["energy_rmse_meV_per_atom"] == pytest.approx(1e3 * best["val_energy_rmse"], rel=1e-4)
+    assert val["forces_mae_meV_per_Ang"] == pytest.approx(1e3 * best["val_forces_mae"], rel=1e-5)
+    assert val["stress_rmse_MPa"] == pytest.approx(
+        1e3 / units.GPa * best["val_stress_rmse"], rel=1e-5
+    )
+    out = capsys.readouterr().out
+    assert "meV/atom" in out
+    assert f"{val['forces_rmse_meV_per_Ang']:.4g}" in out
+    for subset, n in (("train", 10), ("val", 4), ("test", 2)):
+        with np.load(tmp_path / "predictions" / f"{subset}.npz") as arrays:
+            arrays = dict(arrays)
+        n_atoms = arrays["n_atoms"].sum()
+        assert arrays["energy"].shape == arrays["energy_ref"].shape == (n,)
+        assert arrays["forces"].shape == arrays["forces_ref"].shape == (n_atoms, 3)
+        assert arrays["stress"].shape == arrays["stress_ref"].shape == (n, 3, 3)
+        assert arrays["numbers"].shape == (n_atoms,)
+        assert arrays["stress_mask"].dtype == bool
+        assert list(arrays["index"]) == sorted(getattr(datamodule, f"{subset}_idx"))
+        found = subset_metrics(arrays)
+        assert found == pytest.approx(metrics[subset], rel=1e-12)
+        if not stock:
+            assert list(arrays["group_names"]) == ["small", "large"]
+            assert list(arrays["group"]) == [i % 2 for i in arrays["index"]]
+
+
+def test_references_are_those_of_the_database(database, tmp_path):
+    _, task, datamodule = toy_runs.run(tmp_path, database, 1)
+    arrays = predict(task, datamodule, "train")
+    structures = toy_runs.emt_structures(18)
+    first = 0
+    for k, index in enumerate(arrays["index"]):
+        atoms = structures[index]
+        part = slice(first, first + len(atoms))
+        first += len(atoms)
+        # forces and stress went through float32
+        assert arrays["energy_ref"][k] == pytest.approx(atoms.get_potential_energy(), rel=1e-12)
+        assert np.allclose(arrays["forces_ref"][part], atoms.get_forces(), atol=1e-5)
+        assert list(arrays["numbers"][part]) == list(atoms.numbers)
+        if arrays["stress_mask"][k]:
+            stress = atoms.get_stress(voigt=False)
+            assert np.allclose(arrays["stress_ref"][k], stress, atol=1e-6)
+        else:
+            assert index == 3
+
+
+def test_metrics_by_hand():
+    arrays = {
+        "n_atoms": np.array([1, 2]),
+        "energy": np.array([1.0, 2.0]),
+        "energy_ref": np.array([0.999, 2.004]),
+        "stress": np.zeros((2, 3, 3)),
+        "stress_ref": np.zeros((2, 3, 3)),
+        "stress_mask": np.array([True, False]),
+    }
+    arrays["stress"][0, 0, 1] = arrays["stress"][0, 1, 0] = 6e-3 * units.GPa
+    arrays["stress"][1] = 1e9
+    metrics = subset_metrics(arrays)
+    assert metrics["energy_rmse_meV_per_atom"] == pytest.approx((2.5) ** 0.5)
+    assert metrics["energy_mae_meV_per_atom"] == pytest.approx(1.5)
+    assert metrics["stress_mae_MPa"] == pytest.approx(1.0)  # one of six components, not two of nine
+    assert metrics["stress_rmse_MPa"] == pytest.approx(6 / 6**0.5)
+    assert "forces_rmse_meV_per_Ang" not in metrics
+
+
+def test_empty_subsets_are_said_to_be_empty(tmp_path, database, caplog):
+    data = {"n_train": 12, "n_val": 6, "n_test": 0}
+    trainer, task, datamodule = toy_runs.run(tmp_path, database, 1, data=data)
+    writer = trainer.callbacks[-1]
+    writer = next(c for c in trainer.callbacks if type(c).__name__ == "ResultsWriter")
+    writer._evaluate(trainer, task)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["test"] == {}
+    assert "no test structures" in caplog.text
+    assert "-" in format_table(metrics)
+
+
+def test_evaluation_leaves_the_mode_of_the_task(database, tmp_path):
+    _, task, datamodule = toy_runs.run(tmp_path, database, 1)
+    task.train()
+    predict(task, datamodule, "val")
+    assert task.training
+    assert torch.is_grad_enabled()

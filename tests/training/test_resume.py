@@ -1,0 +1,273 @@
+"""A killed run goes on as if nothing had happened; each workaround fails without its remedy."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import toy_runs
+from schnetpack.task import AtomisticTask
+from schnetpack.train import ExponentialMovingAverage
+from schnetpack.train import ModelCheckpoint as StockCheckpoint
+
+from schnetpack_softadapt.training.callbacks import HistoryWriter
+from schnetpack_softadapt.training.checkpoints import (
+    AveragedWeights,
+    EarlyStopping,
+    RunCheckpoint,
+)
+from schnetpack_softadapt.training.task import SoftAdaptTask
+from schnetpack_softadapt.training.weighting import Fixed, SoftAdapt
+
+#: logged values that a resumed run must repeat; the time is its own
+REPEATED = ("train_loss", "val_loss", "weight_energy", "rate_stress", "lr", "val_forces_rmse")
+
+
+def same_history(a, b, tolerance):
+    assert [row["epoch"] for row in a] == [row["epoch"] for row in b]
+    for x, y in zip(a, b, strict=True):
+        for key in REPEATED:
+            assert x[key] == pytest.approx(y[key], rel=tolerance), (x["epoch"], key)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(database, tmp_path_factory):
+    """Six epochs in one go; SchNetPack's data module takes its order from global random numbers."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        toy_runs.run(folder, database, 6, data={"stock": True})
+    return folder
+
+
+def test_resumed_run_repeats_the_uninterrupted_one(database, tmp_path, uninterrupted):
+    """Order of batches, raw and averaged weights, optimizer, plateau scheduler, SoftAdapt."""
+    # `spktrain` draws a new seed at every start if it is given none
+    for epochs, seed in ((2, 1), (3, 17), (6, 18)):
+        toy_runs.run(tmp_path, database, epochs, seed=seed, data={"stock": True})
+    whole = toy_runs.history(uninterrupted)
+    assert len({row["lr"] for row in whole}) > 1, "the scheduler must act in this test"
+    # the same operations in the same order on one machine: equal to the last bit
+    same_history(toy_runs.history(tmp_path), whole, tolerance=0.0)
+    last = [
+        torch.load(f / "checkpoints" / "last.ckpt", weights_only=True)
+        for f in (tmp_path, uninterrupted)
+    ]
+    for key, value in last[0]["state_dict"].items():
+        assert torch.equal(value, last[1]["state_dict"][key]), key
+    assert last[0]["softadapt_state"]["rule"] == last[1]["softadapt_state"]["rule"]
+
+
+class NoSeeding(SoftAdaptTask):
+    def on_train_epoch_start(self):
+        self._sums["train"].reset()
+        self._validation = {}
+        self._epoch_lr = self._current_lr()
+
+
+class LatePlateau(SoftAdaptTask):
+    """Steps plateau schedulers when Lightning does, after the checkpoint."""
+
+    def step_plateaus(self, values):
+        pass
+
+    def lr_scheduler_step(self, scheduler, metric):
+        AtomisticTask.lr_scheduler_step(self, scheduler, metric)
+
+
+@pytest.mark.parametrize("broken", [NoSeeding, LatePlateau])
+def test_without_the_remedy_it_does_not(database, tmp_path, uninterrupted, broken, monkeypatch):
+    monkeypatch.setattr(toy_runs, "SoftAdaptTask", broken)
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    toy_runs.run(whole, database, 5, data={"stock": True})
+    for epochs in (2, 5):
+        toy_runs.run(tmp_path, database, epochs, data={"stock": True})
+    with pytest.raises(AssertionError):
+        same_history(toy_runs.history(tmp_path), toy_runs.history(whole), tolerance=1e-9)
+
+
+def test_stock_averaging_loses_the_raw_weights(database, tmp_path):
+    """Upstream; if this ever passes with the stock callback, ours may go."""
+
+    def losses(callback, folder):
+        rows = []
+        for name, stops in (("whole", (4,)), ("parts", (2, 4))):
+            path = folder / name
+            path.mkdir(parents=True)
+            for epochs in stops:
+                toy_runs.run(path, database, epochs, callbacks=callbacks(path, callback()))
+            rows.append(toy_runs.history(path))
+        return rows
+
+    def callbacks(path, average):
+        return [
+            RunCheckpoint(str(path / "checkpoints"), model_path=None),
+            HistoryWriter(str(path / "history.csv")),
+            average,
+        ]
+
+    ours = losses(lambda: AveragedWeights(0.9), tmp_path / "ours")
+    same_history(*ours, tolerance=0.0)
+    stock = losses(lambda: ExponentialMovingAverage(0.9), tmp_path / "stock")
+    assert stock[0][3]["train_loss"] != pytest.approx(stock[1][3]["train_loss"], rel=1e-6)
+
+
+def test_checkpoint_holds_no_foreign_class(uninterrupted):
+    """torch >= 2.6 refuses pickled classes: every resume and trainer.test fails upstream."""
+    for name in ("last.ckpt", "best.ckpt"):
+        checkpoint = torch.load(uninterrupted / "checkpoints" / name, weights_only=True)
+        assert AtomisticTask.CHECKPOINT_HYPER_PARAMS_KEY not in checkpoint
+
+
+def test_without_packed_hyperparameters_loading_fails(database, tmp_path, monkeypatch):
+    monkeypatch.delattr("schnetpack_softadapt.training.resume.ResumableTask.on_save_checkpoint")
+    toy_runs.run(tmp_path, database, 1)
+    with pytest.raises(Exception, match="Weights only load failed"):
+        torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def test_task_is_rebuilt_from_a_checkpoint_alone(uninterrupted):
+    path = uninterrupted / "checkpoints" / "last.ckpt"
+    task = SoftAdaptTask.load_from_checkpoint(path)
+    state = torch.load(path, weights_only=True)["softadapt_state"]
+    assert task.rule.weights == state["rule"]["weights"]
+    assert (task.epochs_done, task.wall_s) == (6, state["wall_s"])
+    assert bool(task.standardization.fitted)
+    # averaged weights are what was validated and saved for inference
+    model = torch.load(uninterrupted / "best_model", weights_only=False)
+    best = SoftAdaptTask.load_from_checkpoint(uninterrupted / "checkpoints" / "best.ckpt")
+    for a, b in zip(model.parameters(), best.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert "Cu" in model.loss_standardization["force_spread"]
+
+
+def test_last_checkpoint_is_that_of_the_last_epoch(database, tmp_path):
+    """Also when no epoch is the best; upstream writes last.ckpt only beside a best one."""
+    task = toy_runs.toy_task(lr=0.0)  # val_loss never falls below that of epoch 0
+    toy_runs.run(tmp_path, database, 3, task=task)
+    assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 2
+    assert torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)["epoch"] == 0
+    stock = tmp_path / "stock"
+    callback = StockCheckpoint(
+        model_path=str(tmp_path / "stock_model"),
+        dirpath=str(stock),
+        monitor="val_loss",
+        save_last=True,
+    )
+    pl.seed_everything(1, verbose=False)
+    trainer = toy_runs.toy_trainer(tmp_path, 3, callbacks=[callback])
+    trainer.fit(toy_runs.toy_task(lr=0.0), datamodule=toy_runs.toy_data(database))
+    # the day this fails, Lightning has mended it
+    assert torch.load(stock / "last.ckpt", weights_only=True)["epoch"] == 0
+
+
+def test_best_epoch_is_remembered(database, tmp_path):
+    trainer, *_ = toy_runs.run(tmp_path, database, 3)
+    score = trainer.checkpoint_callback.best_model_score
+    lowest = min(row["val_loss"] for row in toy_runs.history(tmp_path))
+    assert score == pytest.approx(lowest, rel=1e-6)  # Lightning logs in float32
+    # nothing is trained any more: the command is repeated after it has finished
+    trainer, task, datamodule = toy_runs.run(tmp_path, database, 3)
+    assert trainer.checkpoint_callback.best_model_score == score
+    trainer.test(task, datamodule=datamodule, ckpt_path="best", verbose=False)
+    assert (tmp_path / "metrics.json").exists()
+
+
+def test_a_moved_run_goes_on(database, tmp_path):
+    first, second = tmp_path / "a", tmp_path / "b"
+    first.mkdir()
+    toy_runs.run(first, database, 2)
+    first.rename(second)
+    trainer, *_ = toy_runs.run(second, database, 3)
+    assert Path(trainer.checkpoint_callback.best_model_path).parent == second / "checkpoints"
+    assert [row["epoch"] for row in toy_runs.history(second)] == [0, 1, 2]
+
+
+def test_history_drops_what_the_checkpoint_does_not_know(database, tmp_path):
+    toy_runs.run(tmp_path, database, 3)
+    text = (tmp_path / "history.csv").read_text()
+    rows = text.splitlines()
+    # killed after the row of epoch 3 was written and while that of epoch 4 was
+    (tmp_path / "history.csv").write_text(text + "3" + rows[-1][1:] + "\n4,0.12")
+    toy_runs.run(tmp_path, database, 5)
+    assert [row["epoch"] for row in toy_runs.history(tmp_path)] == [0, 1, 2, 3, 4]
+
+
+def test_changed_learning_rate_is_honoured(database, tmp_path, caplog):
+    """Upstream the optimizer state of the checkpoint wins without a word."""
+    toy_runs.run(tmp_path, database, 1, task=toy_runs.toy_task(lr=1e-2))
+    toy_runs.run(tmp_path, database, 2, task=toy_runs.toy_task(lr=1e-3))
+    assert [row["lr"] for row in toy_runs.history(tmp_path)] == pytest.approx([1e-2, 1e-3])
+    assert "learning rate changed" in caplog.text
+
+
+def test_another_rule_starts_anew(database, tmp_path, caplog):
+    toy_runs.run(tmp_path, database, 2)
+    toy_runs.run(tmp_path, database, 3, task=toy_runs.toy_task(weighting=SoftAdapt(n=2)))
+    _, task, _ = toy_runs.run(tmp_path, database, 4, task=toy_runs.toy_task(weighting=Fixed()))
+    assert set(task.rule.weights.values()) == {1 / 3}
+    assert "initial weights" in caplog.text
+
+
+def test_stopped_early_stays_stopped(database, tmp_path):
+    def callbacks():
+        return [
+            RunCheckpoint(str(tmp_path / "checkpoints"), model_path=None),
+            EarlyStopping("val_loss", patience=2, check_on_train_epoch_end=False),
+            HistoryWriter(str(tmp_path / "history.csv")),
+        ]
+
+    for _ in range(2):
+        toy_runs.run(tmp_path, database, 20, task=toy_runs.toy_task(lr=0.0), callbacks=callbacks())
+        assert [row["epoch"] for row in toy_runs.history(tmp_path)] == [0, 1, 2]
+
+
+def test_half_written_files_never_have_the_final_name(database, tmp_path, monkeypatch):
+    toy_runs.run(tmp_path, database, 1)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*.ckpt")}
+    model = (tmp_path / "best_model").read_bytes()
+
+    def killed(source, target):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(BaseException):  # noqa: B017, PT011 - Lightning turns it into SystemExit
+            toy_runs.run(tmp_path, database, 2)
+    assert {p: p.read_bytes() for p in before} == before
+    assert (tmp_path / "best_model").read_bytes() == model
+    toy_runs.run(tmp_path, database, 2)
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_kill_9_and_the_same_command_again(database, tmp_path):
+    script = Path(toy_runs.__file__)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def command(folder, epochs):
+        folder.mkdir(exist_ok=True)
+        arguments = [folder, f"database={database}", f"epochs={epochs}"]
+        return [sys.executable, script, *map(str, arguments)]
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    process = subprocess.Popen(command(killed, 1000), env=environment, stderr=subprocess.DEVNULL)
+    last = killed / "checkpoints" / "last.ckpt"
+    deadline = time.monotonic() + 120
+    while not last.exists() or len(toy_runs.history(killed)) < 4:
+        assert process.poll() is None, "the run has ended by itself"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = torch.load(last, weights_only=True)["epoch"] + 1
+    epochs = done + 3
+    subprocess.run(command(killed, epochs), env=environment, check=True, capture_output=True)
+    whole.mkdir()
+    toy_runs.run(whole, database, epochs, data={"n_train": 12})
+    same_history(toy_runs.history(killed), toy_runs.history(whole), tolerance=1e-6)

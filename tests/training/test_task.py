@@ -1,0 +1,344 @@
+"""The task on a small potential: what it trains on, logs and refuses."""
+
+import math
+import shutil
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+import toy_runs
+from ase import units
+from schnetpack import properties
+from schnetpack.model import NeuralNetworkPotential
+from schnetpack.nn import CosineCutoff, GaussianRBF
+from schnetpack.representation import SchNet
+from schnetpack.task import ModelOutput
+
+from schnetpack_softadapt.training.losses import EnergyLoss, ForcesLoss, StressLoss
+from schnetpack_softadapt.training.task import SoftAdaptTask
+from schnetpack_softadapt.training.weighting import Fixed, Rule, SoftAdapt
+
+
+def fit(task, database, tmp_path, epochs=2, data=None, callbacks=(), **trainer):
+    pl.seed_everything(0, verbose=False)
+    datamodule = toy_runs.toy_data(database, **(data or {}))
+    trainer = toy_runs.toy_trainer(tmp_path, epochs, callbacks=list(callbacks), **trainer)
+    trainer.fit(task, datamodule=datamodule)
+    return trainer, datamodule
+
+
+class Records(pl.Callback):
+    """Keeps what every epoch logs."""
+
+    def __init__(self):
+        self.rows = []
+
+    def on_epoch_record(self, trainer, task, record):
+        self.rows.append(record)
+
+
+def test_logged_means_are_those_of_the_epoch(database, tmp_path):
+    """Against a plain loop over the same frozen model, with batches of unequal size."""
+    records = Records()
+    task = toy_runs.toy_task(lr=0.0, standardize=False)
+    _, datamodule = fit(task, database, tmp_path, 1, callbacks=[records])  # batches of 4, 4, 2
+    energy, forces, stress = [], [], []
+    model = task.model
+    for sample in datamodule.train_dataloader().dataset:
+        batch = {**sample, properties.idx_m: torch.zeros(len(sample["_atomic_numbers"])).long()}
+        pred = model(dict(batch))
+        n = len(sample["_atomic_numbers"])
+        energy.append(float(pred["energy"].detach().double() - batch["energy"]) / n)
+        forces.append((pred["forces"] - batch["forces"]).detach().double().reshape(-1))
+        if batch["stress_mask"] > 0:
+            error = (pred["stress"] - batch["stress"]).detach().double().reshape(9)
+            stress.append(error[[0, 4, 8, 5, 2, 1]])
+    forces, stress = torch.cat(forces), torch.cat(stress)
+    row = records.rows[0]
+    # stress of a float32 network is symmetric to its rounding only
+    assert row["train_energy_loss"] == pytest.approx(np.mean(np.square(energy)), rel=1e-5)
+    assert row["train_forces_loss"] == pytest.approx(float(forces.square().mean()), rel=1e-5)
+    assert row["train_stress_loss"] == pytest.approx(float(stress.square().mean()), rel=1e-4)
+    assert row["train_energy_mae"] == pytest.approx(np.mean(np.abs(energy)), rel=1e-5)
+    assert row["train_forces_rmse"] == pytest.approx(float(forces.square().mean() ** 0.5), rel=1e-5)
+    assert row["train_stress_mae"] == pytest.approx(float(stress.abs().mean()), rel=1e-4)
+    parts = sum(row[f"train_{c}_loss"] / 3 for c in ("energy", "forces", "stress"))
+    assert row["train_loss"] == pytest.approx(parts, rel=1e-12)
+
+
+def test_weights_follow_the_rule_from_logged_losses(database, tmp_path):
+    records = Records()
+    task = toy_runs.toy_task(weighting=SoftAdapt(beta=2.0))
+    fit(task, database, tmp_path, 4, callbacks=[records])
+    rule = SoftAdapt(beta=2.0)
+    names = ["energy", "forces", "stress"]
+    weights = rule.begin(names)
+    for row in records.rows:
+        assert {n: row[f"weight_{n}"] for n in names} == weights
+        weights = rule.update(row["epoch"], {n: row[f"train_{n}_loss"] for n in names})
+        assert {n: row[f"rate_{n}"] for n in names} == rule.rates
+    assert task.rule.weights == weights
+
+
+class Shrinking(Rule):
+    """Weights that fall by ten each epoch."""
+
+    def _next(self, epoch, losses, lr):
+        return {k: w / 10 for k, w in self.weights.items()}
+
+
+@pytest.mark.parametrize("standardize", [True, False])
+def test_val_loss_means_the_same_in_all_epochs(database, tmp_path, standardize):
+    """Upstream, with a frozen model and shrinking weights, val_loss falls and the last is best."""
+    records = Records()
+    task = toy_runs.toy_task(lr=0.0, weighting=Shrinking(), standardize=standardize)
+    fit(task, database, tmp_path, 3, callbacks=[records])
+    val = [row["val_loss"] for row in records.rows]
+    assert val[0] == val[1] == val[2]
+    train = [row["train_loss"] for row in records.rows]
+    assert train[2] == pytest.approx(train[0] / 100, rel=1e-6)
+    if standardize:
+        parts = sum(records.rows[0][f"val_{c}_loss"] for c in ("energy", "forces", "stress"))
+        assert val[0] == pytest.approx(parts, rel=1e-12)
+
+
+def test_val_loss_is_standardised_whatever_is_trained(database, tmp_path):
+    values = []
+    for standardize in (True, False):
+        records = Records()
+        task = toy_runs.toy_task(lr=0.0, standardize=standardize)
+        fit(task, database, tmp_path, 1, callbacks=[records])
+        values.append(records.rows[0]["val_loss"])
+    assert values[0] == pytest.approx(values[1], rel=1e-12)
+
+
+@pytest.mark.parametrize("unit", [None, "meV"])
+@pytest.mark.parametrize("standardize", [True, False])
+def test_units_change_the_weights_of_raw_losses_only(database, tmp_path, unit, standardize):
+    task = toy_runs.toy_task(
+        outputs=[EnergyLoss(unit=unit), ForcesLoss(), StressLoss()], standardize=standardize
+    )
+    fit(task, database, tmp_path, 2)
+    reference = toy_runs.toy_task(standardize=standardize)
+    fit(reference, database, tmp_path, 2)
+    same = task.rule.weights == reference.rule.weights
+    assert same == (standardize or unit is None)
+
+
+@pytest.mark.parametrize(
+    ("forces", "stress", "names"),
+    [
+        (False, False, ["energy"]),
+        (True, False, ["energy", "forces"]),
+        (True, True, ["energy", "forces", "stress"]),
+    ],
+)
+def test_components_that_the_data_lack_are_left_out(tmp_path, forces, stress, names, caplog):
+    structures = toy_runs.emt_structures(8)
+    path = toy_runs.write_database(tmp_path / "part.db", structures, stress=stress, forces=forces)
+    records = Records()
+    task = toy_runs.toy_task(toy_runs.toy_model(forces=forces, stress=stress))
+    fit(task, path, tmp_path, 3, data={"n_train": 4, "n_val": 2}, callbacks=[records])
+    assert list(task.rule.weights) == names
+    assert sum(task.rule.weights.values()) == pytest.approx(1.0, abs=1e-7)
+    assert [key for key in records.rows[0] if key.startswith("weight_")] == [
+        f"weight_{n}" for n in names
+    ]
+    assert ("left out" in caplog.text) == (len(names) < 3)
+    assert records.rows[2]["val_loss"] < records.rows[0]["val_loss"]
+
+
+def test_data_without_a_single_stress(tmp_path, caplog):
+    structures = toy_runs.emt_structures(8)
+    path = toy_runs.write_database(tmp_path / "none.db", structures, masked=range(8))
+    task = toy_runs.toy_task()
+    fit(task, path, tmp_path, 1, data={"n_train": 4, "n_val": 2})
+    assert list(task.rule.weights) == ["energy", "forces"]
+    assert "no training structure has a stress" in caplog.text
+
+
+def test_split_components_have_weights_of_their_own(database, tmp_path):
+    outputs = [
+        EnergyLoss(),
+        ForcesLoss(component="forces_Cu", elements=["Cu"]),
+        ForcesLoss(component="forces_Au", elements=["Au"]),
+        StressLoss(component="stress_small", groups=["small"]),
+        StressLoss(component="stress_large", groups=["large"]),
+    ]
+    records = Records()
+    for stock in (False, True):
+        task = toy_runs.toy_task(outputs=outputs)
+        fit(task, database, tmp_path, 2, data={"stock": stock}, callbacks=[records])
+        assert list(task.rule.weights) == [c.component for c in outputs]
+    row = records.rows[0]
+    assert row["train_forces_rmse"] > 0  # one value for the property, not one per component
+    assert row["train_stress_small_loss"] != row["train_stress_large_loss"]
+
+
+def test_weights_of_structures_come_from_the_database(tmp_path):
+    structures = toy_runs.emt_structures(8)
+    # all weight on the first four: the others must not matter
+    path = toy_runs.write_database(tmp_path / "w.db", structures, weights=[1, 1, 1, 1, 0, 0, 0, 0])
+    np.savez("split.npz", train_idx=range(8), val_idx=[0], test_idx=[1])
+    losses = []
+    for subset in (range(8), range(4)):
+        np.savez("split.npz", train_idx=list(subset), val_idx=[0], test_idx=[1])
+        records = Records()
+        task = toy_runs.toy_task(lr=0.0, standardize=False)
+        data = {"n_train": None, "n_val": None, "n_test": None, "split_file": "split.npz"}
+        fit(task, path, tmp_path, 1, data={**data, "stock": True}, callbacks=[records])
+        losses.append([records.rows[0][f"train_{c}_loss"] for c in ("energy", "forces", "stress")])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+class Exploding(torch.nn.Module):
+    """Adds nan to the forces from the second epoch on."""
+
+    def __init__(self):
+        super().__init__()
+        self.model_outputs = []
+        self.calls = 0
+
+    def forward(self, inputs):
+        self.calls += 1
+        if self.calls > 3 and self.training:
+            inputs["forces"] = inputs["forces"] * math.nan
+        return inputs
+
+
+def test_non_finite_loss_names_component_and_epoch(database, tmp_path):
+    model = toy_runs.toy_model()
+    model.output_modules.append(Exploding())
+    # weight zero keeps the nan out of the network, where it would reach the other losses
+    fixed = Fixed({"energy": 1.0, "forces": 0.0, "stress": 0.0})
+    task = toy_runs.toy_task(model, weighting=fixed)
+    with pytest.raises(ValueError, match="forces loss of epoch 1 is nan"):
+        fit(task, database, tmp_path, 3)
+
+
+@pytest.mark.parametrize("stock_data", [True, False])
+def test_stock_schnet(database, tmp_path, stock_data):
+    torch.manual_seed(0)
+    cutoff = toy_runs.CUTOFF
+    toy = toy_runs.toy_model()
+    model = NeuralNetworkPotential(
+        SchNet(8, 1, GaussianRBF(8, cutoff), CosineCutoff(cutoff)),
+        input_modules=list(toy.input_modules),
+        output_modules=[
+            type(toy.output_modules[0])(n_in=8, output_key="energy"),
+            toy.output_modules[1],
+        ],
+    )
+    records = Records()
+    task = toy_runs.toy_task(model, lr=5e-3)
+    fit(task, database, tmp_path, 4, data={"stock": stock_data}, callbacks=[records])
+    assert records.rows[-1]["val_loss"] < records.rows[0]["val_loss"]
+    assert model.loss_standardization["force_spread"].keys() == {"Cu", "Au"}
+
+
+class GaussNewton(torch.optim.Optimizer):
+    """The smallest optimizer of residuals: a damped Gauss-Newton step."""
+
+    uses_residuals = True
+
+    def __init__(self, params, lr=1.0, damping=1e-8):
+        super().__init__(params, {"lr": lr, "damping": damping})
+
+    def step(self, closure):
+        parameters = [p for g in self.param_groups for p in g["params"] if p.requires_grad]
+        with torch.enable_grad():
+            x = torch.cat([v.double() for v in closure().values()])
+        rows = []
+        for value in x:
+            grads = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+            pairs = zip(grads, parameters, strict=True)
+            rows.append(
+                torch.cat([(torch.zeros_like(p) if g is None else g).reshape(-1) for g, p in pairs])
+            )
+        jacobian = torch.stack(rows).double()
+        damping = self.param_groups[0]["damping"] * torch.eye(jacobian.shape[1])
+        step = torch.linalg.solve(jacobian.T @ jacobian + damping, jacobian.T @ x.detach())
+        first = 0
+        with torch.no_grad():
+            for p in parameters:
+                p -= step[first : first + p.numel()].reshape(p.shape).to(p.dtype)
+                first += p.numel()
+
+
+def test_optimizers_of_residuals(database, tmp_path):
+    model = toy_runs.toy_model()
+    model.output_modules[0].requires_grad_(False)
+    model.output_modules[0].outnet[-1].requires_grad_(True)  # 9 parameters: linear least squares
+    task = SoftAdaptTask(
+        model, toy_runs.components(), optimizer_cls=GaussNewton, optimizer_args={"lr": 1.0}
+    )
+    assert not task.automatic_optimization
+    records = Records()
+    data = {"n_train": 3, "batch_size": 3}
+    trainer, _ = fit(task, database, tmp_path, 3, data=data, callbacks=[records])
+    adam = Records()
+    reference = toy_runs.toy_task(toy_runs.toy_model(), weighting=Fixed(), lr=1e-3)
+    fit(reference, database, tmp_path, 3, data=data, callbacks=[adam])
+    assert trainer.global_step == 3
+    assert records.rows[0]["train_loss"] == pytest.approx(adam.rows[0]["train_loss"], rel=1e-6)
+    # the residuals are linear in these parameters: one step is the solution
+    assert records.rows[1]["train_loss"] < 0.5 * records.rows[0]["train_loss"]
+    assert records.rows[2]["train_loss"] == pytest.approx(records.rows[1]["train_loss"], rel=1e-3)
+
+
+def test_residual_vectors_square_to_the_loss(database, tmp_path):
+    task = toy_runs.toy_task(weighting=Fixed({"energy": 0.2, "forces": 0.7, "stress": 0.1}))
+    _, datamodule = fit(task, database, tmp_path, 1)
+    batch = next(iter(datamodule.train_dataloader()))
+    task.train()
+    loss = task.training_step(dict(batch), 0)
+    total = sum(v.double().square().sum() for v in task.residual_vectors(batch).values())
+    assert float(total.detach()) == pytest.approx(float(loss.detach()), rel=1e-6)
+    assert batch["energy"].grad_fn is None  # the batch still holds the references
+
+
+def test_batches_keep_their_references(database, tmp_path):
+    """The model writes its results over the references, upstream in the batch itself."""
+    task = toy_runs.toy_task()
+    _, datamodule = fit(task, database, tmp_path, 1)
+    batch = next(iter(datamodule.train_dataloader()))
+    before = {k: v.clone() for k, v in batch.items()}
+    task.train()
+    task.training_step(batch, 0)
+    for key in ("energy", "forces", "stress", properties.cell, properties.R):
+        assert torch.equal(batch[key].detach(), before[key])
+
+
+def test_hydra_containers_do_not_reach_the_optimizer(database):
+    from omegaconf import OmegaConf
+
+    args = OmegaConf.create({"lr": 1e-3, "betas": [0.8, 0.9]})
+    task = SoftAdaptTask(toy_runs.toy_model(), toy_runs.components(), optimizer_args=args)
+    optimizer = task.configure_optimizers()
+    assert not OmegaConf.is_config(optimizer.param_groups[0]["betas"])
+
+
+def test_bad_outputs():
+    with pytest.raises(ValueError, match="EnergyLoss"):
+        SoftAdaptTask(toy_runs.toy_model(), [ModelOutput("energy", metrics={})])
+    with pytest.raises(ValueError, match="different names"):
+        SoftAdaptTask(toy_runs.toy_model(), [ForcesLoss(), ForcesLoss(elements=["Cu"])])
+
+
+def test_energies_in_other_units_are_logged_in_ev(database, tmp_path):
+    rows = []
+    for factor, unit in ((1.0, "eV"), (units.mol / units.kcal, "kcal/mol")):
+        records = Records()
+        model = toy_runs.toy_model()
+        with torch.no_grad():  # the same model in the other unit
+            for p in model.output_modules[0].outnet[-1].parameters():
+                p *= factor
+        task = toy_runs.toy_task(model, lr=0.0)
+        units_of = {"energy": unit, "forces": f"{unit}/Ang", "stress": f"{unit}/Ang/Ang/Ang"}
+        data = {"property_units": units_of, "split_file": "split.npz"}
+        fit(task, database, tmp_path, 1, data=data, callbacks=[records])
+        rows.append(records.rows[0])
+    for key in ("val_energy_rmse", "val_forces_mae", "train_stress_rmse", "val_loss"):
+        assert rows[1][key] == pytest.approx(rows[0][key], rel=1e-4), key
+    shutil.rmtree(tmp_path, ignore_errors=True)

@@ -1,0 +1,90 @@
+"""Configs of task, weighting, callbacks and trainer: complete, and what they say is what runs."""
+
+import pytest
+import pytorch_lightning as pl
+import toy_runs
+from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
+from schnetpack.utils import str2class
+
+from schnetpack_softadapt.training import balancing, weighting
+from schnetpack_softadapt.training.checkpoints import RunCheckpoint
+from schnetpack_softadapt.training.task import SoftAdaptTask
+
+RULES = {
+    "fixed": weighting.Fixed,
+    "softadapt": weighting.SoftAdapt,
+    "linear_ramp": weighting.LinearRamp,
+    "two_stage": weighting.TwoStage,
+    "relobralo": balancing.ReLoBRaLo,
+    "uncertainty": balancing.Uncertainty,
+}
+
+
+def config_of(*overrides):
+    import schnetpack.cli  # noqa: F401 - registers its resolvers
+
+    ours = [
+        "task=softadapt_task",
+        "trainer=acsf_trainer",
+        "callbacks=[acsf_callbacks]",
+        "logger=acsf_quiet",
+        "+globals.lr=1e-3",
+    ]
+    with initialize_config_module("schnetpack.configs", version_base="1.2"):
+        return compose("train", overrides=[*ours, *overrides])
+
+
+def task_of(config):
+    """As `spktrain` makes it."""
+    scheduler = config.task.scheduler_cls
+    return instantiate(
+        config.task,
+        model=toy_runs.toy_model(),
+        optimizer_cls=str2class(config.task.optimizer_cls),
+        scheduler_cls=str2class(scheduler) if scheduler else None,
+    )
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_each_rule_is_a_choice(name):
+    task = task_of(config_of(f"task/weighting={name}"))
+    assert type(task) is SoftAdaptTask
+    assert type(task.rule) is RULES[name]
+    weights = task.rule.begin([c.component for c in task.outputs], lr=task.lr)
+    assert list(weights) == ["energy", "forces", "stress"]
+    assert task.standardize
+
+
+@pytest.mark.parametrize(
+    "scheduler", ["softadapt_cosine", "acsf_plateau", "acsf_exponential", "reduce_on_plateau"]
+)
+def test_a_run_as_configured(database, tmp_path, scheduler):
+    config = config_of(f"task/scheduler={scheduler}", "trainer.max_epochs=2")
+    task = task_of(config)
+    config.callbacks.pop("progress")
+    config.trainer.enable_progress_bar = False
+    config.trainer.accelerator = "cpu"
+    callbacks = [instantiate(c) for c in config.callbacks.values()]
+    logger = [instantiate(c) for c in config.logger.values()]
+    trainer = instantiate(config.trainer, callbacks=callbacks, logger=logger)
+    pl.seed_everything(0, verbose=False)
+    trainer.fit(task, datamodule=toy_runs.toy_data(database))
+    # spktrain resumes from here
+    assert (tmp_path / "checkpoints" / "last.ckpt").exists()
+    assert isinstance(trainer.checkpoint_callback, RunCheckpoint)
+    assert (tmp_path / "best_model").exists()
+    assert (tmp_path / "history.csv").exists()
+
+
+def test_raw_losses_are_a_choice():
+    task = task_of(config_of("task.standardize=false"))
+    assert not task.standardize
+    stress = task.outputs[2]
+    assert stress.unit_factor == pytest.approx(160.21766208, rel=1e-6)  # GPa
+
+
+def test_ddp_names_its_strategy():
+    config = config_of("trainer=acsf_ddp")
+    assert config.trainer.strategy == "ddp"
+    assert config.trainer.devices == 2
