@@ -39,7 +39,12 @@ def _add_import(commands) -> None:
     parser.add_argument("--val", nargs="+", default=[], metavar="FILE", help="validation set")
     parser.add_argument("--test", nargs="+", default=[], metavar="FILE", help="test set")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing database")
-    parser.add_argument("--format", default="ase", help="reader of the files (default: ase)")
+    parser.add_argument(
+        "--format",
+        default="auto",
+        help="auto (default: by the content), ase, runner (input.data of n2p2 and RuNNer), mlearn"
+        " (JSON of mlearn and maml), fitsnap (JSON)",
+    )
     keys = parser.add_argument_group(
         "keys", "names of the labels in the files, where they are not the usual ones"
     )
@@ -59,27 +64,36 @@ def _add_import(commands) -> None:
         help="structures that agree in these info entries stay in one subset of a split",
     )
     units = parser.add_argument_group("units and conventions")
-    units.add_argument("--energy-unit", default="eV", metavar="UNIT", help="eV, Ha, Ry, kcal/mol..")
-    units.add_argument("--length-unit", default="Ang", metavar="UNIT", help="Ang, Bohr, nm")
+    units.add_argument(
+        "--energy-unit",
+        metavar="UNIT",
+        help="eV, Ha, Ry, kcal/mol..; default: eV, but Ha in input.data and as FitSNAP states it",
+    )
+    units.add_argument(
+        "--length-unit",
+        metavar="UNIT",
+        help="Ang, Bohr, nm; default: Ang, but Bohr in input.data and as FitSNAP states it",
+    )
     units.add_argument("--forces-unit", metavar="UNIT", help="such as Ha/Bohr; default: from both")
     units.add_argument(
         "--stress-unit",
         metavar="UNIT",
-        help="eV/Ang^3, GPa, kbar, Ha/Bohr^3..; default: from both (ASE converts VASP's kbar)",
+        help="eV/Ang^3, GPa, kbar, Ha/Bohr^3..; default: from both (ASE converts VASP's kbar), but"
+        " kbar in mlearn and as stated, else bar, in FitSNAP JSON",
     )
     units.add_argument(
         "--stress-sign",
         type=int,
         choices=(-1, 1),
-        default=1,
-        help="1: positive = tension (ASE), -1: positive = compression (VASP, pressures)",
+        help="1: positive = tension (ASE), -1: positive = compression (VASP, pressures); default:"
+        " 1, but -1 in mlearn and FitSNAP JSON",
     )
     units.add_argument(
         "--stress-order",
-        default="voigt",
         metavar="ORDER",
         help="of six numbers: voigt (xx yy zz yz xz xy), vasp (xx yy zz xy yz zx), lammps"
-        " (xx yy zz xy xz yz), or the six components in quotes",
+        " (xx yy zz xy xz yz), or the six components in quotes; default: voigt, but lammps in"
+        " mlearn JSON",
     )
     parser.set_defaults(run=_import)
 
@@ -111,6 +125,88 @@ def _import(args) -> None:
         overwrite=args.overwrite,
         progress=sys.stderr.isatty(),
     )
+
+
+def _add_generate(commands) -> None:
+    parser = commands.add_parser(
+        "generate",
+        help="strained, perturbed and defective structures, labelled by any ASE calculator",
+        description="From relaxed prototypes: grids of strain, Gaussian displacements, supercells"
+        " and vacancies, each with labels. Reproducible from the seed; results are kept in"
+        " OUT.journal as they come, so that the same command goes on after an interruption and"
+        " computes only what is missing or failed. Settings come from --config, and from the"
+        " options, which go before it. A GRID is numbers, or start:stop:step. Exit status 1 if"
+        " calculations failed.",
+    )
+    parser.add_argument("prototypes", nargs="*", metavar="PROTOTYPE", help="files that ASE reads")
+    parser.add_argument("--out", metavar="FILE", help="*.extxyz (for `import`), or a database *.db")
+    parser.add_argument(
+        "--config", metavar="YAML", help="a file, or the name of a recipe of the package: mote2"
+    )
+    parser.add_argument(
+        "--strain",
+        nargs="+",
+        metavar="NAME=GRID",
+        help="such as in_plane=-0.1:0.1:0.02, or full=-0.02:0.02:0.02 for six components; names:"
+        " xx yy zz yz xz xy (tensor components), in_plane, normal, full; all combinations",
+    )
+    parser.add_argument(
+        "--sigma", nargs="+", metavar="GRID", help="standard deviations of displacements, Ang"
+    )
+    parser.add_argument("--repeats", type=int, metavar="N", help="draws of each random case")
+    parser.add_argument("--supercell", type=int, nargs=3, metavar="N", help="repetitions")
+    parser.add_argument(
+        "--vacancies", nargs="+", metavar="GRID", help="numbers of atoms removed at random"
+    )
+    parser.add_argument("--vacancy-element", metavar="SYMBOL", help="remove only this element")
+    parser.add_argument(
+        "--min-distance",
+        type=float,
+        metavar="ANG",
+        help="skip structures with closer atoms (default: 0.6 of the sum of covalent radii)",
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="of all random numbers (default: 0)")
+    parser.add_argument(
+        "--calculator", metavar="MODULE:NAME", help="such as ase.calculators.emt:EMT"
+    )
+    parser.add_argument(
+        "--calculator-args",
+        metavar="JSON",
+        help='keyword arguments, such as \'{"directory": "run-{worker}"}\'; {worker} becomes the'
+        " number of the process",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes (set OMP_NUM_THREADS to their threads; default: 1)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be made")
+    parser.set_defaults(run=_generate)
+
+
+def _generate(args) -> int:
+    from schnetpack_softadapt.data.generate import generate, plan
+    from schnetpack_softadapt.data.recipe_settings import (
+        load_config,
+        read_recipe,
+        settings_from_options,
+    )
+
+    config, folder = load_config(args.config) if args.config else ({}, ".")
+    recipe = read_recipe(settings_from_options(config, vars(args)), folder)
+    if args.dry_run:
+        print(plan(recipe))
+        return 0
+    if args.out is None:
+        raise ValueError("give --out, the file to write (or --dry-run)")
+    try:
+        result = generate(recipe, args.out, n_jobs=args.jobs, progress=sys.stderr.isatty())
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return int(bool(result.failed))
 
 
 def _add_report(commands) -> None:
@@ -235,7 +331,7 @@ def _check(args) -> int:
 
 
 #: one function per command: takes the subparsers object, adds its parser, sets `run`
-COMMANDS = [_add_import, _add_report, _add_export, _add_import_potential, _add_check]
+COMMANDS = [_add_import, _add_generate, _add_report, _add_export, _add_import_potential, _add_check]
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ scalar_representation: Final[str] = "scalar_representation"
 #: (N, D) descriptors without scaling
 descriptors: Final[str] = "_descriptors"
 
-#: (N,) row of each atom in the arrays of the store, int64
+#: (N,) row of each atom in the arrays of the whole store, int64; absent where a batch carries its
+#: own part of them
 store_rows: Final[str] = "_store_rows"
 
 #: (rows, 6, D) strain derivative of the descriptors, Voigt order xx yy zz yz xz xy, whole store

@@ -8,7 +8,7 @@ import numpy as np
 
 from .checks import raise_problems
 from .database import write_database
-from .importers import ImportOptions, file_of, read_files
+from .importers import ImportOptions, file_of, format_of, read_files
 from .split_file import Split, save_split, split_path
 from .structures import Structure
 from .summary import Summary, summarize
@@ -74,7 +74,7 @@ def convert_files(
     fingerprint = write_database(
         out,
         structures,
-        provenance=f"imported from {shown}; {_conventions(options)}",
+        provenance=f"imported from {shown}; {_conventions([*files, *val, *test], options)}",
         overwrite=overwrite,
         progress=progress,
     )
@@ -109,9 +109,7 @@ def _write_split(out: Path, n_of: dict[str, int], fingerprint: str) -> None:
     save_split(split_path(out), Split(train, val, test, fingerprint=fingerprint))
 
 
-def _conventions(options: ImportOptions) -> str:
-    return (
-        f"energy in {options.energy_unit}, length in {options.length_unit}, stress in"
-        f" {options.stress_unit or 'the same units'}, positive ="
-        f" {'tension' if options.stress_sign > 0 else 'compression'}"
-    )
+def _conventions(files: list[str | Path], options: ImportOptions) -> str:
+    """What was assumed of each format; FitSNAP's headers may say otherwise file by file."""
+    formats = sorted({format_of(file, options) for file in files})
+    return "; ".join(f"format {name}: {options.units(name)}" for name in formats)

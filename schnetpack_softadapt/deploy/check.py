@@ -18,7 +18,10 @@ CHECKS = ("derivatives", "relax", "eos", "elastic", "phonons", "nve")
 
 
 def run_checks(
-    atoms: Atoms, checks: Sequence[str] = CHECKS, folder: str | Path | None = None
+    atoms: Atoms,
+    checks: Sequence[str] = CHECKS,
+    folder: str | Path | None = None,
+    options: Mapping[str, Mapping] | None = None,
 ) -> dict[str, dict]:
     """Run the checks; those after `relax` use the relaxed structure.
 
@@ -28,6 +31,7 @@ def run_checks(
         atoms: with a calculator.
         checks: names out of `CHECKS`.
         folder: where `check.json`, `check.png` and `relaxed.extxyz` go, if given.
+        options: further arguments of a check by its name, such as {"nve": {"temperature": 600}}.
 
     Returns:
         Numbers and verdict of each check; a check that makes no sense for the structure has
@@ -51,11 +55,12 @@ def run_checks(
     for name in CHECKS:  # in this order, however they were asked for
         if name not in checks:
             continue
+        arguments = (options or {}).get(name, {})
         try:
             if name == "relax":
-                structure, results[name] = relax(structure)
+                structure, results[name] = relax(structure, **arguments)
             else:
-                results[name] = functions[name](structure)
+                results[name] = functions[name](structure, **arguments)
         except (ValueError, RuntimeError, np.linalg.LinAlgError) as error:
             results[name] = {"ok": False, "failed": str(error)}
     if folder is not None:

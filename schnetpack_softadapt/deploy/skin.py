@@ -69,10 +69,9 @@ class SkinList:
             ValueError: positions or cell are not finite, or a periodic direction has no vector.
         """
         positions = np.ascontiguousarray(positions, dtype=np.float64)
-        cell = np.array(cell, dtype=np.float64)
-        pbc = np.asarray(pbc, dtype=bool)
         # what non-periodic vectors are must not matter, not even for the decision to rebuild
-        cell[~pbc] = 0.0
+        pbc = np.asarray(pbc, dtype=bool)
+        cell = np.where(pbc[:, None], np.asarray(cell, dtype=np.float64), 0.0)
         self.n_updates += 1
         if not self._still_holds(positions, cell, pbc):
             self._build(positions, cell, pbc)
@@ -82,11 +81,11 @@ class SkinList:
         if (
             self._positions is None
             or positions.shape != self._positions.shape
-            or not np.array_equal(pbc, self._pbc)
+            or pbc.tobytes() != self._pbc  # of three booleans, faster than comparing arrays
         ):
             return False
         stretch, change = 1.0, _NO_CHANGE
-        if not np.array_equal(cell, self._cell):
+        if cell.tobytes() != self._cell.tobytes():
             # F = 1 + pinv(H0) (H - H0) maps the periodic vectors and leaves what is normal to them
             change = self._inverse @ (cell - self._cell)
             stretch = np.linalg.svd(np.eye(3) + change, compute_uv=False)[-1]
@@ -104,7 +103,7 @@ class SkinList:
             )
         idx_i, idx_j, shifts, _ = neighbor_shifts(positions, cell, pbc, self.cutoff + self.skin)
         self._list = (idx_i, idx_j, shifts)
-        self._positions, self._cell, self._pbc = positions.copy(), cell, pbc.copy()
+        self._positions, self._cell, self._pbc = positions.copy(), cell, pbc.tobytes()
         self._inverse = np.linalg.pinv(cell)
         self.n_builds += 1
 

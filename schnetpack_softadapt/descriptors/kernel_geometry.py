@@ -339,5 +339,3 @@ def select_pairs(neighbors, group, cutoff, j, pairs):
         n = _compress(index, cosine, s, limit, n)
     _pad(index[n:], cosine[n:], s[n:], 0.25 * limit)
     return n, j if j < hi_a else -1
-
-

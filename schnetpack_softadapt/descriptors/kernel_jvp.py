@@ -21,7 +21,7 @@ from schnetpack_softadapt.descriptors.kernel_geometry import (
     round_up,
     select_pairs,
 )
-from schnetpack_softadapt.descriptors.kernel_math import LOOP, SCALAR, STAGE, dot4
+from schnetpack_softadapt.descriptors.kernel_math import LOOP, STAGE, dot4
 from schnetpack_softadapt.descriptors.kernel_values import fill_rows, fill_weights, start_group
 
 __all__ = ["jvp"]

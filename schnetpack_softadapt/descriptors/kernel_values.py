@@ -143,9 +143,7 @@ def start_group(plan, g, neighbors):
     group = plan.groups[g]
     if group.weighted:
         lo, hi = channel_range(neighbors, group.channel_a)
-        _scale_by_number(
-            neighbors.cut[group.fn], neighbors.number, neighbors.weighted_cut, lo, hi
-        )
+        _scale_by_number(neighbors.cut[group.fn], neighbors.number, neighbors.weighted_cut, lo, hi)
 
 
 @njit(**STAGE)

@@ -10,7 +10,6 @@ so that only the first use after an installation waits for the compiler, and say
 
 import os
 import sys
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from ase.data import chemical_symbols
 from numba import config
+from numba.core import event
 from torch import Tensor
 
 from schnetpack_softadapt.descriptors import (
@@ -100,30 +100,33 @@ _KERNELS = (
 _stamp_sources()
 
 
-def _announce() -> None:
-    print(
-        "compiling the symmetry functions for this machine: up to a minute, once per installation",
-        file=sys.stderr,
-        flush=True,
-    )
+class _Announcer(event.Listener):
+    """Says once that the compiler runs; reading the cache is no compilation."""
+
+    silent = False
+
+    def on_start(self, event):
+        if not _Announcer.silent:
+            _Announcer.silent = True
+            print(
+                "compiling the symmetry functions for this machine: up to a minute, once per "
+                "installation",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def on_end(self, event):
+        pass
 
 
 def _call(kernel: Callable, *args):
     """Call a compiled function; says so when it has to be compiled first."""
-    if kernel.signatures:
+    with event.install_listener("numba:compile", _Announcer()):
         return kernel(*args)
-    # reading the cache takes no second
-    timer = threading.Timer(1.0, _announce)
-    timer.daemon = True
-    timer.start()
-    try:
-        return kernel(*args)
-    finally:
-        timer.cancel()
 
 
 class _Pairs(NamedTuple):
-    """Arguments that all kernels share, and the number of triples before each atom (N + 1,)."""
+    """Arguments that all kernels share; see `kernel_values.values`."""
 
     first: np.ndarray
     order: np.ndarray

@@ -10,9 +10,10 @@ from typing import Any
 
 from ase import units
 from pytorch_lightning.callbacks import Callback, ProgressBar
+from pytorch_lightning.loggers.logger import Logger
 from tqdm import tqdm
 
-__all__ = ["HistoryWriter", "WeightsProgressBar"]
+__all__ = ["HistoryWriter", "NoLogger", "WeightsProgressBar"]
 
 #: kind of property: letter in the bar, unit shown, unit shown per ASE unit
 SHOWN = {
@@ -158,6 +159,19 @@ class WeightsProgressBar(ProgressBar):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+class NoLogger(Logger):
+    """Logs nothing: `spktrain` needs a logger, and history.csv is enough for a sweep."""
+
+    name = "none"
+    version = 0
+
+    def log_metrics(self, metrics, step=None) -> None:
+        """Do nothing."""
+
+    def log_hyperparams(self, params, *args, **kwargs) -> None:
+        """Do nothing."""
 
 
 def describe(components, record: dict[str, float]) -> str:

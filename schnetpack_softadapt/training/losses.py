@@ -26,6 +26,9 @@ __all__ = ["EnergyLoss", "ForcesLoss", "LossComponent", "StressLoss"]
 
 Batch = Mapping[str, torch.Tensor]
 
+#: (n_structures,) 0 for a structure that a sampler of several ranks has repeated; see the task
+REAL_KEY = "_softadapt_real"
+
 
 class LossComponent(ModelOutput):
     """Base of the components; use `EnergyLoss`, `ForcesLoss` or `StressLoss`.
@@ -119,8 +122,11 @@ class LossComponent(ModelOutput):
         raise NotImplementedError
 
     def mask(self, batch: Batch) -> torch.Tensor | None:
-        """(rows, 1) 1 where there is a reference; None if everywhere."""
-        return None
+        """(rows, 1) 1 where there is a reference that counts; None if everywhere."""
+        mask = self._has_reference(batch)
+        if REAL_KEY in batch:
+            mask = _times(mask, self._of_row(batch[REAL_KEY], batch))
+        return mask
 
     def weights(self, batch: Batch) -> torch.Tensor | None:
         """Mask, group and weights together, (rows, 1); None if all are 1."""
@@ -188,6 +194,9 @@ class LossComponent(ModelOutput):
             ) from error
         total, count = self.sum(residual, weight)
         return self.finish(total / max(float(count), 1e-300)) * self.loss_weight
+
+    def _has_reference(self, batch: Batch) -> torch.Tensor | None:
+        return None
 
     def _of_row(self, of_structure: torch.Tensor, batch: Batch) -> torch.Tensor:
         return of_structure[:, None]
@@ -302,7 +311,7 @@ class StressLoss(LossComponent):
         factor = volume / (batch[properties.n_atoms].sqrt() * standardization.stress_scale)
         return factor[:, None]
 
-    def mask(self, batch):
+    def _has_reference(self, batch):
         if keys.stress_mask not in batch:
             return None
         return batch[keys.stress_mask].reshape(-1, 1)

@@ -34,6 +34,9 @@ class ResumableTask(AtomisticTask):
     #: learning rate the checkpoint was made with
     _checkpoint_lr: float | None = None
     _plateau_turn = False
+    #: epoch that a resumed run starts with
+    _next_epoch = 0
+    _seeded_epoch: int | None = None
     #: the pickled hyperparameters
     _packed_hparams: torch.Tensor | None = None
 
@@ -77,6 +80,8 @@ class ResumableTask(AtomisticTask):
         if state is not None:
             trainer = self._trainer
             fitting = trainer is not None and trainer.state.fn == "fit"
+            if fitting:
+                self._next_epoch = checkpoint["epoch"] + 1
             self.load_run_state(state, resume=fitting)
 
     @classmethod
@@ -119,11 +124,20 @@ class ResumableTask(AtomisticTask):
         if self.trainer.world_size > 1:
             self._check_ranks_agree()
             self.run_seed = self.trainer.strategy.broadcast(self.run_seed)
+        # the loader of the first epoch of a process, also of a resumed one, draws before the epoch
+        self._seed_epoch(self._next_epoch)
+        self._seeded_epoch = self._next_epoch
+        self._next_epoch = 0
 
     def on_train_epoch_start(self) -> None:
         """Seed from run and epoch: the order of batches must not depend on interruptions."""
+        if self.current_epoch != self._seeded_epoch:
+            self._seed_epoch(self.current_epoch)
+        self._seeded_epoch = None
+
+    def _seed_epoch(self, epoch: int) -> None:
         # upstream restores no random state, and its loader draws the order from the global one
-        seed = self.run_seed + 1_000_003 * (self.current_epoch + 1)
+        seed = self.run_seed + 1_000_003 * (epoch + 1)
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002 - transforms of others use the global state
@@ -198,6 +212,16 @@ class ResumableTask(AtomisticTask):
             self._plateau_turn = True
             self.lr_scheduler_step(config.scheduler, value)
             self._plateau_turn = False
+
+    def step_epoch_schedulers(self) -> None:
+        """Step the other schedulers of epochs; for tasks that step their optimizer themselves.
+
+        Upstream steps no scheduler for those.
+        """
+        for config in self.trainer.lr_scheduler_configs:
+            due = (self.current_epoch + 1) % config.frequency == 0
+            if due and config.interval == "epoch" and not config.reduce_on_plateau:
+                self.lr_scheduler_step(config.scheduler, None)
 
 
 def plain(value: Any) -> Any:

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from schnetpack import properties
 
 from ..data.statistics import training_targets
-from .averages import EpochSums, epoch_record, error_sums, sum_names
-from .losses import LossComponent
+from .averages import EpochSums, epoch_record, error_sums, repeats_last, sum_names
+from .losses import REAL_KEY, LossComponent
+from .residuals import BatchResiduals
 from .resume import ResumableTask, plain
 from .standardize import Standardization
 from .weighting import Fixed, Rule
@@ -122,6 +124,8 @@ class SoftAdaptTask(ResumableTask):
     def _prepare(self, datamodule) -> None:
         if not self.automatic_optimization and self.trainer.world_size > 1:
             raise ValueError(f"{self.optimizer_cls.__name__} runs on one rank; use devices=1")
+        if not self.automatic_optimization and self.warmup_steps:
+            raise ValueError(f"{self.optimizer_cls.__name__} knows no warm-up; use warmup_steps=0")
         targets = training_targets(datamodule)
         available = datamodule.dataset.load_properties
         outputs = self.model.model_outputs
@@ -145,24 +149,27 @@ class SoftAdaptTask(ResumableTask):
 
     def training_step(self, batch, batch_idx):
         """The weighted loss of a batch; with an optimizer of residuals, the whole step."""
+        batch = self._without_padding(batch, batch_idx, self.trainer.train_dataloader)
         if self.automatic_optimization:
-            return self._loss(batch, "train")
+            return self._total(self._terms(self._predict(batch), batch, "train"))
         self.optimizers().step(closure=lambda: self.residual_vectors(batch))
         return None
 
     def validation_step(self, batch, batch_idx):
         """Add a batch to the sums of the epoch."""
+        batch = self._without_padding(batch, batch_idx, self.trainer.val_dataloaders)
         with torch.set_grad_enabled(self.grad_enabled):
-            self._loss(batch, "val")
+            self._terms(self._predict(batch), batch, "val")
 
     def test_step(self, batch, batch_idx):
         """Add a batch to the sums of the test."""
+        batch = self._without_padding(batch, batch_idx, self.trainer.test_dataloaders)
         with torch.set_grad_enabled(self.grad_enabled):
-            self._loss(batch, "test")
+            self._terms(self._predict(batch), batch, "test")
 
     def residual_vectors(
         self, batch: Mapping[str, torch.Tensor], record: bool = True
-    ) -> dict[str, torch.Tensor]:
+    ) -> BatchResiduals:
         """Residual vector of each component with its graph, for second-order optimizers.
 
         Scaled such that the total loss of MSE components is the sum of all squares: sqrt(alpha w /
@@ -181,12 +188,16 @@ class SoftAdaptTask(ResumableTask):
         vectors = {}
         for c in self.active:
             x, weight = c.residuals(pred, batch, self._scales)
-            count = float(x.numel()) if weight is None else weight.sum() * x.shape[1]
+            if weight is None:
+                count = float(x.numel())
+            else:
+                x = torch.where(weight > 0, x, 0.0)  # a stress that is not defined may be nan
+                count = (weight.sum() * x.shape[1]).clamp_min(1e-300)
             factor = self.rule.weights[c.component] / count
             vectors[c.component] = (
                 x * (factor if weight is None else factor * weight) ** 0.5
             ).reshape(-1)
-        return vectors
+        return BatchResiduals(self.active, vectors, pred, batch, self.model)
 
     @property
     def _scales(self) -> Standardization | None:
@@ -197,8 +208,13 @@ class SoftAdaptTask(ResumableTask):
         # and the batch still has to give the references
         return self.predict_without_postprocessing(dict(batch))
 
-    def _loss(self, batch: Mapping[str, torch.Tensor], subset: str) -> torch.Tensor:
-        return self._total(self._terms(self._predict(batch), batch, subset))
+    def _without_padding(self, batch, batch_idx: int, loader):
+        """The batch, with a mark on a structure that is there to make ranks equally long."""
+        if self.trainer.world_size == 1 or not repeats_last(loader, batch_idx):
+            return batch
+        real = torch.ones(len(batch[properties.n_atoms]), device=self.device)
+        real[-1] = 0.0
+        return {**batch, REAL_KEY: real}
 
     def _terms(self, pred, batch, subset: str) -> list[tuple[torch.Tensor, Any]]:
         """(sum, count) of each component; all sums go to those of the epoch, detached."""
@@ -298,6 +314,8 @@ class SoftAdaptTask(ResumableTask):
             losses[c.component] = record[f"train_{c.component}_loss"]
         values = {**self.trainer.callback_metrics, **record, **self._validation}
         self.step_plateaus(values)
+        if not self.automatic_optimization:
+            self.step_epoch_schedulers()
         self.rule.update(self.current_epoch, losses, self._current_lr())  # refuses nan and inf
         for name, value in self._validation.items():
             if not np.isfinite(value):

@@ -113,7 +113,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         database, split, source = prepare(Path(folder), args.data)
         print(f"{source}, {args.threads} thread(s)\n")
-        print(f"{'model':30s} {'CPU s/epoch':>12s} {'wall':>8s} {'parameters':>11s}  breakdown, CPU s")
+        print(
+            f"{'model':30s} {'CPU s/epoch':>12s} {'wall':>8s} {'parameters':>11s}  breakdown, CPU s"
+        )
         for name, overrides in CASES.items():
             if args.only and args.only not in name:
                 continue
@@ -127,7 +129,9 @@ def main() -> None:
             )
     if args.json:
         result = {"machine": describe_machine(), "versions": describe_versions(), "rows": rows}
-        args.json.write_text(json.dumps({**result, "data": source, "threads": args.threads}, indent=1))
+        args.json.write_text(
+            json.dumps({**result, "data": source, "threads": args.threads}, indent=1)
+        )
 
 
 if __name__ == "__main__":

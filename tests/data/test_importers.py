@@ -334,7 +334,7 @@ def test_the_labels_that_are_there_are_named(capsys):
         (["a.traj", "--test", "a.traj"], "given twice, for train and for test"),
         (["a.traj", "--stress-unit", "psi"], "unknown stress unit 'psi'"),
         (["a.traj", "--stress-order", "xx"], "unknown stress order 'xx'"),
-        (["a.traj", "--format", "magic"], "unknown format 'magic'; choose from ase"),
+        (["a.traj", "--format", "magic"], "unknown format 'magic'; choose from auto, ase"),
         (["a.traj", "--group-key", "phase"], "no 'phase' to group by; its info has group"),
         (["a.traj", "--stress-key", "virial"], "no stress: there is no 'virial' among energy"),
     ],

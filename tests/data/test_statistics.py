@@ -61,7 +61,9 @@ def fitted(formulas, energy_of):
             Structure(numbers, positions, np.zeros((3, 3)), False, energy_of(symbols))
         )
     write_database("my.db", structures, "test")
-    datamodule = SoftAdaptDataModule("my.db", num_train=len(structures) - 1, num_val=1, num_test=0)
+    n = len(structures) - 1
+    np.savez("split.npz", train_idx=range(n), val_idx=[n], test_idx=[])
+    datamodule = SoftAdaptDataModule("my.db", num_train=n, num_val=1, num_test=0)
     datamodule.setup()
     return composition_fit(training_targets(datamodule))
 
@@ -89,10 +91,10 @@ def test_one_element():
 
 
 def test_errors_count_per_atom():
-    """A large structure must not outweigh many small ones."""
-    _, shifts = fitted([["Cu"]] * 1 + [["Cu"] * 100] * 2, lambda s: -1.0 if len(s) == 1 else -200.0)
-    means = [pytest.approx(-1.5, rel=1e-12), pytest.approx(-2.0, rel=1e-12)]
-    assert any(shifts[0] == mean for mean in means)  # by which structure validates
+    """A large structure must not outweigh a small one; the last structure only validates."""
+    formulas = [["Cu"], ["Cu"] * 100, ["Cu"]]
+    _, shifts = fitted(formulas, lambda s: -1.0 if len(s) == 1 else -200.0)
+    assert shifts == pytest.approx([-1.5], rel=1e-12)
 
 
 def test_energies_are_needed():

@@ -272,9 +272,13 @@ def test_limits_of_the_scaling(tmp_path, scaling):
         "scale_center": -1 + 3 * (values - mean) / (high - low),
         "sigma": -1 + 3 * (values - mean) / sigma,
     }[scaling]
-    module = read_potential(tmp_path).representation.scaling
-    got = module(torch.from_numpy(values), torch.full((3,), 42))
+    model = read_potential(tmp_path)
+    got = model.representation.scaling(torch.from_numpy(values), torch.full((3,), 42))
     np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
+    # written with the limits 0 and 1 again, the rest goes into the weights
+    write_potential(model, tmp_path / "again")
+    assert "scale_min_short 0.0" in (tmp_path / "again/input.nn").read_text()
+    assert_same_predictions(model, read_potential(tmp_path / "again"))
 
 
 def test_unstated_units_warn(tmp_path):

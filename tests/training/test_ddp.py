@@ -10,7 +10,8 @@ import toy_runs
 
 
 def test_two_ranks_give_the_losses_and_weights_of_one(database, tmp_path):
-    """Structures have 4 and 8 atoms and one has no stress: a mean of means would be wrong.
+    """Structures have 4 and 8 atoms, one has no stress: a mean of means would be wrong. 11 and 5
+    structures do not divide by 2: samplers repeat one, which must not count.
 
     The sums of the epoch must be those of both ranks, and DDP, which averages gradients over
     ranks, must step along the gradient of the global batch, also of a loss that is a root.

@@ -96,8 +96,7 @@ def test_metrics_by_hand():
 
 def test_empty_subsets_are_said_to_be_empty(tmp_path, database, caplog):
     data = {"n_train": 12, "n_val": 6, "n_test": 0}
-    trainer, task, datamodule = toy_runs.run(tmp_path, database, 1, data=data)
-    writer = trainer.callbacks[-1]
+    trainer, task, _ = toy_runs.run(tmp_path, database, 1, data=data)
     writer = next(c for c in trainer.callbacks if type(c).__name__ == "ResultsWriter")
     writer._evaluate(trainer, task)
     metrics = json.loads((tmp_path / "metrics.json").read_text())

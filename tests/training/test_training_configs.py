@@ -60,14 +60,13 @@ def test_each_rule_is_a_choice(name):
     "scheduler", ["softadapt_cosine", "acsf_plateau", "acsf_exponential", "reduce_on_plateau"]
 )
 def test_a_run_as_configured(database, tmp_path, scheduler):
-    config = config_of(f"task/scheduler={scheduler}", "trainer.max_epochs=2")
+    config = config_of(
+        f"task/scheduler={scheduler}", "trainer.max_epochs=2", "trainer.accelerator=cpu"
+    )
     task = task_of(config)
-    config.callbacks.pop("progress")
-    config.trainer.enable_progress_bar = False
-    config.trainer.accelerator = "cpu"
     callbacks = [instantiate(c) for c in config.callbacks.values()]
     logger = [instantiate(c) for c in config.logger.values()]
-    trainer = instantiate(config.trainer, callbacks=callbacks, logger=logger)
+    trainer = instantiate(config.trainer, callbacks=callbacks, logger=logger, _convert_="partial")
     pl.seed_everything(0, verbose=False)
     trainer.fit(task, datamodule=toy_runs.toy_data(database))
     # spktrain resumes from here

@@ -222,7 +222,7 @@ def main():
         folder,
         options["database"],
         int(options["epochs"]),
-        data={"batch_size": 4 // ranks, "n_train": 12},
+        data={"batch_size": 4 // ranks, "n_train": 11, "n_val": 5},
         task=task,
         **trainer_args,
     )

@@ -1,0 +1,431 @@
+"""What is special to the compiled kernels; what all backends share is in test_backends.py."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
+
+import brute_force as bf
+import numpy as np
+import pytest
+import torch
+from numba import njit
+
+from schnetpack_softadapt.descriptors import (
+    compiled,
+    kernel_geometry,
+    kernel_math,
+    kernels,
+)
+from schnetpack_softadapt.descriptors.cutoffs import CUTOFFS
+from schnetpack_softadapt.descriptors.kernels import KernelBackend
+from schnetpack_softadapt.descriptors.layout import Layout, SymmetryFunction
+from schnetpack_softadapt.descriptors.reference import ReferenceBackend
+
+BOTH = [0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]  # Voigt order
+
+
+def crystal(layout, displacement=0.1):
+    positions, cell, numbers = bf.perturbed_crystal(displacement)
+    pairs = bf.pairs_of(positions, cell, True, layout.cutoff)
+    return [torch.tensor(x) for x in (*pairs, numbers)]
+
+
+def ball(n_neighbors, radius, seed=0, numbers=(1, 8)):
+    """One atom with many neighbours, as a pair list from it only."""
+    rng = np.random.default_rng(seed)
+    v = rng.normal(size=(n_neighbors, 3))
+    v *= rng.uniform(0.2, 1.0, (n_neighbors, 1)) * radius / np.linalg.norm(v, axis=1)[:, None]
+    z = np.array(numbers)[np.arange(n_neighbors + 1) % len(numbers)]
+    idx_i, idx_j = np.zeros(n_neighbors, int), np.arange(1, n_neighbors + 1)
+    return [torch.tensor(x) for x in (v, idx_i, idx_j, z)]
+
+
+def random_like(x, seed=0):
+    return torch.randn(x.shape, dtype=torch.float64, generator=torch.manual_seed(seed))
+
+
+# --- elementary functions
+
+
+@njit
+def _exponentials(x, out):
+    for t in range(len(x)):
+        out[t] = kernel_math.exponential(x[t])
+
+
+@njit
+def _cutoffs(code, s, cutoff, f, slope):
+    kernel_math.cutoff_factors(code, s, cutoff, f, slope, len(s))
+
+
+def test_exponential():
+    x = np.concatenate([np.linspace(-708, 700, 20001), np.linspace(-1, 1, 20001)])
+    out = np.empty_like(x)
+    _exponentials(x, out)
+    exact = np.exp(x.astype(np.longdouble))
+    assert np.max(np.abs(out / exact - 1)) < 1e-15
+    edge = np.array([-1e4, -np.inf, np.nan])
+    _exponentials(edge, edge)
+    assert np.all(edge[:2] < 1e-300)
+    assert np.all(edge[:2] >= 0)
+    assert np.isnan(edge[2])
+
+
+def _exact_cutoff(name, x):
+    y = 1 - x
+    pi = np.longdouble("3.14159265358979323846264338327950288")
+    return {
+        "cosine": lambda: np.cos(pi / 2 * x) ** 2,
+        "tanh3": lambda: np.tanh(y) ** 3,
+        "exp": lambda: np.exp(1 - 1 / (1 - x * x)),
+        "poly1": lambda: y**2 * (1 + 2 * x),
+        "poly2": lambda: y**3 * (1 + 3 * x + 6 * x**2),
+        "poly3": lambda: y**4 * (1 + 4 * x + 10 * x**2 + 20 * x**3),
+        "poly4": lambda: y**5 * (1 + 5 * x + 15 * x**2 + 35 * x**3 + 70 * x**4),
+    }[name]()
+
+
+@pytest.mark.parametrize("name", CUTOFFS)
+def test_cutoff_functions(name):
+    cutoff = 5.3
+    x = np.linspace(0.02, 0.99999, 20001)
+    f, slope = np.empty_like(x), np.empty_like(x)
+    s = (x * cutoff) ** 2
+    _cutoffs(kernel_math.CUTOFF_CODES[name], s, cutoff, f, slope)
+    # of the squared distance as it is in double precision
+    exact = _exact_cutoff(name, np.sqrt(s.astype(np.longdouble)) / np.longdouble(cutoff))
+    error = np.abs(f - exact)
+    assert np.max(error) < 1e-15
+    large = exact > 1e-6
+    # 1 - u loses digits towards the cutoff, as it does in any way of writing it
+    assert np.max(error[large] / exact[large]) < 1e-12
+    r = torch.tensor(np.sqrt(s), requires_grad=True)
+    (df_dr,) = torch.autograd.grad(CUTOFFS[name](r, cutoff).sum(), r)
+    difference = f * slope * 2 * np.sqrt(s) - df_dr.numpy()
+    assert np.max(np.abs(difference)) < 1e-14
+
+
+def test_cutoffs_have_the_same_names_everywhere():
+    assert set(kernel_math.CUTOFF_CODES) == set(CUTOFFS)
+    layout = Layout({1: [SymmetryFunction("G2", (1,), 4.0, 1.0, cutoff_fn="step")]})
+    with pytest.raises(ValueError, match=r"unknown cutoff function 'step'.*cosine"):
+        KernelBackend(layout)
+
+
+@pytest.mark.parametrize("name", CUTOFFS)
+def test_just_inside_the_cutoff_nothing_overflows(name):
+    layout = Layout(
+        {
+            1: [
+                SymmetryFunction("G2", (1,), 4.0, 0.1, cutoff_fn=name),
+                SymmetryFunction("G4", (1, 1), 4.0, 0.1, zeta=1, cutoff_fn=name),
+            ]
+        }
+    )
+    backend = KernelBackend(layout)
+    for k in range(60):
+        r = 4.0 * (1.0 - 2.0**-k)
+        v = torch.tensor([[r, 0, 0], [1.0, 1.0, 0], [0, r, 0]], dtype=torch.float64)
+        inputs = v, torch.zeros(3, dtype=int), torch.arange(1, 4), torch.ones(4, dtype=int)
+        grad_g = torch.ones(4, 2, dtype=torch.float64)
+        assert torch.all(torch.isfinite(backend.values(*inputs)))
+        assert torch.all(torch.isfinite(backend.vjp(*inputs, grad_g)))
+        assert torch.all(torch.isfinite(backend.jvp(*inputs, v)))
+
+
+# --- exponentials from powers of one
+
+
+def angular_layout(etas, zetas=(1, 2, 16), kind="G4", r_s=0.0):
+    functions = [
+        SymmetryFunction(kind, (1, 8), 4.0, eta, r_s, zeta, lam)
+        for eta in etas
+        for zeta in zetas
+        for lam in (-1, 1)
+    ]
+    return Layout({1: functions, 8: functions})
+
+
+@pytest.mark.parametrize(
+    ("etas", "n_bases"),
+    [
+        ((0.01, 0.05, 0.12), 1),
+        ((0.03, 0.07, 0.2), 1),  # powers of exp(-0.01 r^2), which no function has
+        ((0.03, 0.0701, 0.2), 3),
+        ((0.0, 0.1), 2),
+        ((0.001, 0.1), 2),
+    ],
+)
+def test_exponentials_are_shared_where_widths_are_multiples(etas, n_bases):
+    layout = angular_layout(etas)
+    plan = compiled.compile_layout(layout)
+    assert len(plan.bases) == 2 * n_bases  # two central elements
+    inputs = ball(20, 4.2)
+    g = KernelBackend(layout).values(*inputs)
+    expected = ReferenceBackend(layout).values(*inputs)
+    torch.testing.assert_close(g, expected, rtol=1e-12, atol=0)
+
+
+# --- neighbours and pairs in chunks
+
+
+@pytest.mark.parametrize("n_neighbors", [2, 9, 31, 33, 64, 700])
+def test_any_number_of_neighbors(n_neighbors):
+    layout = bf.mixed_layout()
+    inputs = ball(n_neighbors, 4.3, seed=n_neighbors)
+    backend, reference = KernelBackend(layout), ReferenceBackend(layout)
+    g, expected = backend.values(*inputs), reference.values(*inputs)
+    torch.testing.assert_close(g, expected, rtol=1e-12, atol=1e-14)
+    grad_g = random_like(g)
+    vjp, expected = backend.vjp(*inputs, grad_g), reference.vjp(*inputs, grad_g)
+    assert torch.max(torch.abs(vjp - expected)) < 1e-12 * torch.max(torch.abs(expected))
+    tangent = random_like(inputs[0])
+    jvp, expected = backend.jvp(*inputs, tangent), reference.jvp(*inputs, tangent)
+    assert torch.max(torch.abs(jvp - expected)) < 1e-12 * torch.max(torch.abs(expected))
+
+
+def test_pairs_in_any_order():
+    layout = bf.mixed_layout()
+    r_ij, idx_i, idx_j, numbers = crystal(layout)
+    backend = KernelBackend(layout)
+    g = backend.values(r_ij, idx_i, idx_j, numbers)
+    order = torch.randperm(len(idx_i), generator=torch.manual_seed(0))
+    inputs = r_ij[order], idx_i[order], idx_j[order], numbers
+    torch.testing.assert_close(backend.values(*inputs), g, rtol=1e-13, atol=1e-15)
+    grad_g = random_like(g)
+    vjp = backend.vjp(r_ij, idx_i, idx_j, numbers, grad_g)
+    torch.testing.assert_close(backend.vjp(*inputs, grad_g), vjp[order], rtol=1e-11, atol=1e-12)
+
+
+def test_nan_reaches_the_values_of_its_atom_only():
+    layout = Layout({1: [SymmetryFunction("G4", (1, 1), 4.0, 0.1, zeta=2)]})
+    v = torch.tensor([[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0]], dtype=torch.float64)
+    bad = v.clone()
+    bad[1, 2] = float("nan")
+    idx_i, idx_j = torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([1, 2, 3, 0, 2, 3])
+    numbers = torch.ones(4, dtype=int)
+    g = KernelBackend(layout).values(torch.cat([bad, v]), idx_i, idx_j, numbers)
+    assert torch.isnan(g[0, 0])
+    assert torch.isfinite(g[1:]).all()
+
+
+@pytest.mark.parametrize("wrong", [(0, -1), (1, 99)])
+def test_index_of_no_atom(wrong):
+    layout = bf.mixed_layout()
+    inputs = crystal(layout)
+    inputs[1 + wrong[0]][5] = wrong[1]
+    with pytest.raises(ValueError, match="idx_i and idx_j must be from 0 to 2"):
+        KernelBackend(layout).values(*inputs)
+
+
+def test_tensors_of_the_wrong_shape_or_device():
+    layout = bf.mixed_layout()
+    r_ij, idx_i, idx_j, numbers = crystal(layout)
+    backend = KernelBackend(layout)
+    with pytest.raises(ValueError, match="one row of three for each"):
+        backend.values(r_ij[:-1], idx_i, idx_j, numbers)
+    with pytest.raises(ValueError, match="run on the CPU, not on meta"):
+        backend.values(r_ij.to("meta"), idx_i, idx_j, numbers)
+
+
+# --- Jacobian
+
+
+def test_jacobian_against_values_and_vjp():
+    layout = bf.mixed_layout()
+    backend = KernelBackend(layout)
+    r_ij, idx_i, idx_j, numbers = inputs = crystal(layout)
+    found = backend.jacobian(*(x.numpy() for x in inputs))
+    g = backend.values(*inputs)
+    np.testing.assert_allclose(found.g, g.numpy(), rtol=1e-13, atol=1e-15)
+    n_atoms, n_columns = g.shape
+    for i in range(n_atoms):
+        atoms = found.block_atom[found.block_first[i] : found.block_first[i + 1]]
+        # a small cell: every atom, also the central one, is within reach
+        assert atoms.tolist() == [0, 1, 2]
+        for column in range(n_columns):
+            grad_g = torch.zeros_like(g)
+            grad_g[i, column] = 1.0
+            vjp = backend.vjp(*inputs, grad_g)
+            by_position = torch.zeros(n_atoms, 3, dtype=torch.float64)
+            by_position.index_add_(0, idx_j, vjp).index_add_(0, idx_i, -vjp)
+            blocks = found.dg_dr[found.block_first[i] : found.block_first[i + 1], :, column]
+            np.testing.assert_allclose(blocks, by_position.numpy(), atol=1e-12)
+            virial = (vjp.T @ r_ij).numpy()
+            # each function is invariant under rotation, so its virial is symmetric
+            np.testing.assert_allclose(virial, virial.T, atol=1e-12)
+            np.testing.assert_allclose(found.dg_dstrain[i, :, column], virial[BOTH], atol=1e-12)
+
+
+def test_jacobian_of_a_cluster_has_blocks_within_the_cutoff_only():
+    layout = bf.mixed_layout()
+    positions, numbers = bf.random_cluster(8)
+    positions[-1] += 30.0
+    n = len(positions)
+    idx_i, idx_j = np.nonzero(~np.eye(n, dtype=bool))
+    found = KernelBackend(layout).jacobian(
+        positions[idx_j] - positions[idx_i], idx_i, idx_j, numbers, dtype=np.float32
+    )
+    assert {x.dtype for x in (found.g, found.dg_dstrain, found.dg_dr)} == {np.dtype("float32")}
+    assert found.block_first[-1] - found.block_first[-2] == 1  # only itself
+    assert found.block_atom[-1] == n - 1
+    assert np.all(found.dg_dr[-1] == 0)
+    # moving everything changes nothing; float32 sums of terms of order one
+    total = np.add.reduceat(found.dg_dr, found.block_first[:-1])
+    np.testing.assert_allclose(total, 0, atol=1e-5)
+
+
+# --- types, threads, compilation
+
+
+def test_float32_is_float64_rounded():
+    layout = bf.mixed_layout()
+    backend = KernelBackend(layout)
+    r_ij, *rest = crystal(layout)
+    single = r_ij.float()
+    assert torch.equal(
+        backend.values(single, *rest), backend.values(single.double(), *rest).float()
+    )
+
+
+def test_threads_give_identical_results(monkeypatch):
+    layout = bf.mixed_layout()
+    backend = KernelBackend(layout)
+    inputs = crystal(layout)
+    n_copies = 40
+    shift = 3 * torch.arange(n_copies).repeat_interleave(len(inputs[1]))
+    inputs = [
+        inputs[0].repeat(n_copies, 1),
+        inputs[1].repeat(n_copies) + shift,
+        inputs[2].repeat(n_copies) + shift,
+        inputs[3].repeat(n_copies),
+    ]
+
+    def results():
+        g = backend.values(*inputs)
+        jacobian = backend.jacobian(*inputs)
+        return [
+            g,
+            backend.vjp(*inputs, random_like(g)),
+            backend.jvp(*inputs, random_like(inputs[0])),
+            *map(torch.from_numpy, jacobian),
+        ]
+
+    expected = results()
+    monkeypatch.setattr(kernels, "n_threads", lambda: 3)
+    monkeypatch.setattr(kernels, "_TRIPLES_PER_TASK", 1000)
+    assert kernels._pool is None or kernels._pool[1] != 3
+    assert all(map(torch.equal, results(), expected))
+    assert kernels._pool[1] == 3  # it did run in threads
+    # and two callers at a time
+    with ThreadPoolExecutor(2) as pool:
+        for found in pool.map(lambda _: results(), range(2)):
+            assert all(map(torch.equal, found, expected))
+
+
+def test_number_of_threads(monkeypatch):
+    monkeypatch.setattr(kernels.config, "NUMBA_NUM_THREADS", 64)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    assert kernels.n_threads() == 5
+    monkeypatch.setattr(kernels.config, "NUMBA_NUM_THREADS", 2)
+    assert kernels.n_threads() == 2
+
+
+def _values_in_threads(queue):
+    kernels.n_threads = lambda: 2
+    kernels._TRIPLES_PER_TASK = 10
+    layout = bf.mixed_layout()
+    queue.put(KernelBackend(layout).values(*crystal(layout)).numpy())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+@pytest.mark.filterwarnings("ignore:.*fork.*")
+def test_threads_after_a_fork(monkeypatch):
+    # data loader workers are forks; the threads of the parent do not exist in them
+    monkeypatch.setattr(kernels, "n_threads", lambda: 2)
+    monkeypatch.setattr(kernels, "_TRIPLES_PER_TASK", 10)
+    layout = bf.mixed_layout()
+    expected = KernelBackend(layout).values(*crystal(layout)).numpy()
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    process = context.Process(target=_values_in_threads, args=(queue,))
+    process.start()
+    try:
+        assert np.array_equal(queue.get(timeout=60), expected)
+    finally:
+        process.kill()
+        process.join()
+
+
+def test_nothing_is_compiled_twice():
+    kernel_list = [k for k in kernels._KERNELS if k.__name__ != "jacobian"]
+    for layout in (bf.mixed_layout(), angular_layout((0.1,)), angular_layout((0.2, 0.3), (1.5,))):
+        for dtype in (torch.float32, torch.float64):
+            r_ij, *rest = crystal(layout)
+            g = KernelBackend(layout).values(r_ij.to(dtype), *rest)
+            KernelBackend(layout).vjp(r_ij.to(dtype), *rest, g)
+            KernelBackend(layout).jvp(r_ij.to(dtype), *rest, r_ij.to(dtype))
+            KernelBackend(layout).jacobian(r_ij, *rest)
+            assert [len(k.signatures) for k in kernel_list] == [1] * len(kernel_list)
+
+
+def test_a_second_process_does_not_compile():
+    layout = angular_layout((0.1,))
+    KernelBackend(layout).values(*crystal(layout))  # compiles if nothing has before
+    program = """
+        import torch
+        from schnetpack_softadapt.descriptors import kernel_values, kernels
+        from schnetpack_softadapt.descriptors.layout import Layout, SymmetryFunction
+        layout = Layout({1: [SymmetryFunction("G4", (1, 1), 4.0, 0.1)]})
+        v = torch.eye(3, dtype=torch.float64)
+        zero = torch.zeros(3, dtype=int)
+        kernels.KernelBackend(layout).values(v, zero, zero, torch.ones(1, dtype=int))
+        stats = kernel_values.values.stats
+        print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.split() == ["1", "0"]
+    assert "compiling" not in run.stderr
+
+
+def test_the_cache_expires_with_any_of_the_sources(monkeypatch):
+    layout = angular_layout((0.1,))
+    KernelBackend(layout).values(*crystal(layout))
+    file = kernels.kernel_values.values._cache._cache_file
+    assert file._load_index()
+    stat = os.stat
+
+    def newer(path, *args, **kwargs):
+        found = stat(path, *args, **kwargs)
+        if path != kernel_math.__file__:
+            return found
+        return os.stat_result((*found[:8], found.st_mtime + 1, *found[9:10]))
+
+    stamp = file._source_stamp
+    try:
+        monkeypatch.setattr(kernels.os, "stat", newer)
+        kernels._stamp_sources()
+        assert file._load_index() == {}
+    finally:
+        monkeypatch.undo()
+        kernels._stamp_sources()
+    assert file._source_stamp == stamp
+
+
+def test_the_first_compilation_says_so(monkeypatch, capsys):
+    monkeypatch.setattr(kernels._Announcer, "silent", False)
+    assert kernels._call(njit(lambda x: x + 1), 1) == 2
+    assert kernels._call(njit(lambda x: x + 2), 1) == 3
+    assert capsys.readouterr().err.count("compiling the symmetry functions") == 1
+
+
+def test_chunk_is_wide_enough_for_a_row():
+    # a chunk holds whole rows of pairs: the widest row decides where the chunk is too small
+    sizes = np.array([1, 1, 1, 1, 3])
+    for most in (3, kernel_geometry.CHUNK, 3 * kernel_geometry.CHUNK):
+        assert len(kernel_geometry.new_pairs(sizes, most).s) >= most + kernel_geometry.PAD
