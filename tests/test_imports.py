@@ -23,6 +23,7 @@ ALLOWED = {
     "deploy": {"deploy", "model", "descriptors", "data", "properties"},
     "cli": {"data", "descriptors", "model", "training", "reports", "deploy", "properties"},
     "hydra_searchpath": set(),
+    "configs": set(),
     "__init__": set(),
 }
 

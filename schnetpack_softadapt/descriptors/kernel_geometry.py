@@ -20,6 +20,9 @@ from schnetpack_softadapt.descriptors.kernel_math import (
 
 __all__ = [
     "FIRST",
+    "INDEX_OF_NO_ATOM",
+    "UNKNOWN_ELEMENT",
+    "VALID",
     "Neighbors",
     "Pairs",
     "channel_range",
@@ -31,15 +34,14 @@ __all__ = [
     "sort_pairs",
 ]
 
+VALID, INDEX_OF_NO_ATOM, UNKNOWN_ELEMENT = 0, 1, 2  # what `sort_pairs` finds
+
 FIRST = 8
 PAD = 32
-# pairs (j, k) handled at a time: their arrays stay in the first-level cache
-CHUNK = 512
-# nearer the cutoff than this (relative, in r^2) f_c is below 1e-28 and its logarithm's slope has
-# no digit left
+CHUNK = 512  # pairs (j, k) handled at a time: their arrays stay in the first-level cache
+# nearer the cutoff (relative, in r^2) f_c is below 1e-28, and no digit of its logarithm's slope left
 EDGE = 1.0 - 1e-14
-# Ang^2, keeps coinciding atoms finite, as in `functions.lengths`
-TINY = 1e-12
+TINY = 1e-12  # Ang^2, keeps coinciding atoms finite, as in `functions.lengths`
 
 
 class Neighbors(NamedTuple):
@@ -129,41 +131,48 @@ def new_pairs(sizes, most):
     # not a multiple of a memory page: equal positions of many rows would share cache lines
     n = max(CHUNK, most + 8) + PAD
     f = np.float64
+    # what is read has been written before; not zeroing saves the page faults of a small system
     pairs = Pairs(
-        np.zeros(n, np.uint32),
-        np.zeros(n, f),
-        np.zeros(n, f),
-        np.zeros(n, f),
-        np.zeros(n, f),
-        np.zeros(n, f),
-        np.zeros(n, f),
-        np.zeros(n, f),
-        np.zeros((sizes[3], n), f),
-        np.ones((sizes[4], n), f),
+        np.empty(n, np.uint32),
+        np.empty(n, f),
+        np.empty(n, f),
+        np.empty(n, f),
+        np.empty(n, f),
+        np.empty(n, f),
+        np.empty(n, f),
+        np.empty(n, f),
+        np.empty((sizes[3], n), f),
+        np.empty((sizes[4], n), f),
     )
+    pairs.rows[0] = 1.0
     return pairs
 
 
 @njit(nogil=True, cache=True)
-def sort_pairs(idx_i, idx_j, numbers, channel, n_channels):
+def sort_pairs(idx_i, idx_j, numbers, species, channel, sizes):
     """Order of the pairs by central atom, then by channel of the neighbour; stable.
 
     Returns:
-        (first (N + 1,), order (P,)): pairs of atom i are order[first[i]:first[i + 1]]; first[0] is
-        -1 if an index is not that of an atom.
+        (status, most, first (N + 1,), order (P,)): pairs of atom i are
+        order[first[i]:first[i + 1]], `most` at most; the status says whether the input can be used.
     """
+    n_channels = sizes[0]
     n_atoms, n_pairs = len(numbers), len(idx_i)
     first = np.zeros(n_atoms + 1, np.int64)
     order = np.arange(n_pairs)
+    for z in numbers:
+        if z < 0 or z >= len(species) or species[z] < 0:
+            return UNKNOWN_ELEMENT, 0, first, order
     is_sorted = True
     for p in range(n_pairs):
         i, j = idx_i[p], idx_j[p]
         if i < 0 or j < 0 or i >= n_atoms or j >= n_atoms:
-            first[0] = -1
-            return first, order
+            return INDEX_OF_NO_ATOM, 0, first, order
         first[i + 1] += 1
         is_sorted &= p == 0 or idx_i[p - 1] <= i
+    most = 0
     for i in range(n_atoms):
+        most = max(most, first[i + 1])
         first[i + 1] += first[i]
     if n_channels > 1:
         start = np.zeros(n_channels + 1, np.int64)
@@ -176,7 +185,7 @@ def sort_pairs(idx_i, idx_j, numbers, channel, n_channels):
             order[start[c]] = p
             start[c] += 1
     elif is_sorted:
-        return first, order
+        return VALID, most, first, order
     result = np.empty_like(order)
     at = first[:-1].copy()
     for k in range(n_pairs):
@@ -184,7 +193,7 @@ def sort_pairs(idx_i, idx_j, numbers, channel, n_channels):
         i = idx_i[p]
         result[at[i]] = p
         at[i] += 1
-    return first, result
+    return VALID, most, first, result
 
 
 @njit(**LOOP)

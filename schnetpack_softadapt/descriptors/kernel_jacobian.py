@@ -228,18 +228,18 @@ def jacobian(
     n_columns, n_terms, room = g.shape[1], len(plan.terms), len(neighbors.x)
     f = np.float64
     work = (
-        np.zeros((len(pairs.s), n_terms), f),
-        np.zeros((len(pairs.s), n_terms), f),
-        np.zeros(n_terms, f),
-        np.zeros(n_terms, f),
-        np.zeros(n_terms, f),
-        np.zeros((room, 3, n_terms), f),
+        np.empty((len(pairs.s), n_terms), f),
+        np.empty((len(pairs.s), n_terms), f),
+        np.empty(n_terms, f),
+        np.empty(n_terms, f),
+        np.empty(n_terms, f),
+        np.empty((room, 3, n_terms), f),
     )
-    vectors = np.zeros((room, 3), f)
-    values = np.zeros(n_columns, f)
-    gradient = np.zeros((most, 3, n_columns), f)
-    of_block = np.zeros((most + 1, 3, n_columns), f)
-    by_strain = np.zeros((6, n_columns), f)
+    vectors = np.empty((room, 3), f)
+    values = np.empty(n_columns, f)
+    gradient = np.empty((most, 3, n_columns), f)
+    of_block = np.empty((most + 1, 3, n_columns), f)
+    by_strain = np.empty((6, n_columns), f)
     for i in range(start, stop):
         n_blocks = block_first[i + 1] - block_first[i]
         own = 0

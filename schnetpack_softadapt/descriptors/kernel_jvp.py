@@ -31,8 +31,8 @@ class _Tangents(NamedTuple):
     """Changes of the neighbours, (m,), and of pairs, (CHUNK,).
 
     Attributes:
-        x, y, z: v / r; stretch: d log r = n . v / r; square: d(r^2); by_cut: d(r^2) dlog f_c/d(r^2);
-            by_r: d(r^2) / r.
+        x, y, z: v / r; stretch: d log r = n . v / r; square: d(r^2); by_r: d(r^2) / r;
+            by_cut: d(r^2) dlog f_c/d(r^2).
         cosine: dc; cross: (v_j n_k / r_j + v_k n_j / r_k) r_j r_k.
         cuts, squares, distances: sums of by_cut, square and by_r over the distances of a triple.
         value, slope: the two weights.
@@ -65,13 +65,13 @@ def _new_tangents(m, n):
         np.zeros(m, f),
         np.zeros(m, f),
         np.zeros(m, f),
-        np.zeros(n, f),
-        np.zeros(n, f),
-        np.zeros(n, f),
-        np.zeros(n, f),
-        np.zeros(n, f),
-        np.zeros(n, f),
-        np.zeros(n, f),
+        np.empty(n, f),
+        np.empty(n, f),
+        np.empty(n, f),
+        np.empty(n, f),
+        np.empty(n, f),
+        np.empty(n, f),
+        np.empty(n, f),
     )
 
 

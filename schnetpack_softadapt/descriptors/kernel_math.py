@@ -48,16 +48,16 @@ class _NoAlias(Compiler):
 
 
 #: options of elementwise loops; arguments must not overlap unless only the same index is shared
-LOOP = dict(
-    pipeline_class=_NoAlias,
-    fastmath={"contract"},
-    error_model="numpy",
-    nogil=True,
-    forceinline=True,
-    no_cpython_wrapper=True,
-    no_cfunc_wrapper=True,
-    _nrt=False,
-)
+LOOP = {
+    "pipeline_class": _NoAlias,
+    "fastmath": {"contract"},
+    "error_model": "numpy",
+    "nogil": True,
+    "forceinline": True,
+    "no_cpython_wrapper": True,
+    "no_cfunc_wrapper": True,
+    "_nrt": False,
+}
 #: options of sums: their order is free
 SUM = dict(LOOP, fastmath={"contract", "reassoc", "nsz"})
 #: options of loops that LLVM should leave alone

@@ -25,6 +25,11 @@ from schnetpack_softadapt.descriptors.kernel_geometry import (
 )
 from schnetpack_softadapt.descriptors.kernel_math import LOOP, SCALAR, STAGE
 from schnetpack_softadapt.descriptors.kernel_values import fill_rows, fill_weights, start_group
+from schnetpack_softadapt.descriptors.moments import (
+    add_moment_gradients,
+    by_moments,
+    new_moments,
+)
 
 __all__ = ["vjp"]
 
@@ -36,6 +41,7 @@ class _Sums(NamedTuple):
         value, slope: P and P' of one width.
         total: W P; by_eta: eta W P; by_shift: eta r_s W P; turn: W P', summed over widths.
         cross: B; common: the part of a_j and a_k that is the same.
+        coefficient: (L + 1,), scratch of the moments.
     """
 
     value: np.ndarray
@@ -46,20 +52,22 @@ class _Sums(NamedTuple):
     turn: np.ndarray
     cross: np.ndarray
     common: np.ndarray
+    coefficient: np.ndarray
 
 
 @njit(nogil=True)
-def _new_sums(n):
+def _new_sums(sizes, n):
     f = np.float64
     return _Sums(
-        np.zeros(n, f),
-        np.zeros(n, f),
-        np.zeros(n, f),
-        np.zeros(n, f),
-        np.zeros(n, f),
-        np.zeros(n, f),
-        np.zeros(n, f),
-        np.zeros(n, f),
+        np.empty(n, f),
+        np.empty(n, f),
+        np.empty(n, f),
+        np.empty(n, f),
+        np.empty(n, f),
+        np.empty(n, f),
+        np.empty(n, f),
+        np.empty(n, f),
+        np.zeros(sizes[5] + 1, f),
     )
 
 
@@ -217,10 +225,13 @@ def _scatter_shift(index, by_shift, inverse, out, n):
 
 
 @njit(**STAGE)
-def _angular(plan, shell, g, neighbors, pairs, sums, vectors, grad, out):
+def _angular(plan, shell, g, neighbors, pairs, sums, moments, vectors, grad, out):
     group = plan.groups[g]
     cutoff = plan.shells[shell].cutoff
     start_group(plan, g, neighbors)
+    if by_moments(plan, g, neighbors):
+        add_moment_gradients(plan, g, neighbors, grad, moments, sums.coefficient, out)
+        return
     j = FIRST
     while j >= 0:
         n, j = select_pairs(neighbors, group, cutoff, j, pairs)
@@ -262,7 +273,8 @@ def vjp(plan, first, order, r_ij, idx_j, numbers, most, start, stop, grad_g, gra
     """
     neighbors = new_neighbors(plan.sizes, most)
     pairs = new_pairs(plan.sizes, most)
-    sums = _new_sums(len(pairs.s))
+    sums = _new_sums(plan.sizes, len(pairs.s))
+    moments = new_moments(plan.sizes, len(neighbors.x))
     room = len(neighbors.x)
     vectors, out, radial = np.zeros(4 * room), np.zeros(4 * room), np.zeros(room)
     for i in range(start, stop):
@@ -293,7 +305,7 @@ def vjp(plan, first, order, r_ij, idx_j, numbers, most, start, stop, grad_g, gra
                 vectors[4 * p + 2] = neighbors.z[p] * neighbors.r[p]
                 vectors[4 * p + 3] = 1.0
             for k in range(here.first_group, after.first_group):
-                _angular(plan, shell, k, neighbors, pairs, sums, vectors, grad_g[i], out)
+                _angular(plan, shell, k, neighbors, pairs, sums, moments, vectors, grad_g[i], out)
             for p in range(FIRST, end):
                 a = out[4 * p + 3] + radial[p]
                 pair = order[neighbors.position[p]]

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -22,17 +23,21 @@ from numba.core import event
 from torch import Tensor
 
 from schnetpack_softadapt.descriptors import (
+    compiled,
     kernel_geometry,
     kernel_jacobian,
     kernel_jvp,
     kernel_math,
     kernel_values,
     kernel_vjp,
+    moments,
 )
 from schnetpack_softadapt.descriptors.compiled import compile_layout
 from schnetpack_softadapt.descriptors.layout import Layout
 
 __all__ = ["Jacobian", "KernelBackend", "n_threads"]
+
+_FLOAT, _INT = np.dtype(np.float64), np.dtype(np.int64)
 
 # fewer triples than this are done before a second thread has woken up
 _TRIPLES_PER_TASK = 20_000
@@ -80,10 +85,17 @@ def _stamp_sources() -> None:
     numba looks at the file of the outermost function only and would go on using old code of the
     others.
     """
-    from schnetpack_softadapt.descriptors import compiled
-
-    modules = (kernel_geometry, kernel_jacobian, kernel_jvp, kernel_math, kernel_values, kernel_vjp)
-    files = [module.__file__ for module in (*modules, compiled)]
+    modules = (
+        compiled,
+        kernel_geometry,
+        kernel_jacobian,
+        kernel_jvp,
+        kernel_math,
+        kernel_values,
+        kernel_vjp,
+        moments,
+    )
+    files = [module.__file__ for module in modules]
     stamp = tuple((os.stat(f).st_mtime, os.stat(f).st_size) for f in files)
     for kernel in _KERNELS:
         kernel._cache._cache_file._source_stamp = stamp
@@ -98,6 +110,9 @@ _KERNELS = (
     kernel_vjp.vjp,
 )
 _stamp_sources()
+
+# `id` of those that have been called: asking numba takes longer than a small call
+_ready: set[int] = set()
 
 
 class _Announcer(event.Listener):
@@ -121,8 +136,12 @@ class _Announcer(event.Listener):
 
 def _call(kernel: Callable, *args):
     """Call a compiled function; says so when it has to be compiled first."""
-    with event.install_listener("numba:compile", _Announcer()):
+    if id(kernel) in _ready:
         return kernel(*args)
+    with event.install_listener("numba:compile", _Announcer()):
+        result = kernel(*args)
+    _ready.add(id(kernel))
+    return result
 
 
 class _Pairs(NamedTuple):
@@ -136,14 +155,16 @@ class _Pairs(NamedTuple):
     most: int
 
 
-def _array(x: Tensor | np.ndarray, dtype: type) -> np.ndarray:
+def _array(x: Tensor | np.ndarray, dtype: np.dtype) -> np.ndarray:
     if isinstance(x, Tensor):
         if x.device.type != "cpu":
             raise ValueError(
                 f"the compiled symmetry functions run on the CPU, not on {x.device}; use the "
                 "reference backend there"
             )
-        x = x.detach().numpy()
+        x = (x.detach() if x.requires_grad else x).numpy()
+    if x.dtype == dtype and x.flags.c_contiguous:
+        return x
     return np.ascontiguousarray(x, dtype=dtype)
 
 
@@ -188,7 +209,7 @@ class KernelBackend:
         """Vector-Jacobian product sum_iD grad_g_iD dG_iD/dr_ij, (P, 3), for `grad_g` (N, D)."""
         pairs = self._prepare(r_ij, idx_i, idx_j, numbers)
         grad_r = np.zeros((len(pairs.idx_j), 3))
-        self._run(kernel_vjp.vjp, pairs, _array(grad_g, np.float64), grad_r)
+        self._run(kernel_vjp.vjp, pairs, _array(grad_g, _FLOAT), grad_r)
         return torch.from_numpy(grad_r).to(r_ij.dtype)
 
     def jvp(
@@ -197,7 +218,7 @@ class KernelBackend:
         """Jacobian-vector product sum_p dG/dr_p . tangent_p, (N, D), for `tangent` (P, 3)."""
         pairs = self._prepare(r_ij, idx_i, idx_j, numbers)
         g = np.zeros((len(pairs.numbers), self.layout.n_columns))
-        self._run(kernel_jvp.jvp, pairs, _array(tangent, np.float64), g)
+        self._run(kernel_jvp.jvp, pairs, _array(tangent, _FLOAT), g)
         return torch.from_numpy(g).to(r_ij.dtype)
 
     def jacobian(
@@ -231,34 +252,38 @@ class KernelBackend:
         return Jacobian(g, strain, blocks[0], blocks[1], dg_dr)
 
     def _prepare(self, r_ij, idx_i, idx_j, numbers) -> _Pairs:
-        r_ij, numbers = _array(r_ij, np.float64), _array(numbers, np.int64)
-        idx_i, idx_j = _array(idx_i, np.int64), _array(idx_j, np.int64)
-        known = (numbers >= 0) & (numbers < len(self._plan.species))
-        known[known] = self._plan.species[numbers[known]] >= 0
-        if not known.all():
-            names = [
-                chemical_symbols[z] if 0 <= z < len(chemical_symbols) else str(z)
-                for z in np.unique(numbers[~known])
-            ]
-            raise ValueError(
-                f"no symmetry functions for {', '.join(names)}; the layout has "
-                f"{', '.join(chemical_symbols[z] for z in self.layout.elements)}"
-            )
+        r_ij, numbers = _array(r_ij, _FLOAT), _array(numbers, _INT)
+        idx_i, idx_j = _array(idx_i, _INT), _array(idx_j, _INT)
         if r_ij.shape != (len(idx_i), 3) or len(idx_i) != len(idx_j):
             raise ValueError(
                 f"r_ij {r_ij.shape} must have one row of three for each of idx_i {idx_i.shape} "
                 f"and idx_j {idx_j.shape}"
             )
         plan = self._plan
-        first, order = _call(
-            kernel_geometry.sort_pairs, idx_i, idx_j, numbers, plan.channel, plan.sizes[0]
+        status, most, first, order = _call(
+            kernel_geometry.sort_pairs,
+            idx_i,
+            idx_j,
+            numbers,
+            plan.species,
+            plan.channel,
+            plan.sizes,
         )
-        if first[0] < 0:
+        if status == kernel_geometry.UNKNOWN_ELEMENT:
+            self._explain_unknown(numbers)
+        if status == kernel_geometry.INDEX_OF_NO_ATOM:
             raise ValueError(f"idx_i and idx_j must be from 0 to {len(numbers) - 1}")
-        most = int(np.diff(first).max(initial=0))
         if most >= 65_000:
             raise ValueError(f"an atom has {most} neighbours; the kernels take up to 65,000")
         return _Pairs(first, order, r_ij, idx_j, numbers, most)
+
+    def _explain_unknown(self, numbers: np.ndarray) -> None:
+        unknown = sorted(set(numbers.tolist()) - set(self.layout.elements))
+        names = [chemical_symbols[z] if 0 < z < len(chemical_symbols) else str(z) for z in unknown]
+        raise ValueError(
+            f"no symmetry functions for {', '.join(names)}; the layout has "
+            f"{', '.join(chemical_symbols[z] for z in self.layout.elements)}"
+        )
 
     def _run(self, kernel: Callable, pairs: _Pairs, *arrays, threads: int | None = None) -> None:
         """Call a kernel on all atoms, in as many threads as there is work for."""
@@ -272,7 +297,7 @@ class KernelBackend:
             tasks = min(4 * threads, n_atoms, 1 + int(triples[-1]) // _TRIPLES_PER_TASK)
         else:
             tasks = 1
-        if tasks == 1 or not kernel.signatures:
+        if tasks == 1 or id(kernel) not in _ready:
             _call(kernel, self._plan, *pairs, 0, n_atoms, *arrays)
             return
         ends = np.searchsorted(triples, np.linspace(0, triples[-1], tasks + 1))
@@ -280,7 +305,7 @@ class KernelBackend:
         pool = _executor(threads)
         futures = [
             pool.submit(kernel, self._plan, *pairs, int(start), int(stop), *arrays)
-            for start, stop in zip(ends[:-1], ends[1:], strict=True)
+            for start, stop in pairwise(ends)
             if stop > start
         ]
         for future in futures:

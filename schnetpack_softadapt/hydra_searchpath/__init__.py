@@ -1,7 +1,8 @@
 """Makes the configs of this package visible to every Hydra program, `spktrain` first of all.
 
 Hydra imports this module whenever any Hydra program starts on the machine, so it must import
-nothing heavy. It is installed as `hydra_plugins.schnetpack_softadapt_searchpath`, where Hydra looks for plugins.
+nothing heavy. It is installed as `hydra_plugins.schnetpack_softadapt_searchpath`, where Hydra
+looks for plugins.
 """
 
 from hydra.core.config_search_path import ConfigSearchPath

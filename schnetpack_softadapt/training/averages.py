@@ -5,12 +5,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch.utils.data.distributed import DistributedSampler
 
 if TYPE_CHECKING:
     from .losses import LossComponent
 
-__all__ = ["EpochRecord", "EpochSums", "epoch_record", "error_sums", "repeats_last", "sum_names"]
+__all__ = ["EpochRecord", "EpochSums", "epoch_record", "error_sums", "sum_names"]
 
 
 class EpochSums:
@@ -131,18 +130,3 @@ def epoch_record(
             values[f"{subset}_{name}_rmse"] = (sums[f"{name}/error_sq"] / n) ** 0.5 * c.to_ase
             values[f"{subset}_{name}_mae"] = sums[f"{name}/error_abs"] / n * c.to_ase
     return EpochRecord(losses, standardized, values)
-
-
-def repeats_last(loader, batch_idx: int) -> bool:
-    """Whether the last structure of this batch is a repetition that fills up a rank.
-
-    torch's DistributedSampler deals structures out in turn and starts again from the first until
-    all ranks have the same number; those repetitions are the last of their rank.
-    """
-    sampler = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
-    if not isinstance(sampler, DistributedSampler) or sampler.drop_last:
-        return False
-    if batch_idx + 1 != len(loader):
-        return False
-    last = sampler.rank + sampler.num_replicas * (sampler.num_samples - 1)
-    return last >= len(sampler.dataset)

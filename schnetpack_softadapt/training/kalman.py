@@ -30,8 +30,8 @@ class KalmanFilter(torch.optim.Optimizer):
 
     The residual vectors and their scales are the task's: loss = sum of squares, so weights of
     components count as they do in the loss. Of components with many residuals a random part is
-    used in every step (Singraber 2019 takes some percent of the forces); nothing is gained by more,
-    as neighbouring forces say much the same.
+    used in every step, as Singraber 2019 takes some percent of the forces: steps cost less, and
+    neighbouring forces say much the same.
 
     Damping, D = mean(diag(A / n)) and lambda = `damping` x loss, is large while the loss is and
     vanishes with it (J. Fan and Y. Yuan, Computing 74, 23, 2005), so there is nothing to adapt. A

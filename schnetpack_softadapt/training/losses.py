@@ -17,17 +17,15 @@ import torch
 from ase.data import atomic_numbers
 from schnetpack import properties
 from schnetpack.task import ModelOutput
-from schnetpack.units import convert_units
 
 from .. import properties as keys
+from .ranks import REAL_KEY
 from .standardize import VOIGT, Standardization
+from .units import unit_factor
 
 __all__ = ["EnergyLoss", "ForcesLoss", "LossComponent", "StressLoss"]
 
 Batch = Mapping[str, torch.Tensor]
-
-#: (n_structures,) 0 for a structure that a sampler of several ranks has repeated; see the task
-REAL_KEY = "_softadapt_real"
 
 
 class LossComponent(ModelOutput):
@@ -71,7 +69,7 @@ class LossComponent(ModelOutput):
             raise ValueError(f"delta must be positive, not {delta}")
         self.component = component or name
         self.loss, self.delta = loss, float(delta)
-        self.unit_factor = 1.0 if unit is None else _convert(self.ase_unit, unit)
+        self.unit_factor = 1.0 if unit is None else unit_factor(self.ase_unit, unit)
         self.groups = None if groups is None else [str(g) for g in groups]
         self.structure_weight = structure_weight
         self.group_ids: list[int] = []
@@ -85,7 +83,7 @@ class LossComponent(ModelOutput):
             ValueError: the dataset has no groups, or not the ones asked for; an unknown unit.
         """
         unit = dict(dataset.units).get(self.target_property)
-        self.to_ase = 1.0 if unit is None else _convert(unit, self.ase_unit)
+        self.to_ase = 1.0 if unit is None else unit_factor(unit, self.ase_unit)
         if self.groups is None:
             return
         metadata = dataset.metadata
@@ -340,20 +338,3 @@ def _number(element: str | int) -> int:
     if element not in atomic_numbers:
         raise ValueError(f"{element!r} is not a chemical symbol")
     return atomic_numbers[element]
-
-
-#: units that SchNetPack's parser does not know, in those that it does
-_PREFIXED = {"meV": ("eV", 1e-3), "MPa": ("GPa", 1e-3), "kbar": ("GPa", 0.1)}
-
-
-def _convert(source: str, target: str) -> float:
-    """Factor from one unit to another."""
-    head, *rest = target.split("/")
-    known, factor = _PREFIXED.get(head.strip(), (head, 1.0))
-    try:
-        return float(convert_units(source, "/".join([known, *rest]))) / factor
-    except Exception as error:  # SchNetPack's parser raises whatever eval does
-        raise ValueError(
-            f"cannot convert {source!r} to {target!r}; units are written as in eV, meV, kcal/mol,"
-            " eV/Ang, eV/Ang/Ang/Ang, GPa"
-        ) from error

@@ -182,6 +182,11 @@ class ResumableTask(AtomisticTask):
                     values = [lr * factor for lr in getattr(config.scheduler, key)]
                     setattr(config.scheduler, key, values)
 
+    def current_lr(self) -> float | None:
+        """Learning rate of the next step; None for an optimizer that has none."""
+        optimizers = self.trainer.optimizers
+        return optimizers[0].param_groups[0].get("lr") if optimizers else None
+
     def lr_scheduler_step(self, scheduler, metric) -> None:
         """Step a scheduler, but plateau schedulers of epochs only on `step_plateaus`."""
         if metric is not None and not self._plateau_turn:

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from schnetpack import properties
 
 from ..data.statistics import training_targets
-from .averages import EpochSums, epoch_record, error_sums, repeats_last, sum_names
-from .losses import REAL_KEY, LossComponent
+from .averages import EpochSums, epoch_record, error_sums, sum_names
+from .losses import LossComponent
+from .ranks import batch_loss, mark_repeated
 from .residuals import BatchResiduals
 from .resume import ResumableTask, plain
 from .standardize import Standardization
@@ -61,10 +61,7 @@ class SoftAdaptTask(ResumableTask):
         standardize: bool = True,
         optimizer_cls: type = torch.optim.Adam,
         optimizer_args: dict[str, Any] | None = None,
-        scheduler_cls: type | None = None,
-        scheduler_args: dict[str, Any] | None = None,
-        scheduler_monitor: str | None = None,
-        warmup_steps: int = 0,
+        **kwargs,
     ):
         outputs = list(outputs)
         for output in outputs:
@@ -79,16 +76,13 @@ class SoftAdaptTask(ResumableTask):
         weighting = Fixed() if weighting is None else weighting
         # Hydra passes its own containers; in an optimizer's state torch.load refuses them
         optimizer_args = plain({"lr": 1e-3} if optimizer_args is None else optimizer_args)
-        scheduler_args = plain(scheduler_args or {})
+        kwargs["scheduler_args"] = plain(kwargs.get("scheduler_args") or {})
         super().__init__(
             model=model,
             outputs=outputs,
             optimizer_cls=optimizer_cls,
             optimizer_args=optimizer_args,
-            scheduler_cls=scheduler_cls,
-            scheduler_args=scheduler_args,
-            scheduler_monitor=scheduler_monitor,
-            warmup_steps=warmup_steps,
+            **kwargs,
         )
         self.rule = weighting
         self.standardize = standardize
@@ -149,21 +143,23 @@ class SoftAdaptTask(ResumableTask):
 
     def training_step(self, batch, batch_idx):
         """The weighted loss of a batch; with an optimizer of residuals, the whole step."""
-        batch = self._without_padding(batch, batch_idx, self.trainer.train_dataloader)
+        batch = mark_repeated(batch, batch_idx, self.trainer.train_dataloader)
         if self.automatic_optimization:
-            return self._total(self._terms(self._predict(batch), batch, "train"))
+            terms = self._terms(self._predict(batch), batch, "train")
+            ranks = self.trainer.world_size
+            return batch_loss(self.active, self.rule.weights, terms, ranks, self.sum_over_ranks)
         self.optimizers().step(closure=lambda: self.residual_vectors(batch))
         return None
 
     def validation_step(self, batch, batch_idx):
         """Add a batch to the sums of the epoch."""
-        batch = self._without_padding(batch, batch_idx, self.trainer.val_dataloaders)
+        batch = mark_repeated(batch, batch_idx, self.trainer.val_dataloaders)
         with torch.set_grad_enabled(self.grad_enabled):
             self._terms(self._predict(batch), batch, "val")
 
     def test_step(self, batch, batch_idx):
         """Add a batch to the sums of the test."""
-        batch = self._without_padding(batch, batch_idx, self.trainer.test_dataloaders)
+        batch = mark_repeated(batch, batch_idx, self.trainer.test_dataloaders)
         with torch.set_grad_enabled(self.grad_enabled):
             self._terms(self._predict(batch), batch, "test")
 
@@ -208,14 +204,6 @@ class SoftAdaptTask(ResumableTask):
         # and the batch still has to give the references
         return self.predict_without_postprocessing(dict(batch))
 
-    def _without_padding(self, batch, batch_idx: int, loader):
-        """The batch, with a mark on a structure that is there to make ranks equally long."""
-        if self.trainer.world_size == 1 or not repeats_last(loader, batch_idx):
-            return batch
-        real = torch.ones(len(batch[properties.n_atoms]), device=self.device)
-        real[-1] = 0.0
-        return {**batch, REAL_KEY: real}
-
     def _terms(self, pred, batch, subset: str) -> list[tuple[torch.Tensor, Any]]:
         """(sum, count) of each component; all sums go to those of the epoch, detached."""
         terms, sums, errors = [], {}, {}
@@ -236,33 +224,6 @@ class SoftAdaptTask(ResumableTask):
         self._sums[subset].add({**sums, **error_sums(errors)})
         return terms
 
-    def _total(self, terms: list[tuple[torch.Tensor, Any]]) -> torch.Tensor:
-        """sum_k alpha_k l_k; over ranks, what makes the mean gradient that of the global batch."""
-        ranks = self.trainer.world_size
-        sums, counts = [s for s, _ in terms], [n for _, n in terms]
-        whole = sums
-        if ranks > 1:
-            # DDP takes the mean of the gradients over ranks, but a mean over atoms must count
-            # atoms: with unequal structures a mean of means is another loss
-            parts = [torch.as_tensor(n, dtype=torch.float64, device=self.device) for n in counts]
-            parts = torch.stack([s.detach().double() for s in sums] + parts)
-            parts = self.sum_over_ranks(parts)
-            whole, counts = parts[: len(sums)], parts[len(sums) :]
-        loss = 0.0
-        for c, part, total, count in zip(self.active, sums, whole, counts, strict=True):
-            alpha = self.rule.weights[c.component]
-            if alpha == 0.0 and ranks == 1:  # in DDP every parameter needs a gradient
-                continue
-            # no reference in this batch: 0 / tiny
-            count = count.clamp_min(1e-300) if isinstance(count, torch.Tensor) else count
-            if ranks > 1:
-                # slope of the loss of the global batch, times this rank's part of the sum
-                slope = c.slope(total / count)
-                loss = loss + (alpha * ranks * slope / count) * part
-            else:
-                loss = loss + alpha * c.finish(part / count)
-        return loss
-
     # ---------------------------------------------------------------- epochs
 
     def on_train_start(self) -> None:
@@ -275,7 +236,7 @@ class SoftAdaptTask(ResumableTask):
         super().on_train_epoch_start()
         self._sums["train"].reset()
         self._validation = {}
-        self._epoch_lr = self._current_lr()
+        self._epoch_lr = self.current_lr()
 
     def on_validation_epoch_start(self) -> None:
         """Forget the sums of the last validation."""
@@ -316,7 +277,7 @@ class SoftAdaptTask(ResumableTask):
         self.step_plateaus(values)
         if not self.automatic_optimization:
             self.step_epoch_schedulers()
-        self.rule.update(self.current_epoch, losses, self._current_lr())  # refuses nan and inf
+        self.rule.update(self.current_epoch, losses, self.current_lr())  # refuses nan and inf
         for name, value in self._validation.items():
             if not np.isfinite(value):
                 raise ValueError(
@@ -362,10 +323,6 @@ class SoftAdaptTask(ResumableTask):
                 logger.log_metrics(values, step=self.trainer.global_step)
                 logger.save()
 
-    def _current_lr(self) -> float | None:
-        optimizers = self.trainer.optimizers
-        return optimizers[0].param_groups[0].get("lr") if optimizers else None
-
     # ---------------------------------------------------------------- resume
 
     def run_state(self) -> dict[str, Any]:
@@ -374,7 +331,6 @@ class SoftAdaptTask(ResumableTask):
             **super().run_state(),
             "rule": self.rule.state_dict(),
             "active": [c.component for c in self.active],
-            "to_ase": {c.component: c.to_ase for c in self.active},
             "epochs": self.epochs_done,
             "wall_s": self.wall_s,
         }
@@ -384,7 +340,8 @@ class SoftAdaptTask(ResumableTask):
         super().load_run_state(state, resume)
         if not resume and self.epochs_done:
             return  # trainer.test has loaded the best epoch; the run knows better how long it took
-        self.active = [c for c in self.outputs if c.component in state["active"]]
+        if not resume:
+            self.active = [c for c in self.outputs if c.component in state["active"]]
         self.epochs_done, self.wall_s = state["epochs"], state["wall_s"]
         try:
             self.rule.load_state_dict(state["rule"])

@@ -84,7 +84,7 @@ def breakdown(trainer, task) -> dict[str, float]:
 
 
 def descriptors_only(model, batch) -> None:
-    """Values, VJP and JVP of the descriptors of a batch with a linear energy in place of networks."""
+    """Values, VJP and JVP of the descriptors of a batch, with a linear energy for networks."""
     from schnetpack import properties
 
     from schnetpack_softadapt import properties as keys

@@ -208,8 +208,13 @@ def test_a_structure_does_not_depend_on_the_others():
     (wanted,) = samples(small)
     (found,) = (s for s in samples(large) if s.key == wanted.key)
     assert np.array_equal(build(wanted, small).positions, build(found, large).positions)
-    others = [build(s, large).positions - build(s, large).cell.array[0] for s in samples(large)]
-    assert len({p.tobytes() for p in others}) == len(others)
+    # each has random numbers of its own, also if only strain or sigma differ
+    drawn = []
+    for sample in samples(large):
+        atoms = build(sample, large)
+        crystal = copper().get_scaled_positions() @ atoms.cell.array
+        drawn.append(tuple(((atoms.positions - crystal) / sample.sigma).ravel().round(6)))
+    assert len(set(drawn)) == len(drawn) == 5 * 2 * 2
     another = recipe(sigmas=(0.1,), seed=4)
     assert not np.array_equal(build(wanted, another).positions, build(wanted, small).positions)
 

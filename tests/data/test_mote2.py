@@ -1,5 +1,6 @@
 import importlib.util
 import multiprocessing
+import time
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,14 @@ def test_default_split_keeps_strain_states_together(database, tmp_path, monkeypa
 
 def test_processes_that_start_together_make_one_database(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+
+    def slow():
+        with open("builds.txt", "a") as file:
+            file.write("one\n")
+        time.sleep(0.5)  # long enough that all processes have started
+        return mote2_structures()
+
+    monkeypatch.setattr("schnetpack_softadapt.data.mote2.mote2_structures", slow)
     context = multiprocessing.get_context("fork")  # no second import of everything
     processes = [context.Process(target=create_mote2_database, args=["m.db"]) for _ in range(3)]
     for process in processes:
@@ -76,6 +85,7 @@ def test_processes_that_start_together_make_one_database(tmp_path, monkeypatch):
     for process in processes:
         process.join(timeout=60)
     assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert Path("builds.txt").read_text() == "one\n"
     assert len(read_database("m.db")) == 463
     assert [p.name for p in tmp_path.iterdir() if p.name.endswith(".db")] == ["m.db"]
 

@@ -15,7 +15,7 @@ from ase.io import read, write
 from ase.optimize import BFGS
 from deploy_models import make_layout, make_model, mo, mote2
 from schnetpack import properties
-from schnetpack.atomistic import Atomwise, Forces, PairwiseDistances
+from schnetpack.atomistic import Atomwise, Forces, PairwiseDistances, Strain
 from schnetpack.interfaces import AtomsConverter, SpkCalculator
 from schnetpack.model import NeuralNetworkPotential
 from schnetpack.nn import CosineCutoff, GaussianRBF
@@ -275,6 +275,8 @@ def test_given_model_is_not_edited(make):
     # and a calculator made from a calculator's model strains once
     third = calculated(mo(), first.calc.model)
     np.testing.assert_allclose(third.get_stress(), first.get_stress(), atol=1e-14)
+    strains = [m for m in third.calc.model.input_modules if isinstance(m, Strain)]
+    assert len(strains) == 1
 
 
 def test_stock_model_equals_spk_calculator(tmp_path):

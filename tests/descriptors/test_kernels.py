@@ -18,6 +18,7 @@ from schnetpack_softadapt.descriptors import (
     kernel_geometry,
     kernel_math,
     kernels,
+    moments,
 )
 from schnetpack_softadapt.descriptors.cutoffs import CUTOFFS
 from schnetpack_softadapt.descriptors.kernels import KernelBackend
@@ -126,7 +127,7 @@ def test_just_inside_the_cutoff_nothing_overflows(name):
         }
     )
     backend = KernelBackend(layout)
-    for k in range(60):
+    for k in range(0, 60, 3):
         r = 4.0 * (1.0 - 2.0**-k)
         v = torch.tensor([[r, 0, 0], [1.0, 1.0, 0], [0, r, 0]], dtype=torch.float64)
         inputs = v, torch.zeros(3, dtype=int), torch.arange(1, 4), torch.ones(4, dtype=int)
@@ -169,12 +170,79 @@ def test_exponentials_are_shared_where_widths_are_multiples(etas, n_bases):
     torch.testing.assert_close(g, expected, rtol=1e-12, atol=0)
 
 
+# --- wide functions by moments
+
+
+@pytest.mark.parametrize("zeta", [0, 1, 2, 5, 16, 32])
+@pytest.mark.parametrize("lam", [-1.0, 1.0])
+def test_legendre_coefficients(zeta, lam):
+    c = np.linspace(-1, 1, 41)
+    series = np.polynomial.legendre.legval(c, compiled.legendre_coefficients(zeta, lam))
+    np.testing.assert_allclose(series, 2 * (0.5 * (1 + lam * c)) ** zeta, atol=2e-15)
+
+
+def wide_layout(zetas):
+    functions = [
+        SymmetryFunction(kind, neighbors, 4.0, eta, r_s, zeta, lam, cutoff_fn=cutoff_fn)
+        for kind, neighbors, r_s, cutoff_fn in (
+            ("G5", (1, 1), 0.0, "cosine"),
+            ("G5", (1, 8), 0.7, "cosine"),
+            ("wG5", (), 0.0, "tanh3"),
+        )
+        for eta in (0.05, 0.3)
+        for zeta in zetas
+        for lam in (-1, 1)
+    ]
+    return Layout({1: functions, 8: functions})
+
+
+@pytest.mark.parametrize("zetas", [(1,), (1, 2, 4), (3, 16), (32,)])
+@pytest.mark.parametrize("n_neighbors", [1, 2, 12, 45])
+def test_moments_equal_triples(zetas, n_neighbors):
+    layout = wide_layout(zetas)
+    inputs = ball(n_neighbors, 4.2)
+    found = {}
+    for crossover in (0.0, np.inf):  # always by moments, never
+        backend = KernelBackend(layout)
+        backend._plan.crossover[0] = crossover
+        g = backend.values(*inputs)
+        found[crossover] = g, backend.vjp(*inputs, random_like(g))
+    (g, vjp), (expected_g, expected_vjp) = found[0.0], found[np.inf]
+    # functions that are small for these angles cancel in the sum over l: relative to those of the
+    # other sign of lambda, which are the size of the terms
+    scale = torch.max(torch.abs(expected_g))
+    torch.testing.assert_close(g, expected_g, rtol=1e-12, atol=1e-14 * scale)
+    assert torch.max(torch.abs(vjp - expected_vjp)) < 1e-12 * torch.max(torch.abs(expected_vjp))
+
+
+def test_moments_are_chosen_where_they_are_cheaper():
+    @njit
+    def chosen(plan, n):
+        neighbors = kernel_geometry.new_neighbors(plan.sizes, 200)
+        neighbors.bounds[0] = kernel_geometry.FIRST
+        neighbors.bounds[1:] = kernel_geometry.FIRST + n
+        return moments.by_moments(plan, 0, neighbors)
+
+    def crossover(zeta, kind="G5"):
+        layout = Layout({1: [SymmetryFunction(kind, (1, 1), 4.0, 0.1, zeta=zeta)]})
+        plan = compiled.compile_layout(layout)
+        return [chosen(plan, n) for n in range(200)].index(True)
+
+    assert 5 < crossover(1) < crossover(2) < crossover(4) < crossover(16) < 100
+    for never in ((2.5, "G5"), (2, "G4")):
+        with pytest.raises(ValueError, match="not in list"):
+            crossover(*never)
+
+
 # --- neighbours and pairs in chunks
 
 
-@pytest.mark.parametrize("n_neighbors", [2, 9, 31, 33, 64, 700])
-def test_any_number_of_neighbors(n_neighbors):
-    layout = bf.mixed_layout()
+@pytest.mark.parametrize(
+    ("n_neighbors", "layout"),
+    # the last has more pairs in a row than a chunk
+    [*((n, bf.mixed_layout()) for n in (2, 9, 31, 33, 64)), (700, angular_layout((0.1,), (2,)))],
+)
+def test_any_number_of_neighbors(n_neighbors, layout):
     inputs = ball(n_neighbors, 4.3, seed=n_neighbors)
     backend, reference = KernelBackend(layout), ReferenceBackend(layout)
     g, expected = backend.values(*inputs), reference.values(*inputs)
@@ -237,7 +305,7 @@ def test_tensors_of_the_wrong_shape_or_device():
 def test_jacobian_against_values_and_vjp():
     layout = bf.mixed_layout()
     backend = KernelBackend(layout)
-    r_ij, idx_i, idx_j, numbers = inputs = crystal(layout)
+    r_ij, idx_i, idx_j, _numbers = inputs = crystal(layout)
     found = backend.jacobian(*(x.numpy() for x in inputs))
     g = backend.values(*inputs)
     np.testing.assert_allclose(found.g, g.numpy(), rtol=1e-13, atol=1e-15)
