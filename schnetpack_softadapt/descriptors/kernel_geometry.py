@@ -39,7 +39,7 @@ VALID, INDEX_OF_NO_ATOM, UNKNOWN_ELEMENT = 0, 1, 2  # what `sort_pairs` finds
 FIRST = 8
 PAD = 32
 CHUNK = 512  # pairs (j, k) handled at a time: their arrays stay in the first-level cache
-# nearer the cutoff (relative, in r^2) f_c is below 1e-28, and no digit of its logarithm's slope left
+# nearer the cutoff (relative, in r^2) f_c < 1e-28 and no digit is left of its logarithm's slope
 EDGE = 1.0 - 1e-14
 TINY = 1e-12  # Ang^2, keeps coinciding atoms finite, as in `functions.lengths`
 

@@ -150,7 +150,7 @@ def _angular(plan, shell, g, neighbors, pairs, work, vectors, out_g, out):
                 inverse[j1],
                 cut_slope[k1],
                 inverse[k1],
-                pairs.slope[t],
+                pairs.slope[t] if group.narrow else 0.0,  # not filled for wide groups
                 1.0 / np.sqrt(pairs.s[t]),
                 pairs.cosine[t],
                 1.0 if group.narrow else 0.0,

@@ -179,15 +179,15 @@ def sum_functions(plan, g, pairs, grad, sums, n):
 def _scatter(index, cross, total, common, turn, slope, inverse, vectors, out, n):
     """Add what each pair (j, k) leaves to out (x, y, z, a) of both, four numbers per neighbour.
 
-    `vectors` holds (x, y, z, 1): the four sums of a neighbour are then one vector instruction.
-    Unsigned counters, because numba would guard signed ones against negative indices.
+    Unsigned counters, because numba would guard signed ones against negative indices; all loads
+    before all stores, because the compiler cannot know that the arrays do not overlap.
     """
     one, two, three, four = np.uintp(1), np.uintp(2), np.uintp(3), np.uintp(4)
     t, end = np.uintp(0), np.uintp(n)
     while t < end:
         j = np.uintp(index[t] >> 16)
         j4 = four * j
-        xj, yj, zj, unit = vectors[j4], vectors[j4 + one], vectors[j4 + two], vectors[j4 + three]
+        xj, yj, zj = vectors[j4], vectors[j4 + one], vectors[j4 + two]
         x = y = z = sum_total = sum_common = sum_turn = 0.0
         while np.uintp(index[t] >> 16) == j:  # ends: the entry after the last is 0
             k = np.uintp(index[t] & 0xFFFF)
@@ -195,12 +195,11 @@ def _scatter(index, cross, total, common, turn, slope, inverse, vectors, out, n)
             b, w, c, d = cross[t], total[t], common[t], turn[t]
             i = inverse[k]
             a = c + 2.0 * w * slope[k] - d * (i * i)
-            # all loads, then all stores: only so are they fused into vector instructions
             xk, yk, zk = vectors[k4], vectors[k4 + one], vectors[k4 + two]
             ox = out[k4] + b * xj
             oy = out[k4 + one] + b * yj
             oz = out[k4 + two] + b * zj
-            oa = out[k4 + three] + a * unit
+            oa = out[k4 + three] + a
             out[k4], out[k4 + one], out[k4 + two], out[k4 + three] = ox, oy, oz, oa
             x += b * xk
             y += b * yk
@@ -303,7 +302,6 @@ def vjp(plan, first, order, r_ij, idx_j, numbers, most, start, stop, grad_g, gra
                 vectors[4 * p] = neighbors.x[p] * neighbors.r[p]
                 vectors[4 * p + 1] = neighbors.y[p] * neighbors.r[p]
                 vectors[4 * p + 2] = neighbors.z[p] * neighbors.r[p]
-                vectors[4 * p + 3] = 1.0
             for k in range(here.first_group, after.first_group):
                 _angular(plan, shell, k, neighbors, pairs, sums, moments, vectors, grad_g[i], out)
             for p in range(FIRST, end):

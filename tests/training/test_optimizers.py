@@ -76,6 +76,17 @@ def test_damped_step_by_hand():
     assert float(theta.detach()) == pytest.approx(expected, rel=1e-12)
 
 
+def test_average_curvature_is_that_of_the_memory():
+    """Slopes 2 and then 4 with memory 0.5: (0.5 * 4 + 16) / (0.5 + 1) is the mean of squares."""
+    theta = torch.tensor([3.0], dtype=torch.float64, requires_grad=True)
+    optimizer = KalmanFilter([theta], lr=0.5, memory=0.5, damping=0.0, trust=math.inf)
+    optimizer.step(lambda: Residuals({"y": 2.0 * theta}))
+    assert float(theta.detach()) == pytest.approx(1.5, rel=1e-9)
+    optimizer.step(lambda: Residuals({"y": 4.0 * theta}))
+    expected = 1.5 - 0.5 * 4.0 * 6.0 / (18.0 / 1.5)
+    assert float(theta.detach()) == pytest.approx(expected, rel=1e-9)
+
+
 def test_trust_shortens_the_step():
     theta = torch.tensor([3.0], dtype=torch.float64, requires_grad=True)
     optimizer = KalmanFilter([theta], lr=1.0, damping=0.0, trust=0.25)

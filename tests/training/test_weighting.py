@@ -199,18 +199,23 @@ def test_all_rules_survive_odd_losses(rule, losses):
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: type(r).__name__)
-def test_state_goes_through_a_file_to_the_bit(rule):
+@pytest.mark.parametrize("stop", [1, 2, 3, 4])
+def test_state_goes_through_a_file_to_the_bit(rule, stop):
     sequence = [(4.0, 5.0), (3.0, 2.0), (3.5, 1.0), (1.0, 1.3), (0.7, 0.3), (0.2, 0.1)]
     lr = [0.1 * 0.7**k for k in range(7)]
     whole = feed(rule, sequence, lr)
+
+    def update(epochs):
+        for epoch in epochs:
+            losses = dict(zip(NAMES, sequence[epoch], strict=False))
+            rule.update(epoch, losses, lr[epoch + 1])
+
     rule.begin(NAMES[:2], lr[0])
-    for epoch in range(3):
-        rule.update(epoch, dict(zip(NAMES, sequence[epoch], strict=False)), lr[epoch + 1])
+    update(range(stop))
     state = json.loads(json.dumps(rule.state_dict()))
-    rule.begin(NAMES[:2], lr[3])  # a new process
+    rule.begin(NAMES[:2], lr[stop])  # a new process
     rule.load_state_dict(state)
-    for epoch in range(3, 6):
-        rule.update(epoch, dict(zip(NAMES, sequence[epoch], strict=False)), lr[epoch + 1])
+    update(range(stop, 6))
     assert tuple(rule.weights.values()) == whole[-1]  # equal, not approximately
 
 
