@@ -17,8 +17,8 @@ class RunCheckpoint(Checkpoint):
     In place of Lightning's ModelCheckpoint, whose `save_last` writes `last.ckpt` only when a best
     epoch is written too, so that a resumed run repeats epochs. Here an epoch is serialised once;
     the best one is a hard link to the same file. All files are written under a temporary name and
-    renamed: a kill leaves the old or the new one. The best is renamed before the last, so what
-    `last.ckpt` says of the best is never ahead of the file.
+    renamed: a kill leaves the old or the new one. First the model, then the best and the last
+    checkpoint: what `last.ckpt` says of the best is never ahead of the files.
 
     Args:
         dirpath: folder; `spktrain` resumes from `checkpoints/last.ckpt`.
@@ -104,6 +104,8 @@ class RunCheckpoint(Checkpoint):
         temporary = self.dirpath / "writing.tmp"
         # on all ranks, written by the first
         trainer.save_checkpoint(temporary, weights_only=False)
+        if best and self.model_path is not None:
+            pl_module.save_model(self.model_path, do_postprocessing=True)
         if trainer.is_global_zero:
             if best and last:
                 link = self.dirpath / "linking.tmp"
@@ -114,8 +116,6 @@ class RunCheckpoint(Checkpoint):
                     link.write_bytes(temporary.read_bytes())
                 os.replace(link, best_path)
             os.replace(temporary, self.last_path if last else best_path)
-        if best and self.model_path is not None:
-            pl_module.save_model(self.model_path, do_postprocessing=True)
         trainer.strategy.barrier("RunCheckpoint")
 
     def state_dict(self) -> dict[str, Any]:

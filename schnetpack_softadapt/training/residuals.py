@@ -14,7 +14,27 @@ from torch import Tensor, nn
 from .losses import LossComponent
 from .standardize import VOIGT
 
-__all__ = ["BatchResiduals", "Residuals"]
+__all__ = ["BatchResiduals", "Residuals", "least_squares_weight"]
+
+
+def least_squares_weight(component: LossComponent, residual: Tensor) -> Tensor | None:
+    """Factors on squared residuals whose sum has the gradient of a component's loss; None for 1.
+
+    Those of iteratively reweighted least squares: P. Holland and R. Welsch, Commun. Stat. Theory
+    Methods 6, 813 (1977), equation 2 and table 1.
+
+    Raises:
+        ValueError: the loss is neither "mse" nor "huber".
+    """
+    if component.loss == "mse":
+        return None
+    if component.loss == "huber":
+        delta = component.delta
+        return 0.5 * (delta / residual.detach().abs().clamp_min(delta))
+    raise ValueError(
+        f"component {component.component} has loss {component.loss!r}; optimizers that use"
+        " residuals need loss: mse or huber in all of task.outputs"
+    )
 
 
 class Residuals(dict[str, Tensor]):
@@ -59,14 +79,11 @@ class BatchResiduals(Residuals):
     """Residuals of energies, forces and stress of a batch.
 
     Args:
-        components: loss components, all of them of squared errors.
+        components: loss components.
         vectors: residuals by component, as diagonal functions of what is predicted.
         pred: what the model predicted, with its graph.
         batch: what it predicted it from.
         model: the model.
-
-    Raises:
-        ValueError: a component whose loss is no mean of squares.
     """
 
     def __init__(
@@ -77,12 +94,6 @@ class BatchResiduals(Residuals):
         batch: Mapping[str, Tensor],
         model: nn.Module,
     ):
-        for c in components:
-            if c.loss != "mse":
-                raise ValueError(
-                    f"component {c.component} has loss {c.loss!r}; optimizers that use residuals"
-                    " need loss: mse in all of task.outputs"
-                )
         columns = {"energy": 1, "forces": 3, "stress": len(VOIGT)}
         super().__init__(vectors, {c.component: columns[c.kind] for c in components})
         self._components = {c.component: c for c in components}

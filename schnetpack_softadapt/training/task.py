@@ -12,7 +12,7 @@ from ..data.statistics import training_targets
 from .averages import EpochSums, epoch_record, error_sums, sum_names
 from .losses import LossComponent
 from .ranks import batch_loss, mark_repeated
-from .residuals import BatchResiduals
+from .residuals import BatchResiduals, least_squares_weight
 from .resume import ResumableTask, plain
 from .standardize import Standardization
 from .weighting import Fixed, Rule
@@ -169,9 +169,10 @@ class SoftAdaptTask(ResumableTask):
         """Residual vector of each component with its graph, for second-order optimizers.
 
         Scaled such that the total loss of MSE components is the sum of all squares: sqrt(alpha w /
-        sum w) x, with the weights in use. An optimizer class with `uses_residuals = True` is called
-        once per batch as `optimizer.step(closure)`; each call of the closure returns this, computed
-        anew at the current parameters. It may differentiate, move the parameters and call it again.
+        sum w) x, with the weights in use; Huber losses share its gradient only. An optimizer class
+        with `uses_residuals = True` is called once per batch as `optimizer.step(closure)`; each
+        call of the closure returns this, computed anew at the current parameters. It may
+        differentiate, move the parameters and call it again.
 
         Args:
             batch: left as it is.
@@ -190,9 +191,9 @@ class SoftAdaptTask(ResumableTask):
                 x = torch.where(weight > 0, x, 0.0)  # a stress that is not defined may be nan
                 count = (weight.sum() * x.shape[1]).clamp_min(1e-300)
             factor = self.rule.weights[c.component] / count
-            vectors[c.component] = (
-                x * (factor if weight is None else factor * weight) ** 0.5
-            ).reshape(-1)
+            for w in (weight, least_squares_weight(c, x)):
+                factor = factor if w is None else factor * w
+            vectors[c.component] = (x * factor**0.5).reshape(-1)
         return BatchResiduals(self.active, vectors, pred, batch, self.model)
 
     @property

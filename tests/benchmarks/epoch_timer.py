@@ -71,9 +71,9 @@ def breakdown(trainer, task) -> dict[str, float]:
     task.train()
 
     def steps():
-        for batch in batches:
+        for index, batch in enumerate(batches):
             optimizer.zero_grad()
-            task._loss(batch, "train").backward()
+            task.training_step(batch, index).backward()
             optimizer.step()
 
     parts = {"data": cpu_time(lambda: list(loader)), "step": cpu_time(steps)}

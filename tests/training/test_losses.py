@@ -97,6 +97,7 @@ def test_standardised_by_hand(batch, pred):
     assert loss(EnergyLoss(), pred, batch, s) == pytest.approx((4 + 16) / 2, **FLOAT32)
     assert loss(ForcesLoss(), pred, batch, s) == pytest.approx((0.25 + 1 + 36) / 3, **FLOAT32)
     assert loss(StressLoss(), pred, batch, s) == pytest.approx((36 + 2) / 2, **FLOAT32)
+    assert (StressLoss().scale(batch, s) > 0).all()  # the sign of residuals stays
 
 
 def test_stress_counts_six_components(batch, pred):

@@ -226,21 +226,34 @@ def test_stopped_early_stays_stopped(database, tmp_path):
         assert [row["epoch"] for row in toy_runs.history(tmp_path)] == [0, 1, 2]
 
 
-def test_half_written_files_never_have_the_final_name(database, tmp_path, monkeypatch):
-    toy_runs.run(tmp_path, database, 1)
-    before = {p: p.read_bytes() for p in tmp_path.rglob("*.ckpt")}
-    model = (tmp_path / "best_model").read_bytes()
+@pytest.mark.parametrize("name", ["best.ckpt", "last.ckpt", "best_model", "history.csv"])
+def test_half_written_files_never_have_the_final_name(database, tmp_path, monkeypatch, name):
+    """Stopped when all of a file is written but its name: the old one must be untouched."""
+
+    def train(epochs):  # without a monitor each epoch is the best
+        checkpoints = RunCheckpoint(
+            str(tmp_path / "checkpoints"), monitor=None, model_path=str(tmp_path / "best_model")
+        )
+        callbacks = [checkpoints, HistoryWriter(str(tmp_path / "history.csv"))]
+        toy_runs.run(tmp_path, database, epochs, callbacks=callbacks)
+
+    train(1)
+    path = next(tmp_path.rglob(name))
+    before = path.read_bytes()
+    replace = os.replace
 
     def killed(source, target):
-        raise KeyboardInterrupt
+        if Path(target) == path:
+            raise KeyboardInterrupt
+        replace(source, target)
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", killed)
         with pytest.raises(BaseException):  # noqa: B017, PT011 - Lightning turns it into SystemExit
-            toy_runs.run(tmp_path, database, 2)
-    assert {p: p.read_bytes() for p in before} == before
-    assert (tmp_path / "best_model").read_bytes() == model
-    toy_runs.run(tmp_path, database, 2)
+            train(2)
+    assert path.read_bytes() == before
+    train(2)
+    assert [row["epoch"] for row in toy_runs.history(tmp_path)] == [0, 1]
     assert not list(tmp_path.rglob("*.tmp"))
 
 

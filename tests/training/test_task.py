@@ -298,6 +298,24 @@ def test_residual_vectors_square_to_the_loss(database, tmp_path):
     assert batch["energy"].grad_fn is None  # the batch still holds the references
 
 
+def test_residual_vectors_have_the_gradient_of_huber_losses(database, tmp_path):
+    """With residuals on both sides of delta."""
+    components = toy_runs.components(loss="huber", delta=0.5)
+    task = toy_runs.toy_task(outputs=components, weighting=Fixed(), lr=1e-5)
+    _, datamodule = fit(task, database, tmp_path, 1)
+    batch = next(iter(datamodule.train_dataloader()))
+    task.train()
+    parameters = list(task.parameters())
+    expected = torch.autograd.grad(task.training_step(dict(batch), 0), parameters)
+    vectors = task.residual_vectors(batch)
+    total = sum(v.double().square().sum() for v in vectors.values())
+    gradient = torch.autograd.grad(total, parameters)
+    for a, b in zip(gradient, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))
+    error = components[1].residuals(task._predict(batch), batch, task.standardization)[0]
+    assert 0 < int((error.abs() > 0.5).sum()) < error.numel()
+
+
 def test_batches_keep_their_references(database, tmp_path):
     """The model writes its results over the references, upstream in the batch itself."""
     task = toy_runs.toy_task()

@@ -217,7 +217,9 @@ def main():
     task = None
     if "losses" in options:
         kinds = zip((EnergyLoss, ForcesLoss, StressLoss), options["losses"].split(","), strict=True)
-        task = toy_task(outputs=[kind(loss=loss) for kind, loss in kinds], lr=1e-3)
+        outputs = [kind(loss=loss) for kind, loss in kinds]
+        # Adam would not notice a gradient of the wrong length
+        task = toy_task(outputs=outputs, optimizer_cls=torch.optim.SGD, lr=1e-2)
     run(
         folder,
         options["database"],
