@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import schnetpack
 from hydra import compose, initialize_config_module
-from hydra.utils import get_class
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 import schnetpack_softadapt.configs as our_configs
@@ -49,6 +49,22 @@ def test_experiments_compose(name, resolvers):
     for target in found:
         get_class_or_function(target)
     assert config.run.id, "a fixed run name, so that the same command continues a killed run"
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("study/")])
+@pytest.mark.parametrize("experiment", ["study_mote2", "study_mlearn"])
+def test_cases_of_a_study_replace_the_rule(name, experiment, resolvers):
+    case = Path(name).stem
+    with initialize_config_module("schnetpack.configs", version_base="1.2"):
+        config = compose("train", overrides=[f"experiment={experiment}", f"study={case}", "seed=7"])
+    assert config.run.id.endswith(f"/{case}_7")
+    rule = instantiate(config.task.weighting)
+    rule.begin(["energy", "forces", "stress"], lr=1e-3)
+    assert sum(rule.weights.values()) > 0
+    shipped = CONFIGS / "task" / "weighting" / f"{case}.yaml"
+    if shipped.exists():  # the four other rules are studied as they are shipped
+        shipped = OmegaConf.load(shipped)
+        assert {**config.task.weighting, "switch": 0} == {**shipped, "switch": 0}
 
 
 def get_class_or_function(target):
