@@ -5,7 +5,7 @@ and the derivative of the pair vectors, without SchNetPack's modules in between.
 any SchNetPack model on a batch of one structure.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,10 +16,13 @@ from torch import nn
 
 from .. import properties as keys
 from ..descriptors.autograd import choose_backend
+from ..descriptors.kernel_pairs import pair_forces
+from ..descriptors.kernels import KernelBackend
 from ..model import ForcesAndStress
+from ..model.compiled_networks import atomic_energies, can_compile
 from .extrapolation import ExtrapolationMonitor
 from .parts import ModelParts
-from .skin import Pairs, pair_forces
+from .skin import Pairs
 
 __all__ = ["BatchModel", "ComposedModels", "Prediction", "Structure", "activate_stress"]
 
@@ -50,7 +53,8 @@ class ComposedModels:
 
     Args:
         parts: the models, taken apart; on the CPU.
-        dtype: precision of descriptors and networks; sums over atoms are float64.
+        dtype: precision of descriptors and networks where these are torch's; the compiled loops
+            and sums over atoms are float64.
         monitor: counts extrapolations, of the first model's training range.
     """
 
@@ -67,17 +71,82 @@ class ComposedModels:
         self.backend = choose_backend(
             first.layout, first.representation.backend, torch.device("cpu")
         )
+        # without autograd where backend and networks allow it
+        self._is_compiled = isinstance(self.backend, KernelBackend) and all(
+            p.layout.elements == p.scaling.elements and can_compile(p.networks, p.scaling)
+            for p in self.parts
+        )
 
     def __call__(self, structure: Structure, pairs: Pairs) -> list[Prediction]:
         """One prediction for each model."""
-        numbers = torch.from_numpy(structure.numbers)
-        idx_i, idx_j = torch.from_numpy(pairs.idx_i), torch.from_numpy(pairs.idx_j)
-        r_ij = torch.from_numpy(pairs.r_ij).to(self.dtype)
+        numbers, idx_i, idx_j, r_ij = structure.numbers, pairs.idx_i, pairs.idx_j, pairs.r_ij
+        n_atoms = len(numbers)
+        idx_m = np.zeros(n_atoms, np.int64)
+        predictions = []
+        for energies, gradient in self.derivatives(r_ij, idx_i, idx_j, numbers, n_atoms):
+            forces, virial = pair_forces(idx_i, idx_j, r_ij, gradient, idx_m, 1)
+            stress = virial[0] / structure.volume if structure.volume else None
+            predictions.append(Prediction(float(energies.sum()), forces, stress, energies))
+        self.finish()
+        return predictions
+
+    def derivatives(
+        self,
+        r_ij: np.ndarray,
+        idx_i: np.ndarray,
+        idx_j: np.ndarray,
+        numbers: np.ndarray,
+        n_central: int,
+        start: int = 0,
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Atomic energies, and their sum's derivative by the pair vectors, model after model.
+
+        Args:
+            r_ij, idx_i, idx_j: (P, 3), (P,), (P,) pairs of the central atoms.
+            numbers: (N,) atomic numbers; of neighbours that are not central only this is seen.
+            n_central: atoms that have an energy, the first ones.
+            start: atoms of the structure in calls before this one; see `finish`.
+
+        Yields:
+            energies (n_central,), float64; dE/dr_ij (P, 3).
+        """
+        differentiate = self._by_loops if self._is_compiled else self._by_autograd
+        arguments = (r_ij, idx_i, idx_j, numbers, n_central, start)
+        for parts, (energies, gradient) in zip(self.parts, differentiate(*arguments), strict=True):
+            yield energies[:n_central] + parts.offsets.numpy()[numbers[:n_central]], gradient
+
+    def finish(self) -> None:
+        """Say that `derivatives` has seen all atoms of a structure.
+
+        Raises:
+            ExtrapolationError: too many symmetry functions outside of the training range.
+        """
+        if self.monitor is not None:
+            self.monitor.finish()
+
+    def _by_loops(
+        self, r_ij, idx_i, idx_j, numbers, n_central, start
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Of each model the energies (N,) without offsets, and dE/dr_ij (P, 3)."""
+        pairs = self.backend.prepare(r_ij, idx_i, idx_j, numbers)
+        values = self.backend.values_of(pairs)
+        if self.monitor is not None:
+            self.monitor.add(values[:n_central], numbers[:n_central], start)
+        for parts in self.parts:
+            rows = parts.scaling.rows_of(numbers)
+            energies, gradient = atomic_energies(parts.networks, parts.scaling, rows, values)
+            yield energies, self.backend.vjp_of(pairs, gradient)
+
+    def _by_autograd(
+        self, r_ij, idx_i, idx_j, numbers, n_central, start
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """As `_by_loops`."""
+        r_ij, idx_i, idx_j, numbers = map(torch.from_numpy, (r_ij, idx_i, idx_j, numbers))
+        r_ij = r_ij.to(self.dtype)
         with torch.no_grad():
             values = self.backend.values(r_ij, idx_i, idx_j, numbers)
         if self.monitor is not None:
-            self.monitor.update(values, numbers)
-        predictions = []
+            self.monitor.add(values[:n_central].numpy(), numbers[:n_central].numpy(), start)
         for parts in self.parts:
             leaf = values.detach().requires_grad_()
             scaled = parts.scaling(leaf, numbers)
@@ -85,11 +154,7 @@ class ComposedModels:
             (gradient,) = torch.autograd.grad(net.sum(), leaf)
             with torch.no_grad():
                 gradient = self.backend.vjp(r_ij, idx_i, idx_j, numbers, gradient)
-            forces, virial = pair_forces(*pairs[:3], gradient.numpy(), len(structure.numbers))
-            energies = (net.detach().double() + parts.offsets[numbers]).numpy()
-            stress = virial / structure.volume if structure.volume else None
-            predictions.append(Prediction(float(energies.sum()), forces, stress, energies))
-        return predictions
+            yield _numpy(net), _numpy(gradient)
 
 
 class BatchModel:

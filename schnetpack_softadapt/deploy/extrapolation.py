@@ -8,7 +8,6 @@ staying inside does not prove it right, but many at once are the sign of a simul
 import logging
 
 import numpy as np
-import torch
 from ase.data import chemical_symbols
 
 from ..descriptors.layout import Layout
@@ -53,59 +52,78 @@ class ExtrapolationMonitor:
         self.n_steps = self.n_last = self.n_total = 0
         self.counts = np.zeros(self._low.shape, dtype=np.int64)
 
-    def update(self, values: torch.Tensor, numbers: torch.Tensor) -> int:
-        """Count the extrapolations of one structure.
-
-        The first step of a run that has any is reported with atoms and functions.
+    def add(self, values: np.ndarray, numbers: np.ndarray, start: int = 0) -> None:
+        """Count the extrapolations of some atoms of a structure.
 
         Args:
-            values: (n_atoms, D) descriptors without scaling.
-            numbers: (n_atoms,) atomic numbers.
-
-        Raises:
-            ExtrapolationError: more than `maximum`.
+            values: (n, D) descriptors without scaling.
+            numbers: (n,) atomic numbers.
+            start: number of atoms that came before; 0 begins a structure.
         """
-        values, numbers = values.detach().cpu().numpy(), numbers.cpu().numpy()
+        if start == 0:
+            self._n_outside = self._n_atoms_outside = 0
+            self._first: list[str] = []
         if not np.array_equal(numbers, self._numbers):  # the same atoms step after step
             self._numbers = numbers.copy()
             self._rows = np.searchsorted(self.layout.elements, numbers)
             self._bounds = self._low[self._rows], self._high[self._rows]
-        outside = (values < self._bounds[0]) | (values > self._bounds[1])  # (n_atoms, D)
+        outside = (values < self._bounds[0]) | (values > self._bounds[1])  # (n, D)
+        n_outside = int(np.count_nonzero(outside))
+        if n_outside == 0:
+            return
+        self._n_outside += n_outside
+        self._n_atoms_outside += int(np.count_nonzero(outside.any(axis=1)))
+        np.add.at(self.counts, self._rows, outside)
+        if len(self._first) < 3 and (self.n_total == 0 or self.maximum is not None):
+            self._first += self._describe(outside, values, numbers, start)
+
+    def finish(self) -> int:
+        """End a structure; the number of its extrapolations.
+
+        The first step of a run that has any is reported with atoms and functions.
+
+        Raises:
+            ExtrapolationError: more than `maximum`.
+        """
         self.n_steps += 1
-        self.n_last = int(np.count_nonzero(outside))
+        self.n_last = self._n_outside
         if self.n_last == 0:
             return 0
         is_first = self.n_total == 0
         self.n_total += self.n_last
-        np.add.at(self.counts, self._rows, outside)
         if is_first:
             log.warning(
                 "extrapolation in step %d: %s. Further ones are counted, not reported",
                 self.n_steps,
-                self._describe(outside, values, numbers),
+                self._report(),
             )
         if self.maximum is not None and self.n_last > self.maximum:
             raise ExtrapolationError(
-                f"stopped: {self._describe(outside, values, numbers)}; at most {self.maximum} are"
+                f"stopped: {self._report()}; at most {self.maximum} are"
                 " allowed (max_extrapolations). The model was not trained on such structures: add"
                 " some to the training set."
             )
         return self.n_last
 
-    def _describe(self, outside: np.ndarray, values: np.ndarray, numbers: np.ndarray) -> str:
+    def _describe(
+        self, outside: np.ndarray, values: np.ndarray, numbers: np.ndarray, start: int
+    ) -> list[str]:
         texts = []
         for atom, column in np.argwhere(outside)[:3]:
             function = self.layout.functions[int(numbers[atom])][column]
             low, high = (bound[atom, column] for bound in self._bounds)
             texts.append(
-                f"atom {atom} ({chemical_symbols[numbers[atom]]}) function {column}"
+                f"atom {start + atom} ({chemical_symbols[numbers[atom]]}) function {column}"
                 f" [{' '.join(str(function).split())}] = {values[atom, column]:.4g}, trained on"
                 f" {low:.4g} to {high:.4g}"
             )
+        return texts
+
+    def _report(self) -> str:
         more = "; ..." if self.n_last > 3 else ""
         return (
-            f"{self.n_last} symmetry functions of {outside.any(axis=1).sum()} atoms are outside of"
-            f" the training range: {'; '.join(texts)}{more}"
+            f"{self.n_last} symmetry functions of {self._n_atoms_outside} atoms are outside of"
+            f" the training range: {'; '.join(self._first[:3])}{more}"
         )
 
     def summary(self) -> str:

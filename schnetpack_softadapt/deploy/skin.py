@@ -18,9 +18,9 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from ..descriptors.neighbors import neighbor_shifts
+from ..descriptors.neighbors import LinkedCells
 
-__all__ = ["Pairs", "SkinList", "pair_forces"]
+__all__ = ["Pairs", "SkinList", "check_finite"]
 
 
 _NO_CHANGE = np.zeros((3, 3))
@@ -96,16 +96,24 @@ class SkinList:
 
     def _build(self, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> None:
         self._positions = None  # an error below must not leave a list that looks valid
-        if not (np.isfinite(positions).all() and np.isfinite(cell).all()):
-            raise ValueError(
-                "positions or cell are not finite: the simulation has exploded; try a smaller time"
-                " step, and check whether the structure left the range of the training data"
-            )
-        idx_i, idx_j, shifts, _ = neighbor_shifts(positions, cell, pbc, self.cutoff + self.skin)
-        self._list = (idx_i, idx_j, shifts)
+        check_finite(positions, cell)
+        self._list = LinkedCells(positions, cell, pbc, self.cutoff + self.skin).shifts()
         self._positions, self._cell, self._pbc = positions.copy(), cell, pbc.tobytes()
         self._inverse = np.linalg.pinv(cell)
         self.n_builds += 1
+
+
+def check_finite(positions: np.ndarray, cell: np.ndarray) -> None:
+    """Refuse what a simulation that went wrong leaves behind.
+
+    Raises:
+        ValueError: a number that is not finite.
+    """
+    if not (np.isfinite(positions).all() and np.isfinite(cell).all()):
+        raise ValueError(
+            "positions or cell are not finite: the simulation has exploded; try a smaller time"
+            " step, and check whether the structure left the range of the training data"
+        )
 
 
 @njit(cache=True)
@@ -142,33 +150,16 @@ def _pairs_within(positions, cell, idx_i, idx_j, shifts, cutoff):
     n = 0
     for p in range(n_pairs):
         i, j = idx_i[p], idx_j[p]
-        distance = 0.0
-        for k in range(3):
-            offset = (
-                shifts[p, 0] * cell[0, k] + shifts[p, 1] * cell[1, k] + shifts[p, 2] * cell[2, k]
-            )
-            r = positions[j, k] - positions[i, k] + offset
-            offsets[n, k] = offset
-            r_ij[n, k] = r
-            distance += r * r
-        if distance < square:
-            out_i[n] = i
-            out_j[n] = j
-            n += 1
+        a, b, c = shifts[p, 0], shifts[p, 1], shifts[p, 2]
+        u = a * cell[0, 0] + b * cell[1, 0] + c * cell[2, 0]
+        v = a * cell[0, 1] + b * cell[1, 1] + c * cell[2, 1]
+        w = a * cell[0, 2] + b * cell[1, 2] + c * cell[2, 2]
+        x = positions[j, 0] - positions[i, 0] + u
+        y = positions[j, 1] - positions[i, 1] + v
+        z = positions[j, 2] - positions[i, 2] + w
+        # written in any case and overwritten by the next: a branch here is often mispredicted
+        out_i[n], out_j[n] = i, j
+        offsets[n, 0], offsets[n, 1], offsets[n, 2] = u, v, w
+        r_ij[n, 0], r_ij[n, 1], r_ij[n, 2] = x, y, z
+        n += 1 if x * x + y * y + z * z < square else 0
     return out_i[:n], out_j[:n], r_ij[:n], offsets[:n]
-
-
-@njit(cache=True)
-def pair_forces(idx_i, idx_j, r_ij, gradient, n_atoms):
-    """Forces (n_atoms, 3) and virial (3, 3) dE/dstrain from gradient = dE/dr_ij (n_pairs, 3)."""
-    forces = np.zeros((n_atoms, 3))
-    virial = np.zeros((3, 3))
-    for p in range(len(idx_i)):
-        i, j = idx_i[p], idx_j[p]
-        for k in range(3):
-            g = np.float64(gradient[p, k])
-            forces[i, k] += g
-            forces[j, k] -= g
-            for l in range(3):
-                virial[k, l] += g * r_ij[p, l]
-    return forces, 0.5 * (virial + virial.T)

@@ -28,6 +28,7 @@ from schnetpack_softadapt.descriptors import (
     kernel_jacobian,
     kernel_jvp,
     kernel_math,
+    kernel_networks,
     kernel_values,
     kernel_vjp,
     moments,
@@ -35,7 +36,7 @@ from schnetpack_softadapt.descriptors import (
 from schnetpack_softadapt.descriptors.compiled import compile_layout
 from schnetpack_softadapt.descriptors.layout import Layout
 
-__all__ = ["Jacobian", "KernelBackend", "n_threads"]
+__all__ = ["Jacobian", "KernelBackend", "SortedPairs", "as_array", "call", "n_threads"]
 
 _FLOAT, _INT = np.dtype(np.float64), np.dtype(np.int64)
 
@@ -91,6 +92,7 @@ def _stamp_sources() -> None:
         kernel_jacobian,
         kernel_jvp,
         kernel_math,
+        kernel_networks,
         kernel_values,
         kernel_vjp,
         moments,
@@ -106,6 +108,7 @@ _KERNELS = (
     kernel_jacobian.blocks,
     kernel_jacobian.jacobian,
     kernel_jvp.jvp,
+    kernel_networks.networks,
     kernel_values.values,
     kernel_vjp.vjp,
 )
@@ -134,7 +137,7 @@ class _Announcer(event.Listener):
         pass
 
 
-def _call(kernel: Callable, *args):
+def call(kernel: Callable, *args):
     """Call a compiled function; says so when it has to be compiled first."""
     if id(kernel) in _ready:
         return kernel(*args)
@@ -144,7 +147,7 @@ def _call(kernel: Callable, *args):
     return result
 
 
-class _Pairs(NamedTuple):
+class SortedPairs(NamedTuple):
     """Arguments that all kernels share; see `kernel_values.values`."""
 
     first: np.ndarray
@@ -155,9 +158,14 @@ class _Pairs(NamedTuple):
     most: int
 
 
-def _array(x: Tensor | np.ndarray, dtype: np.dtype) -> np.ndarray:
+def as_array(x: Tensor | np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The contiguous array of a tensor on the CPU or of an array; a copy only where it must be.
+
+    Raises:
+        ValueError: a tensor that is elsewhere.
+    """
     if isinstance(x, Tensor):
-        if x.device.type != "cpu":
+        if not x.is_cpu:
             raise ValueError(
                 f"the compiled symmetry functions run on the CPU, not on {x.device}; use the "
                 "reference backend there"
@@ -198,27 +206,35 @@ class KernelBackend:
             ValueError: an atom of an element that the layout does not know, an index that is not
                 that of an atom, tensors that are not on the CPU.
         """
-        pairs = self._prepare(r_ij, idx_i, idx_j, numbers)
+        pairs = self.prepare(r_ij, idx_i, idx_j, numbers)
+        return torch.from_numpy(self.values_of(pairs)).to(r_ij.dtype)
+
+    def values_of(self, pairs: SortedPairs) -> np.ndarray:
+        """What `values` gives, float64."""
         g = np.zeros((len(pairs.numbers), self.layout.n_columns))
         self._run(kernel_values.values, pairs, g)
-        return torch.from_numpy(g).to(r_ij.dtype)
+        return g
 
     def vjp(
         self, r_ij: Tensor, idx_i: Tensor, idx_j: Tensor, numbers: Tensor, grad_g: Tensor
     ) -> Tensor:
         """Vector-Jacobian product sum_iD grad_g_iD dG_iD/dr_ij, (P, 3), for `grad_g` (N, D)."""
-        pairs = self._prepare(r_ij, idx_i, idx_j, numbers)
+        pairs = self.prepare(r_ij, idx_i, idx_j, numbers)
+        return torch.from_numpy(self.vjp_of(pairs, grad_g)).to(r_ij.dtype)
+
+    def vjp_of(self, pairs: SortedPairs, grad_g: Tensor | np.ndarray) -> np.ndarray:
+        """What `vjp` gives, float64."""
         grad_r = np.zeros((len(pairs.idx_j), 3))
-        self._run(kernel_vjp.vjp, pairs, _array(grad_g, _FLOAT), grad_r)
-        return torch.from_numpy(grad_r).to(r_ij.dtype)
+        self._run(kernel_vjp.vjp, pairs, as_array(grad_g, _FLOAT), grad_r)
+        return grad_r
 
     def jvp(
         self, r_ij: Tensor, idx_i: Tensor, idx_j: Tensor, numbers: Tensor, tangent: Tensor
     ) -> Tensor:
         """Jacobian-vector product sum_p dG/dr_p . tangent_p, (N, D), for `tangent` (P, 3)."""
-        pairs = self._prepare(r_ij, idx_i, idx_j, numbers)
+        pairs = self.prepare(r_ij, idx_i, idx_j, numbers)
         g = np.zeros((len(pairs.numbers), self.layout.n_columns))
-        self._run(kernel_jvp.jvp, pairs, _array(tangent, _FLOAT), g)
+        self._run(kernel_jvp.jvp, pairs, as_array(tangent, _FLOAT), g)
         return torch.from_numpy(g).to(r_ij.dtype)
 
     def jacobian(
@@ -241,9 +257,9 @@ class KernelBackend:
         Raises:
             ValueError: as `values`.
         """
-        pairs = self._prepare(r_ij, idx_i, idx_j, numbers)
+        pairs = self.prepare(r_ij, idx_i, idx_j, numbers)
         shared = (pairs.first, pairs.order, pairs.r_ij, pairs.idx_j, pairs.numbers)
-        blocks = _call(kernel_jacobian.blocks, self._plan, *shared)
+        blocks = call(kernel_jacobian.blocks, self._plan, *shared)
         n_atoms, n_columns = len(pairs.numbers), self.layout.n_columns
         g = np.empty((n_atoms, n_columns), dtype)
         strain = np.empty((n_atoms, 6, n_columns), dtype)
@@ -251,16 +267,17 @@ class KernelBackend:
         self._run(kernel_jacobian.jacobian, pairs, *blocks, g, strain, dg_dr, threads=threads)
         return Jacobian(g, strain, blocks[0], blocks[1], dg_dr)
 
-    def _prepare(self, r_ij, idx_i, idx_j, numbers) -> _Pairs:
-        r_ij, numbers = _array(r_ij, _FLOAT), _array(numbers, _INT)
-        idx_i, idx_j = _array(idx_i, _INT), _array(idx_j, _INT)
+    def prepare(self, r_ij, idx_i, idx_j, numbers) -> SortedPairs:
+        """Sort the pairs of a structure once for several calls; arguments as for `values`."""
+        r_ij, numbers = as_array(r_ij, _FLOAT), as_array(numbers, _INT)
+        idx_i, idx_j = as_array(idx_i, _INT), as_array(idx_j, _INT)
         if r_ij.shape != (len(idx_i), 3) or len(idx_i) != len(idx_j):
             raise ValueError(
                 f"r_ij {r_ij.shape} must have one row of three for each of idx_i {idx_i.shape} "
                 f"and idx_j {idx_j.shape}"
             )
         plan = self._plan
-        status, most, first, order = _call(
+        status, most, first, order = call(
             kernel_geometry.sort_pairs,
             idx_i,
             idx_j,
@@ -275,7 +292,7 @@ class KernelBackend:
             raise ValueError(f"idx_i and idx_j must be from 0 to {len(numbers) - 1}")
         if most >= 65_000:
             raise ValueError(f"an atom has {most} neighbours; the kernels take up to 65,000")
-        return _Pairs(first, order, r_ij, idx_j, numbers, most)
+        return SortedPairs(first, order, r_ij, idx_j, numbers, most)
 
     def _explain_unknown(self, numbers: np.ndarray) -> None:
         unknown = sorted(set(numbers.tolist()) - set(self.layout.elements))
@@ -285,7 +302,9 @@ class KernelBackend:
             f"{', '.join(chemical_symbols[z] for z in self.layout.elements)}"
         )
 
-    def _run(self, kernel: Callable, pairs: _Pairs, *arrays, threads: int | None = None) -> None:
+    def _run(
+        self, kernel: Callable, pairs: SortedPairs, *arrays, threads: int | None = None
+    ) -> None:
         """Call a kernel on all atoms, in as many threads as there is work for."""
         n_atoms = len(pairs.numbers)
         if n_atoms == 0:
@@ -298,7 +317,7 @@ class KernelBackend:
         else:
             tasks = 1
         if tasks == 1 or id(kernel) not in _ready:
-            _call(kernel, self._plan, *pairs, 0, n_atoms, *arrays)
+            call(kernel, self._plan, *pairs, 0, n_atoms, *arrays)
             return
         ends = np.searchsorted(triples, np.linspace(0, triples[-1], tasks + 1))
         ends[0], ends[-1] = 0, n_atoms

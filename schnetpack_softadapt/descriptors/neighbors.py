@@ -1,24 +1,13 @@
 """Pairs of atoms within a cutoff: molecules, slabs, crystals, also cells smaller than it.
 
-Linked cells (M. P. Allen, D. J. Tildesley, Computer Simulation of Liquids, sec. 5.3) of half the
-cutoff, compiled, linear in the number of atoms, without the global interpreter lock.
+All of a structure at once, or those of some atoms after others, so that a large one fits in memory.
 """
 
 import numpy as np
-from numba import njit
 
-__all__ = ["neighbor_pairs", "neighbor_shifts"]
+from schnetpack_softadapt.descriptors.linked_cells import bin_atoms, link, search, vectors
 
-# what rounding may move an atom across a bin wall, as a fraction of the cell
-_ROUNDING = 1e-9
-
-# smallest volume of a cell relative to that of a box with edges of the same lengths
-_FLAT = 1e-6
-
-# atoms this many cells away lose digits, and would overflow the integers further out
-_LARGEST_IMAGE = 2.0**31
-
-_MOST_BINS = 2**20
+__all__ = ["LinkedCells", "neighbor_pairs", "neighbor_shifts"]
 
 
 def neighbor_pairs(
@@ -42,8 +31,8 @@ def neighbor_pairs(
             vectors, numbers that are not finite, a cutoff that is not positive.
     """
     idx_i, idx_j, shifts, r_ij = neighbor_shifts(positions, cell, pbc, cutoff)
-    vectors = np.where(np.asarray(pbc, bool)[:, None], np.asarray(cell, np.float64), 0.0)
-    return idx_i, idx_j, r_ij, shifts @ vectors
+    periodic = np.where(np.asarray(pbc, bool)[:, None], np.asarray(cell, np.float64), 0.0)
+    return idx_i.astype(np.int64), idx_j.astype(np.int64), r_ij, shifts @ periodic
 
 
 def neighbor_shifts(
@@ -52,22 +41,62 @@ def neighbor_shifts(
     """As `neighbor_pairs`, with the images as integers.
 
     Returns:
-        idx_i (P,) ascending, idx_j (P,), shifts (P, 3) int64, r_ij (P, 3) Ang;
+        idx_i (P,) ascending, idx_j (P,), shifts (P, 3), all int32, and r_ij (P, 3) Ang;
         r_ij = R_j + shifts @ cell - R_i, and shifts are zero along non-periodic directions.
     """
-    positions = np.ascontiguousarray(positions, dtype=np.float64).reshape(-1, 3)
-    cell = np.array(cell, dtype=np.float64).reshape(3, 3)
-    pbc = np.broadcast_to(np.asarray(pbc, dtype=bool), 3)
-    if not cutoff > 0 or not np.isfinite(cutoff):
-        raise ValueError(f"the cutoff must be a positive length, got {cutoff}")
-    box = cell
-    if not pbc.all():
-        cell[~pbc] = 0.0
-        box = _complete(cell, pbc)
-    valid, n_bins, reach, bins, image = _bin_atoms(positions, box, pbc, float(cutoff))
-    if not valid:
-        _explain(positions, cell, pbc)
-    return _linked_cells(positions, cell, pbc, n_bins, reach, bins, image, float(cutoff) ** 2)
+    cells = LinkedCells(positions, cell, pbc, cutoff)
+    found = cells.shifts()
+    return *found, vectors(cells.positions, cells.cell, *found)
+
+
+class LinkedCells:
+    """Atoms in bins of about half the cutoff, to find the neighbours of some or all of them.
+
+    About 110 bytes per atom and nothing per pair, so that the pairs of a large structure can be
+    had in portions.
+
+    Args:
+        positions, cell, pbc, cutoff: as for `neighbor_pairs`, with its errors.
+
+    Attributes:
+        positions: (N, 3) as given, Ang.
+        cell: (3, 3) lattice vectors, zero in non-periodic directions.
+    """
+
+    def __init__(self, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float):
+        positions = np.ascontiguousarray(positions, dtype=np.float64).reshape(-1, 3)
+        cell = np.array(cell, dtype=np.float64).reshape(3, 3)
+        pbc = np.broadcast_to(np.asarray(pbc, dtype=bool), 3)
+        if not cutoff > 0 or not np.isfinite(cutoff):
+            raise ValueError(f"the cutoff must be a positive length, got {cutoff}")
+        box = cell
+        if not pbc.all():
+            cell[~pbc] = 0.0
+            box = _complete(cell, pbc)
+        valid, n_bins, reach, bins, image = bin_atoms(positions, box, pbc, float(cutoff))
+        if not valid:
+            _explain(positions, cell, pbc)
+        self.positions, self.cell = positions, cell
+        bins = (n_bins, reach, bins, image)
+        links = link(positions, cell, n_bins, *bins[2:])
+        self._arguments = (cell, pbc, bins, links, float(cutoff) ** 2)
+
+    def shifts(
+        self, start: int = 0, stop: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Pairs whose first atom is in `start:stop`; of all atoms if not given.
+
+        Returns:
+            idx_i (P,) ascending, idx_j (P,), shifts (P, 3), int32; see `neighbor_shifts`.
+        """
+        start, stop, _ = slice(start, stop).indices(len(self.positions))
+        return search(start, stop, *self._arguments)
+
+    def pairs(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As `shifts`, idx_i (P,) and idx_j (P,) int64, and r_ij (P, 3) Ang."""
+        idx_i, idx_j, shifts = self.shifts(start, stop)
+        r_ij = vectors(self.positions, self.cell, idx_i, idx_j, shifts)
+        return idx_i.astype(np.int64), idx_j.astype(np.int64), r_ij
 
 
 def _complete(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
@@ -96,180 +125,3 @@ def _explain(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> None:
         f"the periodic lattice vectors are linearly dependent, or an atom is too far away to count"
         f" cells: cell {cell.tolist()}, largest coordinate {np.abs(positions).max():g} Ang"
     )
-
-
-@njit(cache=True, nogil=True)
-def _bin_atoms(positions, box, pbc, cutoff):
-    """Bins of about half the cutoff: whether all is well, numbers of bins, bins to search, places.
-
-    Returns:
-        valid, n_bins (3,), reach (3,) bins to each side, bins (N, 3), image (N, 3) the periodic
-        cell in which an atom was given.
-    """
-    n_atoms = len(positions)
-    n_bins = np.ones(3, np.int64)
-    reach = np.zeros(3, np.int64)
-    bins = np.zeros((n_atoms, 3), np.int64)
-    image = np.zeros((n_atoms, 3), np.int64)
-    inverse = np.empty((3, 3))  # columns: reciprocal vectors
-    for k in range(3):
-        u, v = (k + 1) % 3, (k + 2) % 3
-        for a in range(3):
-            b, c = (a + 1) % 3, (a + 2) % 3
-            inverse[a, k] = box[u, b] * box[v, c] - box[u, c] * box[v, b]
-    volume = box[0, 0] * inverse[0, 0] + box[0, 1] * inverse[1, 0] + box[0, 2] * inverse[2, 0]
-    edges = 1.0
-    for k in range(3):
-        edges *= np.sqrt(box[k, 0] ** 2 + box[k, 1] ** 2 + box[k, 2] ** 2)
-    if not abs(volume) > _FLAT * edges:
-        return False, n_bins, reach, bins, image
-    for a in range(3):
-        for k in range(3):
-            inverse[a, k] /= volume
-    scaled = np.empty((n_atoms, 3))
-    low = np.zeros(3)
-    high = np.ones(3)
-    for k in range(3):
-        if not pbc[k]:  # the box spans the atoms
-            low[k], high[k] = np.inf, -np.inf
-        for i in range(n_atoms):
-            x = (
-                positions[i, 0] * inverse[0, k]
-                + positions[i, 1] * inverse[1, k]
-                + positions[i, 2] * inverse[2, k]
-            )
-            if not abs(x) < _LARGEST_IMAGE:
-                return False, n_bins, reach, bins, image
-            if pbc[k]:
-                image[i, k] = np.int64(np.floor(x))
-                x -= image[i, k]
-            else:
-                low[k], high[k] = min(low[k], x), max(high[k], x)
-            scaled[i, k] = x
-    heights = np.empty(3)  # distance between opposite faces, Ang
-    for k in range(3):
-        if not pbc[k]:
-            high[k] = low[k] + max(high[k] - low[k], 1e-6) * (1 + _ROUNDING)
-        reciprocal = np.sqrt(inverse[0, k] ** 2 + inverse[1, k] ** 2 + inverse[2, k] ** 2)
-        heights[k] = (high[k] - low[k]) / reciprocal
-        n_bins[k] = min(max(np.int64(2.0 * heights[k] / cutoff), 1), _MOST_BINS)
-    # not many more bins than atoms, or walking through empty ones costs more than they save
-    while n_bins[0] * n_bins[1] * n_bins[2] > max(27, 2 * n_atoms):
-        k = 0
-        for a in range(1, 3):
-            k = a if n_bins[a] > n_bins[k] else k
-        n_bins[k] = (n_bins[k] + 1) // 2
-    for k in range(3):
-        width = heights[k] / n_bins[k]
-        reach[k] = np.int64(np.ceil(cutoff / width * (1 + _ROUNDING) + _ROUNDING))
-        if not pbc[k]:
-            reach[k] = min(reach[k], n_bins[k])
-        for i in range(n_atoms):
-            place = np.int64((scaled[i, k] - low[k]) / (high[k] - low[k]) * n_bins[k])
-            bins[i, k] = min(max(place, 0), n_bins[k] - 1)
-    return True, n_bins, reach, bins, image
-
-
-@njit(cache=True, nogil=True)
-def _linked_cells(positions, cell, pbc, n_bins, reach, bins, image, cutoff2):
-    """Pairs with a squared distance below cutoff2, from the bins of `_bin_atoms`."""
-    n_atoms = len(positions)
-    first = np.zeros(n_bins[0] * n_bins[1] * n_bins[2] + 1, np.int64)
-    for i in range(n_atoms):
-        first[(bins[i, 0] * n_bins[1] + bins[i, 1]) * n_bins[2] + bins[i, 2] + 1] += 1
-    for b in range(len(first) - 1):
-        first[b + 1] += first[b]
-    order = np.empty(n_atoms, np.int64)
-    rank = np.empty(n_atoms, np.int64)
-    wrapped = np.empty((n_atoms, 3))  # in the order of the bins
-    filled = np.zeros(len(first), np.int64)  # atoms of each bin so far
-    for i in range(n_atoms):
-        b = (bins[i, 0] * n_bins[1] + bins[i, 1]) * n_bins[2] + bins[i, 2]
-        row = first[b] + filled[b]
-        filled[b] += 1
-        order[row] = i
-        rank[i] = row
-        for k in range(3):
-            wrapped[row, k] = positions[i, k] - (
-                image[i, 0] * cell[0, k] + image[i, 1] * cell[1, k] + image[i, 2] * cell[2, k]
-            )
-    # bin and image at a number of bins from the first one, so that no division is left below
-    most = 0
-    for k in range(3):
-        most = max(most, n_bins[k] + 2 * reach[k])
-    places = np.empty((3, most), np.int64)
-    images = np.empty((3, most), np.int64)
-    for k in range(3):
-        for t in range(n_bins[k] + 2 * reach[k]):
-            images[k, t] = (t - reach[k]) // n_bins[k]
-            places[k, t] = t - reach[k] - images[k, t] * n_bins[k]
-    capacity = max(64 * n_atoms, 1024)
-    idx_i = np.empty(capacity, np.int64)
-    idx_j = np.empty(capacity, np.int64)
-    shifts = np.empty(3 * capacity, np.int64)
-    n_pairs = 0
-    low = np.empty(3, np.int64)
-    high = np.empty(3, np.int64)
-    for i in range(n_atoms):
-        for k in range(3):
-            low[k] = bins[i, k]
-            high[k] = bins[i, k] + 2 * reach[k] + 1
-            if not pbc[k]:
-                low[k] = max(low[k], reach[k])
-                high[k] = min(high[k], n_bins[k] + reach[k])
-        me = rank[i]
-        x_i, y_i, z_i = wrapped[me, 0], wrapped[me, 1], wrapped[me, 2]
-        for ta in range(low[0], high[0]):
-            sa, a = images[0, ta], places[0, ta]
-            for tb in range(low[1], high[1]):
-                sb, ab = images[1, tb], (a * n_bins[1] + places[1, tb]) * n_bins[2]
-                x_ab = sa * cell[0, 0] + sb * cell[1, 0] - x_i
-                y_ab = sa * cell[0, 1] + sb * cell[1, 1] - y_i
-                z_ab = sa * cell[0, 2] + sb * cell[1, 2] - z_i
-                for tc in range(low[2], high[2]):
-                    sc, abc = images[2, tc], ab + places[2, tc]
-                    x = x_ab + sc * cell[2, 0]
-                    y = y_ab + sc * cell[2, 1]
-                    z = z_ab + sc * cell[2, 2]
-                    home = sa == 0 and sb == 0 and sc == 0
-                    for row in range(first[abc], first[abc + 1]):
-                        dx = wrapped[row, 0] + x
-                        dy = wrapped[row, 1] + y
-                        dz = wrapped[row, 2] + z
-                        if dx * dx + dy * dy + dz * dz >= cutoff2 or (home and row == me):
-                            continue
-                        if n_pairs == capacity:
-                            # room in proportion to what the atoms so far have used
-                            more = max(capacity // 2, capacity * (n_atoms - i) // (i + 1))
-                            capacity += min(more, 4 * capacity)
-                            idx_i = _resized(idx_i, n_pairs, capacity)
-                            idx_j = _resized(idx_j, n_pairs, capacity)
-                            shifts = _resized(shifts, 3 * n_pairs, 3 * capacity)
-                        j = order[row]
-                        idx_i[n_pairs] = i
-                        idx_j[n_pairs] = j
-                        shifts[3 * n_pairs + 0] = sa - image[j, 0] + image[i, 0]
-                        shifts[3 * n_pairs + 1] = sb - image[j, 1] + image[i, 1]
-                        shifts[3 * n_pairs + 2] = sc - image[j, 2] + image[i, 2]
-                        n_pairs += 1
-    idx_i, idx_j = _resized(idx_i, n_pairs, n_pairs), _resized(idx_j, n_pairs, n_pairs)
-    shifts = _resized(shifts, 3 * n_pairs, 3 * n_pairs).reshape(n_pairs, 3)
-    # from the positions as they were given, so that no rounding of the wrapping is left in r_ij
-    r_ij = np.empty((n_pairs, 3))
-    for p in range(n_pairs):
-        i, j = idx_i[p], idx_j[p]
-        for k in range(3):
-            offset = (
-                shifts[p, 0] * cell[0, k] + shifts[p, 1] * cell[1, k] + shifts[p, 2] * cell[2, k]
-            )
-            r_ij[p, k] = offset + (positions[j, k] - positions[i, k])
-    return idx_i, idx_j, shifts, r_ij
-
-
-@njit(cache=True, nogil=True)
-def _resized(values, n_used, size):
-    """Copy of the first `n_used` values of a vector, with room for `size`."""
-    new = np.empty(size, np.int64)
-    for k in range(n_used):
-        new[k] = values[k]
-    return new

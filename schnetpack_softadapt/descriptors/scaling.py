@@ -115,6 +115,10 @@ class Scaling(nn.Module):
             self._raise_unknown(set(numbers.tolist()))
         return rows
 
+    def rows_of(self, numbers: np.ndarray) -> np.ndarray:
+        """`rows` of an array, on the CPU and without the check."""
+        return self._index.numpy()[numbers]
+
     def _raise_unknown(self, numbers: set[int]) -> None:
         unknown = sorted(numbers - set(self.elements))
         raise ValueError(
@@ -125,7 +129,10 @@ class Scaling(nn.Module):
     def forward(self, g: Tensor, numbers: Tensor) -> Tensor:
         """Scaled descriptors (N, D) of `g` (N, D) and atomic numbers (N,)."""
         rows = self.rows(numbers)
-        return (g - self.shift.to(g.dtype)[rows]) * self.factor.to(g.dtype)[rows]
+        shift, factor = self.shift.to(g.dtype), self.factor.to(g.dtype)
+        if len(self.elements) > 1 or g.device.type != "cpu":  # a GPU finds unknown elements here
+            shift, factor = shift[rows], factor[rows]
+        return (g - shift) * factor
 
     def outside(self, g: Tensor, numbers: Tensor) -> Tensor:
         """Which descriptors lie outside the range of the training atoms, bool (N, D).

@@ -180,7 +180,7 @@ class ElementalAtomwise(Transform):
         else:
             slot, n_slots = _slots(rows, n_elements)
             packed = x.new_zeros(n_elements * n_slots, x.shape[1]).index_copy(0, slot, x)
-            y = self._networks(packed.view(n_elements, n_slots, -1)).flatten()[slot]
+            y = self._networks(packed.view(n_elements, n_slots, x.shape[1])).flatten()[slot]
         if rows.device.type != "cpu" and n_atoms:
             # an unknown element must not pass for a known one; on the CPU ElementIndex has raised
             y = torch.where(rows < 0, torch.nan, y)

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..data.statistics import training_targets
 from .acsf import ACSF
 from .atomwise import ElementalAtomwise
+from .direct import evaluate_directly
 from .jacobian import potential_jacobian
 from .response import ForcesAndStress
 
@@ -78,6 +79,15 @@ class ACSFPotential(NeuralNetworkPotential):
                 layout=layout.to_dict(),
             )
             log.info("symmetry functions:\n%s", layout)
+
+    def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The outputs for a batch; in evaluation on the CPU without SchNetPack's modules.
+
+        See `model.direct` for when that is, and what it leaves out.
+        """
+        if evaluate_directly(self, inputs):
+            return self.extract_outputs(self.postprocess(inputs))
+        return super().forward(inputs)
 
     def parameter_jacobian(
         self, batch: Mapping[str, Tensor], atoms: Tensor

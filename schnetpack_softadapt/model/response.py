@@ -6,7 +6,7 @@ from torch.autograd import grad
 
 from .. import properties as keys
 
-__all__ = ["ForcesAndStress"]
+__all__ = ["ForcesAndStress", "inverse_volume"]
 
 
 class ForcesAndStress(atomistic.Forces):
@@ -87,12 +87,27 @@ class ForcesAndStress(atomistic.Forces):
 
 def _stress(virial: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     """dE/dstrain over the volume, (n_structures, 3, 3); refuses structures without a volume."""
-    volume = torch.linalg.det(inputs[properties.cell].detach().double()).abs()  # (n_structures,)
+    inverse = inverse_volume(inputs).to(virial.dtype)[:, None, None]
+    return (0.5 * (virial + virial.transpose(1, 2)) * inverse).contiguous()
+
+
+def inverse_volume(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """1/V of each structure (n_structures,), 1/Ang^3, float64; 0 where no stress is wanted.
+
+    Raises:
+        ValueError: a structure without a volume (not checked on a GPU, where the result is nan).
+    """
+    cell = inputs[properties.cell].detach().double()
+    volume = (cell[:, 0] * torch.linalg.cross(cell[:, 1], cell[:, 2])).sum(1).abs()
+    wanted = inputs.get(keys.stress_mask)
     periodic = inputs[properties.pbc].reshape(-1, 3).any(dim=1)
     valid = (volume > 1e-6) & periodic
-    wanted = torch.ones_like(valid)
-    if keys.stress_mask in inputs:
-        wanted = inputs[keys.stress_mask].reshape(-1) > 0
+    if wanted is None:
+        if volume.device.type == "cpu" and bool(valid.all()):
+            return volume.reciprocal()
+        wanted = torch.ones_like(valid)
+    else:
+        wanted = wanted.reshape(-1) > 0
     if volume.device.type == "cpu" and bool((wanted & ~valid).any()):
         index = int((wanted & ~valid).nonzero()[0])
         raise ValueError(
@@ -102,5 +117,4 @@ def _stress(virial: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tens
             " energy and forces only."
         )
     inverse = torch.where(valid, 1.0 / volume.clamp_min(1e-6), torch.nan)
-    inverse = torch.where(wanted, inverse, 0.0).to(virial.dtype)[:, None, None]
-    return (0.5 * (virial + virial.transpose(1, 2)) * inverse).contiguous()
+    return torch.where(wanted, inverse, 0.0)

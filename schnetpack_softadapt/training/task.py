@@ -168,11 +168,10 @@ class SoftAdaptTask(ResumableTask):
     ) -> BatchResiduals:
         """Residual vector of each component with its graph, for second-order optimizers.
 
-        Scaled such that the total loss of MSE components is the sum of all squares: sqrt(alpha w /
-        sum w) x, with the weights in use; Huber losses share its gradient only. An optimizer class
-        with `uses_residuals = True` is called once per batch as `optimizer.step(closure)`; each
-        call of the closure returns this, computed anew at the current parameters. It may
-        differentiate, move the parameters and call it again.
+        sqrt(alpha w / sum w) x with the weights in use: the sum of squares is the total loss (of
+        Huber losses, has its gradient). An optimizer class with `uses_residuals = True` is called
+        once per batch as `optimizer.step(closure)`; each call of the closure computes this anew at
+        the current parameters. It may differentiate, move them and call it again.
 
         Args:
             batch: left as it is.

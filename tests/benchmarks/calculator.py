@@ -43,6 +43,7 @@ from schnetpack_softadapt.model import (  # noqa: E402
     ElementalAtomwise,
     ForcesAndStress,
 )
+from schnetpack_softadapt.model.compiled_networks import atomic_energies  # noqa: E402
 
 CUTOFF = 5.0
 #: largest displacement per step, Ang: 300 K and 2 fs
@@ -161,19 +162,16 @@ def overhead(atoms: Atoms, n: int) -> dict[str, float]:
     pairs = tuple(torch.from_numpy(x) for x in (r_ij, idx_i, idx_j))
     numbers = torch.from_numpy(atoms.numbers)
     values = backend.values(*pairs, numbers)
-    leaf = values.detach().requires_grad_()
-    net = parts.networks.atomic_energies(parts.scaling(leaf, numbers), numbers)
-    (gradient,) = torch.autograd.grad(net.sum(), leaf)
+    rows, values = parts.scaling.rows_of(atoms.numbers), values.numpy()
+    _, gradient = atomic_energies(parts.networks, parts.scaling, rows, values)
 
     def descriptors():
-        with torch.no_grad():
-            backend.values(*pairs, numbers)
-            backend.vjp(*pairs, numbers, gradient)
+        ready = backend.prepare(*pairs, numbers)
+        backend.values_of(ready)
+        backend.vjp_of(ready, gradient)
 
     def network():
-        leaf = values.detach().requires_grad_()
-        net = parts.networks.atomic_energies(parts.scaling(leaf, numbers), numbers)
-        torch.autograd.grad(net.sum(), leaf)
+        atomic_energies(parts.networks, parts.scaling, rows, values)
 
     def all_of_it():
         calculator.calculate(atoms, ["energy"], ["positions"])

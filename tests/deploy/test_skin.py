@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from schnetpack_softadapt.deploy.skin import SkinList, pair_forces
+from schnetpack_softadapt.deploy.skin import SkinList
 from schnetpack_softadapt.descriptors.neighbors import neighbor_pairs
 
 CUTOFF = 3.0
@@ -188,14 +188,3 @@ def test_arguments():
         SkinList(0.0)
     with pytest.raises(ValueError, match="skin not negative"):
         SkinList(3.0, -0.1)
-
-
-def test_pair_forces_of_a_pair_potential():
-    """E = sum_pairs |r|^2 / 4: forces and virial in closed form."""
-    rng = np.random.default_rng(3)
-    positions = rng.normal(size=(4, 3))
-    pairs = SkinList(10.0).update(positions, np.zeros((3, 3)), np.zeros(3, bool))
-    forces, virial = pair_forces(*pairs[:3], pairs.r_ij / 2, 4)
-    # each pair counts twice: E = sum_{i<j} r^2 / 2, so F_i = sum_j (R_j - R_i)
-    np.testing.assert_allclose(forces, positions.sum(axis=0) - 4 * positions, atol=1e-13)
-    np.testing.assert_allclose(virial, pairs.r_ij.T @ pairs.r_ij / 2, atol=1e-13)

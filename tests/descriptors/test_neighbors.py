@@ -114,6 +114,21 @@ def test_against_matscipy_in_a_large_crystal():
     np.testing.assert_allclose(ours[2][b], r[a], atol=1e-11)
 
 
+def test_atoms_in_far_cells():
+    """Shifts are integers of 32 bits, and differences of two cells must not overflow."""
+    far = 2**29 - 5
+    near = np.array([[0.25, 0.5, 0.5], [0.75, 0.5, 0.5]])
+    moved = near + np.array([[-far, 0, 0], [far, 0, 0]])
+    pairs, expected = ([*neighbor_shifts(x, np.eye(3), [1, 1, 1], 0.6)] for x in (moved, near))
+    assert len(expected[0]) == 4
+    for k in (0, 1):
+        assert (pairs[k] == expected[k]).all()
+    # R_j - R_i has grown by 2 far for the first atom, and the shift takes that back
+    turn = np.where(expected[0] == 0, -2 * far, 2 * far)
+    assert (pairs[2].astype(int)[:, 0] == expected[2][:, 0] + turn).all()
+    np.testing.assert_allclose(pairs[3], expected[3], atol=1e-6)
+
+
 def test_growing_pair_list():
     """Many more pairs than the first guess of memory has room for."""
     rng = np.random.default_rng(0)
@@ -131,6 +146,7 @@ def test_growing_pair_list():
         (np.array([[0, 0, 0], [np.nan, 0, 0]]), np.eye(3), [1, 1, 1], 4.0, "atom 1"),
         (np.zeros((1, 3)), np.diag([3.0, np.inf, 3.0]), [1, 1, 1], 4.0, "not finite"),
         (np.zeros((1, 3)), np.eye(3), [1, 1, 1], 0.0, "cutoff"),
+        (np.array([[0, 0, 0], [0, 0, 6e8]]), np.eye(3), [1, 1, 1], 4.0, "too far away"),
     ],
 )
 def test_refuses(positions, cell, pbc, cutoff, words):
