@@ -38,6 +38,9 @@ class KalmanFilter(torch.optim.Optimizer):
     step that changes the linearised residuals by more than `trust` of their squared length is
     shortened.
 
+    A changes little in a step while its factor is most of the cost of large P, so that is renewed
+    only every `refresh` steps; the gradient always is that of the batch.
+
     Memory: A, a float64 copy of it and its factor, 20 bytes P^2 in float32: 20 MB for P = 1000
     parameters, 0.5 GB for 5000; 4 bytes P^2 in each checkpoint. `max_parameters` refuses more.
 
@@ -51,6 +54,7 @@ class KalmanFilter(torch.optim.Optimizer):
         fraction: part of the residuals of a component used in each step.
         min_groups: components with fewer groups of residuals than this (atoms for forces,
             structures for energy and stress) are used entirely.
+        refresh: steps between two factorisations; None: one for each 1000 parameters.
         kalman_gain: divide the step by n.
         initial_information: A starts as this times the identity.
         max_parameters: refuse larger models.
@@ -71,6 +75,7 @@ class KalmanFilter(torch.optim.Optimizer):
         trust: float = 0.3,
         fraction: float = 0.2,
         min_groups: int = 32,
+        refresh: int | None = None,
         kalman_gain: bool = False,
         initial_information: float = 0.0,
         max_parameters: int = 10_000,
@@ -81,6 +86,7 @@ class KalmanFilter(torch.optim.Optimizer):
             ("damping", damping, damping >= 0.0),
             ("trust", trust, trust > 0.0),
             ("fraction", fraction, 0.0 < fraction <= 1.0),
+            ("refresh", refresh, refresh is None or refresh >= 1),
             ("initial_information", initial_information, initial_information >= 0.0),
         ):
             if not valid:
@@ -92,6 +98,7 @@ class KalmanFilter(torch.optim.Optimizer):
             "trust": trust,
             "fraction": fraction,
             "min_groups": min_groups,
+            "refresh": refresh,
             "kalman_gain": kalman_gain,
             "initial_information": initial_information,
         }
@@ -100,6 +107,8 @@ class KalmanFilter(torch.optim.Optimizer):
             raise ValueError("KalmanFilter takes one group of parameters: they are one vector")
         self._parameters = [p for p in self.param_groups[0]["params"] if p.requires_grad]
         self.n_parameters = sum(p.numel() for p in self._parameters)
+        self._factor: Tensor | None = None
+        self._age = 0  # steps since the factor was made
         if not 0 < self.n_parameters <= max_parameters:
             raise ValueError(
                 f"KalmanFilter keeps a matrix of {self.n_parameters} x {self.n_parameters}, for at"
@@ -133,7 +142,11 @@ class KalmanFilter(torch.optim.Optimizer):
         state["step"] += 1
 
         gradient = (j.T @ r).double()
-        step = self._solve(state, gradient, group["damping"] * state["loss"])
+        refresh = group["refresh"] or -(-self.n_parameters // 1000)
+        if self._factor is None or self._age >= refresh:
+            self._factor, self._age = self._factorize(state, group["damping"] * state["loss"]), 0
+        self._age += 1
+        step = torch.cholesky_solve(gradient[:, None], self._factor)[:, 0]
         length = group["lr"] / (state["n"] if group["kalman_gain"] else 1.0)
         change = float(gradient @ step) * length**2
         if not torch.isfinite(step).all():
@@ -182,9 +195,23 @@ class KalmanFilter(torch.optim.Optimizer):
             state["n"], state["loss"], state["step"] = 0.0, None, 0
         return state
 
+    def state_dict(self) -> dict:
+        """As every optimizer's; the factor is not in it.
+
+        It is forgotten instead, here as in the run that goes on from this state, so that both take
+        the same steps.
+        """
+        self._factor = None
+        return super().state_dict()
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """As every optimizer's."""
+        self._factor = None
+        super().load_state_dict(state_dict)
+
     @staticmethod
-    def _solve(state: dict, gradient: Tensor, damping: float) -> Tensor:
-        """(A / n + damping D)^-1 gradient in float64."""
+    def _factorize(state: dict, damping: float) -> Tensor:
+        """Cholesky factor of A / n + damping D in float64."""
         matrix = state["information"].double() / state["n"]
         diagonal = matrix.diagonal()
         # what rounding in the sums of A may have made negative
@@ -194,6 +221,6 @@ class KalmanFilter(torch.optim.Optimizer):
             diagonal += added
             factor, failed = torch.linalg.cholesky_ex(matrix)
             if not failed:
-                return torch.cholesky_solve(gradient[:, None], factor)[:, 0]
+                return factor
             added = max(9 * added, 1e-300)  # ten times in total
         raise ValueError("the Kalman filter's matrix is not positive; raise `damping`")

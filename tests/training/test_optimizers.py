@@ -76,6 +76,20 @@ def test_damped_step_by_hand():
     assert float(theta.detach()) == pytest.approx(expected, rel=1e-12)
 
 
+def test_factor_is_renewed_every_refresh_steps():
+    x, y = linear_problem(n_batches=5)
+    theta = torch.ones(5, dtype=torch.float64)
+    settings = {"lr": 0.5, "memory": 0.9, "damping": 0.0, "trust": math.inf, "fraction": 1.0}
+    result = run_on(x, y, theta, refresh=3, initial_information=0.1, **settings)
+    a, n = 0.1 * torch.eye(5, dtype=torch.float64), 0.0
+    for step, (rows, target) in enumerate(zip(x, y, strict=True)):
+        a, n = 0.9 * a + rows.T @ rows, 0.9 * n + 1.0
+        if step % 3 == 0:
+            matrix = a / n
+        theta = theta - 0.5 * torch.linalg.solve(matrix, rows.T @ (rows @ theta - target))
+    torch.testing.assert_close(result, theta, rtol=1e-9, atol=1e-11)
+
+
 def test_average_curvature_is_that_of_the_memory():
     """Slopes 2 and then 4 with memory 0.5: (0.5 * 4 + 16) / (0.5 + 1) is the mean of squares."""
     theta = torch.tensor([3.0], dtype=torch.float64, requires_grad=True)
@@ -304,7 +318,8 @@ def test_resumes_to_the_bit(database, tmp_path):
         folder.mkdir()
         for stop in stops:
             last = folder / "checkpoints" / "last.ckpt"
-            task = kalman_task(optimizer={"fraction": 0.5, "min_groups": 2})
+            # a factor would outlive the two epochs of three steps
+            task = kalman_task(optimizer={"fraction": 0.5, "min_groups": 2, "refresh": 4})
             pl.seed_everything(3, verbose=False)
             trainer = toy_runs.toy_trainer(folder, stop)
             trainer.fit(
