@@ -82,10 +82,11 @@ def test_factor_is_renewed_every_refresh_steps():
     settings = {"lr": 0.5, "memory": 0.9, "damping": 0.0, "trust": math.inf, "fraction": 1.0}
     result = run_on(x, y, theta, refresh=3, initial_information=0.1, **settings)
     a, n = 0.1 * torch.eye(5, dtype=torch.float64), 0.0
+    old = a
     for step, (rows, target) in enumerate(zip(x, y, strict=True)):
         a, n = 0.9 * a + rows.T @ rows, 0.9 * n + 1.0
-        if step % 3 == 0:
-            matrix = a / n
+        old = a / n if step % 3 == 0 else old
+        matrix = old if step % 3 == 0 else old + rows.T @ rows / n
         theta = theta - 0.5 * torch.linalg.solve(matrix, rows.T @ (rows @ theta - target))
     torch.testing.assert_close(result, theta, rtol=1e-9, atol=1e-11)
 
