@@ -41,7 +41,8 @@ def run(start: Atoms, calculator, time_step: float, args) -> dict[str, np.ndarra
         "pdamp": 1000 * units.fs,
     }
     if args.slab:
-        dynamics = MaskedMTKNPT(atoms, mask=(True, True, False), **settings)
+        # an array: ASE 3.29 indexes with the mask, and with a tuple nothing moves
+        dynamics = MaskedMTKNPT(atoms, mask=np.array([True, True, False]), **settings)
     else:
         dynamics = IsotropicMTKNPT(atoms, **settings)
     rows = []

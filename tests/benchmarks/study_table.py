@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--subset", default="test", choices=("train", "val", "test"))
     args = parser.parse_args()
-    for folder in args.folders:
+    for folder in (f for f in args.folders if f.is_dir()):
         cases: dict[str, list[dict[str, float]]] = {}
         missing, epochs, seconds = [], set(), []
         for run in sorted(p for p in folder.iterdir() if p.is_dir()):
