@@ -78,6 +78,7 @@ class Predictions:
     stress: np.ndarray | None = None  # (S, 6) Voigt xx yy zz yz xz xy
     stress_ref: np.ndarray | None = None  # (S, 6)
     stress_mask: np.ndarray | None = None  # (S,) bool
+    index: np.ndarray | None = None  # (S,) in the database
     group: np.ndarray | None = None  # (S,) index into group_names
     group_names: list[str] = field(default_factory=list)
 
@@ -137,6 +138,7 @@ class Predictions:
             out.stress_mask = mask.astype(bool)
         elif out.stress_ref is not None:
             out.stress_mask = np.ones(n_structures, dtype=bool)
+        out.index = take("index", (n_structures,))
         group = take("group", (n_structures,))
         if group is not None:
             out._set_groups(group, arrays.get("group_names"), source)

@@ -1,10 +1,12 @@
 """The report of one run."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 from . import html
 from .curves import draw_learning, draw_weights
 from .differences import draw_differences, draw_histograms
+from .outliers import find_outliers, outlier_table
 from .output import FORMAT, Figures, begin, finish, run_content
 from .parity import draw_density, draw_parity
 from .quantities import QUANTITIES, SUBSETS
@@ -22,6 +24,8 @@ def write_single(run: Run, out: Path) -> Path:
     blocks = [html.paragraph(_facts(run)), html.points(run.notes)]
     blocks += [html.heading("Errors"), *_error_tables(rows)]
     subsets = list(run.predictions.values())
+    outliers = find_outliers(subsets)
+    blocks += outlier_table(outliers)
     parity = pictures.block(
         "parity",
         "Predicted over reference energy, forces and stress, one colour per subset",
@@ -80,6 +84,7 @@ def write_single(run: Run, out: Path) -> Path:
     content = {
         "format": FORMAT,
         "runs": [run_content(run, rows)],
+        "outliers": [asdict(outlier) for outlier in outliers],
         "figures": pictures.names,
     }
     title = f"Report of {run.name}"

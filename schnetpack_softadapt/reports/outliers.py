@@ -1,0 +1,113 @@
+"""Structures that a potential disagrees with far more than with the others.
+
+Often it is the label that is wrong: a calculation that did not converge, a stress whose components
+are in another order. Losses that are not robust bend the whole potential towards such labels.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from . import html
+from .predictions import Predictions
+from .quantities import ENERGY, FORCES, QUANTITIES, SUBSETS, Quantity
+from .tables import figures
+
+__all__ = ["Outlier", "find_outliers", "outlier_table"]
+
+#: an error this many times the median of all structures; a normal distribution of component errors
+#: has less than one structure in a million beyond it
+_FACTOR: Final = 8.0
+#: fewer structures have no median worth the name
+_ENOUGH: Final = 10
+_SHOWN: Final = 30
+
+
+@dataclass(frozen=True)
+class Outlier:
+    """One structure's error in one quantity, in `unit`; `times` is over the median of all."""
+
+    subset: str
+    index: int | None  # in the database
+    group: str
+    n_atoms: int
+    quantity: str
+    error: float
+    unit: str
+    times: float
+
+
+def structure_errors(predictions: Predictions, quantity: Quantity) -> np.ndarray:
+    """Error of each structure (S,) in ASE units: per atom, else RMS of components; NaN unlabelled.
+
+    Energies are taken relative to the median difference, which is no structure's fault.
+    """
+    prediction = getattr(predictions, quantity.name)
+    error = prediction - getattr(predictions, f"{quantity.name}_ref")
+    if quantity is ENERGY:
+        error = error / predictions.n_atoms
+        return np.abs(error - np.median(error))
+    if quantity is FORCES:
+        squares = np.bincount(
+            predictions.structure_of_atom, (error**2).mean(axis=1), predictions.n_structures
+        )
+        return np.sqrt(squares / np.maximum(predictions.n_atoms, 1))
+    return np.where(predictions.stress_mask, np.sqrt((error**2).mean(axis=1)), np.nan)
+
+
+def find_outliers(subsets: list[Predictions]) -> list[Outlier]:
+    """Structures whose error is many times the median over all subsets, the largest first."""
+    found = []
+    for quantity in QUANTITIES:
+        usable = [p for p in subsets if p.has(quantity)]
+        errors = [structure_errors(p, quantity) for p in usable]
+        known = np.concatenate([e[np.isfinite(e)] for e in errors]) if errors else np.zeros(0)
+        median = float(np.median(known)) if len(known) >= _ENOUGH else 0.0
+        if not median > 0.0:
+            continue
+        for p, values in zip(usable, errors, strict=True):
+            for k in np.flatnonzero(values > _FACTOR * median).tolist():
+                found.append(
+                    Outlier(
+                        subset=p.subset,
+                        index=None if p.index is None else int(p.index[k]),
+                        group="" if p.group is None else p.group_names[p.group[k]],
+                        n_atoms=int(p.n_atoms[k]),
+                        quantity=quantity.name,
+                        error=float(values[k]) * quantity.error_scale,
+                        unit=quantity.unit,
+                        times=float(values[k]) / median,
+                    )
+                )
+    return sorted(found, key=lambda outlier: -outlier.times)
+
+
+def outlier_table(outliers: list[Outlier]) -> list[str]:
+    """HTML blocks; none without outliers."""
+    if not outliers:
+        return []
+    rows: list[list[Any]] = [
+        [
+            "–" if o.index is None else str(o.index),
+            SUBSETS[o.subset],
+            o.group or "–",
+            str(o.n_atoms),
+            o.quantity,
+            f"{figures(o.error)} {o.unit}",
+            figures(o.times),
+        ]
+        for o in outliers[:_SHOWN]
+    ]
+    more = len(outliers) - len(rows)
+    text = (
+        f"{len(outliers)} errors of single structures are more than {_FACTOR:g} times the median"
+        " over all structures: look at these labels first."
+        + (f" The largest {len(rows)} are shown, report.json has all." if more else "")
+    )
+    header = ["structure", "subset", "group", "atoms", "quantity", "error", "times the median"]
+    return [
+        html.heading("Doubtful labels"),
+        html.paragraph(text),
+        html.table("Errors of single structures", header, rows),
+    ]
