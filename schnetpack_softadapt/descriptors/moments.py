@@ -68,15 +68,19 @@ def by_moments(plan, g, neighbors):
     if group.degree < 0:
         return False
     n_moments = (group.degree + 1) * (group.degree + 2) // 2
-    # measured from 10 to 80 neighbours and degrees 1 to 16: sums over so few neighbours cost the
-    # same whatever their number, a moment as much as ten pairs
-    cost = plan.crossover[0] * (10 * n_moments + 30)
+    n_widths = plan.groups[g + 1].first_width - group.first_width
+    # Costs in pairs, measured for values and VJP from 4 to 180 neighbours, degrees 1 to 16 and 1 to
+    # 3 widths (tests/benchmarks/kernels.py --part wide). A harmonic of one channel costs as much as
+    # three pairs and its sums for a width as much as four; two channels take turns in the same
+    # arrays, so that each width makes the harmonics anew.
     lo, hi = channel_range(neighbors, group.channel_a)
     m = hi - lo
     if group.channel_a == group.channel_b:
-        return cost < m * (m - 1) / 2
+        cost = (3.0 + 4.0 * n_widths) * n_moments + 10.0 * n_widths
+        return plan.crossover[0] * cost < m * (m - 1) / 2
     begin, end = channel_range(neighbors, group.channel_b)
-    return 2 * cost < m * (end - begin)
+    cost = n_widths * (13.0 * n_moments + 30.0)
+    return plan.crossover[0] * cost < m * (end - begin)
 
 
 @njit(**LOOP)

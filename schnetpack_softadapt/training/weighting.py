@@ -142,8 +142,12 @@ class SoftAdapt(Rule):
         normalization: "l1" divides s by sum_m |s_m| + eps, "l2" by sqrt(sum_m s_m^2) + eps, "none"
             leaves it, and then the weights depend on the units of the losses.
         loss_weighted: multiply each exponential by its loss, as Heydari's loss-weighted variant.
-        initial: weights of the first epochs.
+        initial: weights of the first epochs; `prior` if None.
         eps: keeps the divisions finite.
+        prior: factors p_k on the exponentials, alpha_k = p_k exp(beta s_k) / (sum_m p_m exp(beta
+            s_m) + eps), by component: what a component is worth when all fall alike. None: 1, as
+            in the paper. Normalised rates say nothing of how small a loss is or how many labels
+            stand behind it.
     """
 
     _state = ("weights", "rates", "previous", "alphas")
@@ -156,8 +160,10 @@ class SoftAdapt(Rule):
         loss_weighted: bool = False,
         initial: Mapping[str, float] | None = None,
         eps: float = 1e-8,
+        prior: Mapping[str, float] | None = None,
     ):
         super().__init__(initial)
+        self.prior = None if prior is None else _checked("prior", prior)
         if normalization not in ("l1", "l2", "none"):
             raise ValueError(f"normalization is l1, l2 or none, not {normalization!r}")
         if int(n) != n or n < 1:
@@ -173,7 +179,16 @@ class SoftAdapt(Rule):
 
     def begin(self, components, lr=None):
         self.previous, self.alphas = {}, []
+        if self.prior is not None:
+            _select("prior", self.prior, list(components))
         return super().begin(components, lr)
+
+    def _initial(self, components):
+        if self.prior is None or self.initial is not None:
+            return super()._initial(components)
+        chosen = _select("prior", self.prior, components)
+        total = sum(chosen.values())
+        return {k: p / total for k, p in chosen.items()}
 
     def _next(self, epoch, losses, lr):
         if self.previous:
@@ -202,6 +217,8 @@ class SoftAdapt(Rule):
         power = {k: self.beta * s for k, s in self.rates.items()}
         largest = max(power.values())  # subtracted, so that no exponential overflows
         value = {k: math.exp(p - largest) for k, p in power.items()}
+        if self.prior is not None:
+            value = {k: self.prior[k] * v for k, v in value.items()}
         if self.loss_weighted:
             weighted = {k: v * losses[k] for k, v in value.items()}
             # all losses zero: nothing to weight by, and weights of zero would end the training

@@ -61,6 +61,23 @@ def test_softadapt_loss_weighted():
     assert weights[2] == pytest.approx((0.75, 0.25), abs=1e-8)
 
 
+def test_softadapt_prior_by_hand():
+    # rates (-1/4, -3/4) as above; factors 3 and 1
+    prior = {"energy": 3.0, "forces": 1.0, "stress": 5.0}  # there is no stress
+    weights = feed(SoftAdapt(beta=1.0, prior=prior), [(4.0, 5.0), (3.0, 2.0)])
+    assert weights[0] == weights[1] == (0.75, 0.25)
+    first = 3.0 / (3.0 + math.exp(-0.5))
+    assert weights[2] == pytest.approx((first, 1.0 - first), abs=2e-8)
+    equal = {"energy": 0.5, "forces": 0.5}
+    weights = feed(SoftAdapt(prior=prior, initial=equal), [(4.0, 5.0), (3.0, 2.0)])
+    assert weights[0] == (0.5, 0.5)
+    assert weights[2] == pytest.approx((first, 1.0 - first), abs=2e-8)
+    with pytest.raises(ValueError, match="no prior weight for the loss component stress"):
+        SoftAdapt(prior=equal).begin(NAMES)
+    with pytest.raises(ValueError, match="finite"):
+        SoftAdapt(prior={"energy": -1.0})
+
+
 def test_softadapt_averages_over_n_epochs():
     rule, single = SoftAdapt(n=2), SoftAdapt(n=1)
     losses = [(4.0, 5.0), (3.0, 2.0), (3.5, 1.0), (1.0, 1.0), (0.9, 0.5)]
