@@ -41,7 +41,7 @@ __all__ = ["Jacobian", "KernelBackend", "SortedPairs", "as_array", "call", "n_th
 _FLOAT, _INT = np.dtype(np.float64), np.dtype(np.int64)
 
 # fewer triples than this are done before a second thread has woken up
-_TRIPLES_PER_TASK = 20_000
+_TRIPLES_PER_TASK = 100_000
 
 
 class Jacobian(NamedTuple):
