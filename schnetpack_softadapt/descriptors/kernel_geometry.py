@@ -14,6 +14,7 @@ from schnetpack_softadapt.descriptors.kernel_math import (
     LOOP,
     SCALAR,
     STAGE,
+    aligned,
     cutoff_factors,
     gaussians,
 )
@@ -129,23 +130,22 @@ def new_neighbors(sizes, most):
 def new_pairs(sizes, most):
     """Room for a chunk of pairs, at least one row of `most`."""
     # not a multiple of a memory page: equal positions of many rows would share cache lines
-    n = max(CHUNK, most + 8) + PAD
-    f = np.float64
+    n = round_up(max(CHUNK, most + 8) + PAD)
     # what is read has been written before; not zeroing saves the page faults of a small system
-    pairs = Pairs(
+    each, rows = aligned(7, n), aligned(sizes[4], n)
+    rows[0] = 1.0
+    return Pairs(
         np.empty(n, np.uint32),
-        np.empty(n, f),
-        np.empty(n, f),
-        np.empty(n, f),
-        np.empty(n, f),
-        np.empty(n, f),
-        np.empty(n, f),
-        np.empty(n, f),
-        np.empty((sizes[3], n), f),
-        np.empty((sizes[4], n), f),
+        each[0],
+        each[1],
+        each[2],
+        each[3],
+        each[4],
+        each[5],
+        each[6],
+        aligned(sizes[3], n),
+        rows,
     )
-    pairs.rows[0] = 1.0
-    return pairs
 
 
 @njit(nogil=True, cache=True)

@@ -42,6 +42,7 @@ __all__ = [
     "SCALAR",
     "STAGE",
     "SUM",
+    "aligned",
     "cutoff_factors",
     "dot4",
     "exponential",
@@ -110,6 +111,17 @@ def _scale_by_power_of_two(typingctx, x, n):
         return builder.bitcast(builder.add(bits, shift), ir.DoubleType())
 
     return types.float64(types.float64, types.float64), codegen
+
+
+@njit(nogil=True)
+def aligned(n_rows, n):
+    """Room for (n_rows, n) numbers, n a multiple of eight, every row at the start of a cache line.
+
+    Vector loads that straddle two lines cost a tenth of a vector-Jacobian product.
+    """
+    room = np.empty(n_rows * n + 8, np.float64)
+    first = (-(room.ctypes.data // 8)) % 8
+    return room[first : first + n_rows * n].reshape((n_rows, n))
 
 
 @njit(**SCALAR)

@@ -23,7 +23,7 @@ from schnetpack_softadapt.descriptors.kernel_geometry import (
     round_up,
     select_pairs,
 )
-from schnetpack_softadapt.descriptors.kernel_math import LOOP, SCALAR, STAGE
+from schnetpack_softadapt.descriptors.kernel_math import LOOP, SCALAR, STAGE, aligned
 from schnetpack_softadapt.descriptors.kernel_values import fill_rows, fill_weights, start_group
 from schnetpack_softadapt.descriptors.moments import (
     add_moment_gradients,
@@ -57,17 +57,17 @@ class _Sums(NamedTuple):
 
 @njit(nogil=True)
 def _new_sums(sizes, n):
-    f = np.float64
+    each = aligned(8, n)
     return _Sums(
-        np.empty(n, f),
-        np.empty(n, f),
-        np.empty(n, f),
-        np.empty(n, f),
-        np.empty(n, f),
-        np.empty(n, f),
-        np.empty(n, f),
-        np.empty(n, f),
-        np.zeros(sizes[5] + 1, f),
+        each[0],
+        each[1],
+        each[2],
+        each[3],
+        each[4],
+        each[5],
+        each[6],
+        each[7],
+        np.zeros(sizes[5] + 1, np.float64),
     )
 
 
