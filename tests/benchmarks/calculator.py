@@ -8,7 +8,6 @@ machines are not.
 """
 
 import argparse
-import json
 import os
 import time
 import warnings
@@ -28,6 +27,7 @@ import schnetpack.nn as snn  # noqa: E402
 import torch  # noqa: E402
 from ase import Atoms  # noqa: E402
 from ase.build import bulk, mx2  # noqa: E402
+from environment import write_result  # noqa: E402
 from schnetpack.atomistic import Atomwise, Forces, PairwiseDistances, Strain  # noqa: E402
 from schnetpack.interfaces import AtomsConverter, SpkCalculator  # noqa: E402
 from schnetpack.model import NeuralNetworkPotential  # noqa: E402
@@ -228,10 +228,8 @@ def main() -> None:
         table[name]["seconds"] = times
         print("  " + ", ".join(f"{key} {1e3 * value:.3f} ms" for key, value in times.items()))
     if args.json:
-        temporary = f"{args.json}.tmp"
-        with open(temporary, "w") as file:
-            json.dump({"threads": args.threads, "systems": table}, file, indent=1)
-        os.replace(temporary, args.json)
+        rows = [{"system": name, **content} for name, content in table.items()]
+        write_result(args.json, rows, threads=args.threads)
 
 
 if __name__ == "__main__":

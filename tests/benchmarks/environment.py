@@ -1,11 +1,13 @@
-"""What a benchmark ran on."""
+"""What a benchmark ran on, and the file it writes."""
 
+import json
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
-__all__ = ["describe_machine", "describe_versions"]
+__all__ = ["describe_machine", "describe_versions", "write_result"]
 
 
 def describe_machine() -> str:
@@ -27,3 +29,11 @@ def describe_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def write_result(path: str | Path, rows: list[dict[str, Any]], **more: Any) -> None:
+    """Write machine, versions, rows and more as JSON, under a temporary name first."""
+    content = {"machine": describe_machine(), "versions": describe_versions(), "rows": rows, **more}
+    temporary = Path(f"{path}.tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.replace(path)

@@ -21,7 +21,6 @@ for several. Compare rows of one run; absolute numbers of a busy machine mean li
 """
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -35,7 +34,7 @@ import schnetpack.nn as snn
 import torch
 from ase import Atoms
 from ase.build import bulk
-from environment import describe_machine, describe_versions
+from environment import describe_machine, write_result
 from matscipy.neighbours import neighbour_list
 from schnetpack import properties
 from schnetpack.atomistic import Atomwise, PairwiseDistances, Strain
@@ -281,11 +280,7 @@ def main() -> None:
                 for n, x in zip(args.threads, per_atom, strict=True)
             ]
     if args.json:
-        result = {"machine": describe_machine(), "versions": describe_versions(), "rows": rows}
-        temporary = f"{args.json}.tmp"
-        with open(temporary, "w") as file:
-            json.dump(result, file, indent=1)
-        os.replace(temporary, args.json)
+        write_result(args.json, rows)
 
 
 if __name__ == "__main__":

@@ -19,14 +19,12 @@ One thread; best CPU time of `--repeat` turns, in which all that is compared tak
 """
 
 import argparse
-import json
-import os
 import warnings
 from collections import Counter
 
 import numpy as np
 import torch
-from environment import describe_machine, describe_versions
+from environment import describe_machine, write_result
 from evaluation import systems
 from kernel_stages import best_times, machine_limits, measure_loops, measure_stages
 from machine_code import count_instructions
@@ -185,11 +183,7 @@ def main() -> None:
     if "wide" in args.part:
         rows += measure_wide(args.repeat)
     if args.json:
-        result = {"machine": describe_machine(), "versions": describe_versions(), "rows": rows}
-        temporary = f"{args.json}.tmp"
-        with open(temporary, "w") as file:
-            json.dump(result, file, indent=1)
-        os.replace(temporary, args.json)
+        write_result(args.json, rows)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ Of a slab (`--slab`) only the two lattice vectors in the plane move.
 """
 
 import argparse
-import json
 import time
 import warnings
 from itertools import pairwise
@@ -24,7 +23,7 @@ from ase import Atoms, units
 from ase.io import read
 from ase.md.nose_hoover_chain import IsotropicMTKNPT, MaskedMTKNPT
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
-from environment import describe_machine, describe_versions
+from environment import write_result
 
 from schnetpack_softadapt.deploy import SoftAdaptCalculator
 
@@ -158,8 +157,7 @@ def main() -> None:
         plot(results, name, args.slab, args.plot)
     if args.json:
         rows = [{k: v for k, v in result.items() if k != "series"} for result in results]
-        content = {"machine": describe_machine(), "versions": describe_versions(), "rows": rows}
-        args.json.write_text(json.dumps(content, indent=1))
+        write_result(args.json, rows)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from environment import describe_machine, describe_versions
+from environment import describe_machine, write_result
 
 CUTOFF = 5.0
 BATCH_SIZE = 10
@@ -329,11 +329,7 @@ def main() -> None:
         rows += found
         exponents |= slopes
     if args.json:
-        result = {"machine": describe_machine(), "versions": describe_versions(), "rows": rows}
-        temporary = f"{args.json}.tmp"
-        with open(temporary, "w") as file:
-            json.dump({**result, "exponents": exponents, "threads": args.threads}, file, indent=1)
-        os.replace(temporary, args.json)
+        write_result(args.json, rows, exponents=exponents, threads=args.threads)
 
 
 if __name__ == "__main__":

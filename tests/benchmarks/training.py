@@ -21,7 +21,7 @@ import numpy as np
 from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
-from environment import describe_machine, describe_versions
+from environment import write_result
 
 from schnetpack_softadapt.data.convert import convert_files
 from schnetpack_softadapt.data.database import write_database
@@ -128,10 +128,7 @@ def main() -> None:
                 flush=True,
             )
     if args.json:
-        result = {"machine": describe_machine(), "versions": describe_versions(), "rows": rows}
-        args.json.write_text(
-            json.dumps({**result, "data": source, "threads": args.threads}, indent=1)
-        )
+        write_result(args.json, rows, data=source, threads=args.threads)
 
 
 if __name__ == "__main__":
