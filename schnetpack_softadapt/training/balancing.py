@@ -23,10 +23,10 @@ class ReLoBRaLo(Rule):
         decay: a, how long the past is remembered.
         rho: expectation of rho, the chance not to look back to the first epoch.
         seed: of the draws, which depend on it and on the epoch only.
-        initial: weights of the first epoch.
+        initial, prior: see `Rule`.
     """
 
-    _state = ("weights", "rates", "first", "previous")
+    _state = ("first", "previous")
 
     def __init__(
         self,
@@ -35,8 +35,9 @@ class ReLoBRaLo(Rule):
         rho: float = 0.99,
         seed: int = 0,
         initial: Mapping[str, float] | None = None,
+        prior: Mapping[str, float] | str | None = None,
     ):
-        super().__init__(initial)
+        super().__init__(initial, prior)
         if not temperature > 0:
             raise ValueError(f"temperature must be positive, not {temperature}")
         for name, value in (("decay", decay), ("rho", rho)):
@@ -47,16 +48,16 @@ class ReLoBRaLo(Rule):
         self.first: dict[str, float] = {}
         self.previous: dict[str, float] = {}
 
-    def begin(self, components, lr=None):
+    def begin(self, components, lr=None, labels=None, loss_weights=None):
         self.first, self.previous = {}, {}
-        return super().begin(components, lr)
+        return super().begin(components, lr, labels, loss_weights)
 
-    def _next(self, epoch, losses, lr):
+    def _next(self, epoch, losses, lr, progress):
         if not self.previous:
             self.first = self.previous = losses
-            return self.weights
+            return None
         keep = random.Random(f"{self.seed}:{epoch}").random() < self.rho
-        history = self.weights if keep else self._balance(losses, self.first)
+        history = self.balance if keep else self._balance(losses, self.first)
         recent = self._balance(losses, self.previous)
         self.rates = {k: _ratio(losses[k], self.previous[k]) for k in losses}
         self.previous = losses
@@ -87,9 +88,10 @@ class Uncertainty(Rule):
         normalize: scale the weights to a sum of 1, which leaves their ratios. The bare weights grow
             as the losses fall, which raises the effective learning rate of plain SGD.
         floor: smallest variance, so that a loss of zero does not take all the weight.
+        prior: see `Rule`; with "labels" the objective counts labels, as that of `Likelihood`.
     """
 
-    _state = ("weights", "rates", "variance")
+    _state = ("variance",)
 
     def __init__(
         self,
@@ -97,8 +99,9 @@ class Uncertainty(Rule):
         initial: Mapping[str, float] | None = None,
         normalize: bool = True,
         floor: float = 1e-6,
+        prior: Mapping[str, float] | str | None = None,
     ):
-        super().__init__(initial)
+        super().__init__(initial, prior)
         if not rate > 0:
             raise ValueError(f"rate must be positive, not {rate}")
         if not floor > 0:
@@ -108,14 +111,13 @@ class Uncertainty(Rule):
         self.rate, self.normalize, self.floor = float(rate), bool(normalize), float(floor)
         self.variance: dict[str, float] = {}
 
-    def begin(self, components, lr=None):
-        super().begin(components, lr)
+    def _first(self, components):
         given = self.initial is not None
-        self.variance = {k: 0.5 / w if given else 1.0 for k, w in self.weights.items()}
-        self.weights = self._weights()
-        return dict(self.weights)
+        first = super()._first(components)
+        self.variance = {k: 0.5 / w if given else 1.0 for k, w in first.items()}
+        return self._weights()
 
-    def _next(self, epoch, losses, lr):
+    def _next(self, epoch, losses, lr, progress):
         keep = math.exp(-0.5 * self.rate)
         for k, loss in losses.items():
             self.rates[k] = loss - self.variance[k]

@@ -13,12 +13,14 @@ unequal size are exact. Weights of the components belong to the task, not here.
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
+import numpy as np
 import torch
 from ase.data import atomic_numbers
 from schnetpack import properties
 from schnetpack.task import ModelOutput
 
 from .. import properties as keys
+from ..data.statistics import TrainingTargets
 from .ranks import REAL_KEY
 from .standardize import VOIGT, Standardization
 from .units import unit_factor
@@ -102,6 +104,17 @@ class LossComponent(ModelOutput):
         self.group_ids = [names.index(g) for g in self.groups]
         # looked up by the index of the structure: SchNetPack's datamodule does not load groups
         self.group_of = torch.as_tensor(ids, dtype=torch.long)
+
+    def labels(self, targets: TrainingTargets) -> float:
+        """Labels per structure, mean over a training set; those that do not count are left out."""
+        inside = np.ones(len(targets.n_atoms), dtype=bool)
+        if self.groups is not None:
+            inside = np.isin(targets.group, self.group_ids)
+        return float(self._labels(targets, inside).sum() / len(inside))
+
+    def _labels(self, targets: TrainingTargets, inside: np.ndarray) -> np.ndarray:
+        """Labels of each structure that counts, (n_structures,) or fewer."""
+        raise NotImplementedError
 
     def missing_in(self, available: Sequence[str], model_outputs: Sequence[str] | None) -> str:
         """Why this component cannot be computed; empty if it can."""
@@ -228,6 +241,9 @@ class EnergyLoss(LossComponent):
         reference = batch[self.target_property].reshape(-1).double()
         return ((energy - reference) / batch[properties.n_atoms])[:, None]
 
+    def _labels(self, targets, inside):
+        return inside
+
     def scale(self, batch, standardization):
         n_atoms = batch[properties.n_atoms]
         spread = standardization.energy_spread(
@@ -261,6 +277,12 @@ class ForcesLoss(LossComponent):
 
     def error(self, pred, batch):
         return pred[self.name] - batch[self.target_property]
+
+    def _labels(self, targets, inside):
+        counts = inside[np.repeat(np.arange(len(inside)), targets.n_atoms)]
+        if self.elements is not None:
+            counts = counts & np.isin(targets.numbers, self.elements)
+        return 3.0 * counts
 
     def scale(self, batch, standardization):
         return standardization.force_scale[batch[properties.Z]].reciprocal()[:, None]
@@ -302,6 +324,9 @@ class StressLoss(LossComponent):
         if self.to_voigt.device != error.device or self.to_voigt.dtype != error.dtype:
             self.to_voigt = self.to_voigt.to(error)
         return error @ self.to_voigt
+
+    def _labels(self, targets, inside):
+        return float(self.to_voigt.shape[1]) * (inside & targets.stress_mask)
 
     def scale(self, batch, standardization):
         cell = batch[properties.cell].detach().reshape(-1, 3, 3)

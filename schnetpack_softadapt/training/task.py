@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pytorch_lightning.callbacks import Timer
 
 from ..data.statistics import training_targets
 from .averages import EpochSums, epoch_record, error_sums, sum_names
@@ -136,7 +137,8 @@ class SoftAdaptTask(ResumableTask):
             raise ValueError("none of the task's outputs is in both the data and the model")
         self.standardization.fit(targets)
         self.model.loss_standardization = self.standardization.metadata(targets.elements)
-        self.rule.begin([c.component for c in self.active], lr=self.lr)
+        labels = {c.component: c.labels(targets) for c in self.active}
+        self.rule.begin([c.component for c in self.active], lr=self.lr, labels=labels)
         self.epochs_done, self.wall_s = 0, 0.0
 
     # ---------------------------------------------------------------- steps
@@ -277,7 +279,8 @@ class SoftAdaptTask(ResumableTask):
         self.step_plateaus(values)
         if not self.automatic_optimization:
             self.step_epoch_schedulers()
-        self.rule.update(self.current_epoch, losses, self.current_lr())  # refuses nan and inf
+        # refuses nan and inf
+        self.rule.update(self.current_epoch, losses, self.current_lr(), self.progress())
         for name, value in self._validation.items():
             if not np.isfinite(value):
                 raise ValueError(
@@ -296,6 +299,17 @@ class SoftAdaptTask(ResumableTask):
         for callback in self.trainer.callbacks:
             if hasattr(callback, "on_epoch_record"):
                 callback.on_epoch_record(self.trainer, self, self.record)
+
+    def progress(self) -> float:
+        """Part of the run that is done after this epoch, of its epochs or of its time, 0 to 1."""
+        trainer, done = self.trainer, 0.0
+        if trainer.max_epochs is not None and trainer.max_epochs > 0:
+            done = (self.current_epoch + 1) / trainer.max_epochs
+        for callback in trainer.callbacks:
+            if isinstance(callback, Timer) and callback.time_remaining() is not None:
+                elapsed, left = callback.time_elapsed(), max(callback.time_remaining(), 0.0)
+                done = max(done, elapsed / (elapsed + left))
+        return min(done, 1.0)
 
     def _finish(self, subset: str) -> dict[str, float]:
         """What an epoch logs of a subset, from its sums over all ranks."""

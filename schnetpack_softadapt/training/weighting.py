@@ -10,47 +10,81 @@ on every rank.
 import math
 from collections.abc import Mapping, Sequence
 
-__all__ = ["Fixed", "LinearRamp", "Rule", "SoftAdapt", "TwoStage"]
+__all__ = ["Fixed", "Likelihood", "LinearRamp", "Rule", "SoftAdapt", "TwoStage"]
 
 
 class Rule:
     """Base class: holds the weights in use and checks what it is told.
 
-    Subclasses override `_next`. A rule is made without knowing which components a run has;
-    `begin` names them.
+    Subclasses override `_next`, which says how the components are balanced; the weights in use are
+    that balance times the prior, scaled to the same sum. A rule is made without knowing which
+    components a run has; `begin` names them.
 
     Args:
-        initial: weights of the first epoch by component; equal weights that sum to 1 if None.
-            Entries of components that a run does not have are ignored.
+        initial: weights of the first epoch by component, as they are; the prior if None, and equal
+            weights that sum to 1 without one. Entries of components that a run does not have are
+            ignored.
+        prior: what each component counts beside what the rule makes of its loss, by component;
+            "labels": its number of labels per structure (1 for an energy, 3 N for forces, 6 for a
+            stress); "loss_weight": the `loss_weight` of the outputs; "auto": those where they
+            differ from each other, else the labels where they are known; None: all the same.
 
     Attributes:
+        balance: what the rule gives, by component, before the prior.
         weights: the weights in use, by component.
         rates: for logging, what the rule made of the last change of each loss (0 if nothing).
     """
 
-    def __init__(self, initial: Mapping[str, float] | None = None):
+    def __init__(
+        self,
+        initial: Mapping[str, float] | None = None,
+        prior: Mapping[str, float] | str | None = None,
+    ):
         self.initial = None if initial is None else _checked("initial", initial)
+        if isinstance(prior, str) and prior not in ("labels", "loss_weight", "auto"):
+            raise ValueError(
+                f"prior is labels, loss_weight, auto or a number for each component, not {prior!r}"
+            )
+        self.prior = prior if prior is None or isinstance(prior, str) else _checked("prior", prior)
+        self.factors: dict[str, float] = {}
+        self.balance: dict[str, float] = {}
         self.weights: dict[str, float] = {}
         self.rates: dict[str, float] = {}
 
-    def begin(self, components: Sequence[str], lr: float | None = None) -> dict[str, float]:
+    def begin(
+        self,
+        components: Sequence[str],
+        lr: float | None = None,
+        labels: Mapping[str, float] | None = None,
+        loss_weights: Mapping[str, float] | None = None,
+    ) -> dict[str, float]:
         """Name the components of a run; returns the weights of its first epoch.
 
         Args:
             components: names in a fixed order.
             lr: learning rate at the start of training.
+            labels: labels per structure of each component, mean over the training set.
+            loss_weights: `loss_weight` of each component's output.
 
         Raises:
             ValueError: no component, or one without a weight.
         """
         if not components:
             raise ValueError("a weighting rule needs at least one loss component")
-        self.weights = self._initial(list(components))
+        components = list(components)
+        self.factors = self._prior_factors(components, labels, loss_weights)
         self.rates = dict.fromkeys(components, 0.0)
+        self.balance = self._first(components)
+        given = self.initial is not None
+        self.weights = dict(self.balance) if given else self._weigh(self.balance)
         return dict(self.weights)
 
     def update(
-        self, epoch: int, losses: Mapping[str, float], lr: float | None = None
+        self,
+        epoch: int,
+        losses: Mapping[str, float],
+        lr: float | None = None,
+        progress: float = 0.0,
     ) -> dict[str, float]:
         """Take the losses of an epoch; returns the weights of the next.
 
@@ -58,6 +92,7 @@ class Rule:
             epoch: number of the epoch that has just ended, from 0.
             losses: mean unweighted loss of each component over that epoch.
             lr: learning rate of the next epoch.
+            progress: part of the run that is done, of its epochs or of its time, 0 to 1.
 
         Raises:
             ValueError: a loss is not finite; names component and epoch.
@@ -73,7 +108,9 @@ class Rule:
                     " gradients, or look for broken structures in the data"
                 )
         ordered = {name: float(losses[name]) for name in self.weights}
-        self.weights = self._next(epoch, ordered, lr)
+        balance = self._next(epoch, ordered, lr, progress)
+        if balance is not None:
+            self.balance, self.weights = balance, self._weigh(balance)
         return dict(self.weights)
 
     def state_dict(self) -> dict:
@@ -81,7 +118,7 @@ class Rule:
         state = {
             key: value.copy() if isinstance(value, dict | list) else value
             for key, value in vars(self).items()
-            if key in self._state
+            if key in self._all_state()
         }
         return {"rule": type(self).__name__, **state}
 
@@ -98,34 +135,76 @@ class Rule:
                 f"the saved weights are of {sorted(state['weights'])}, this run has"
                 f" {sorted(self.weights)}"
             )
-        for key in self._state:
+        for key in self._all_state():
             value = state[key]
             setattr(self, key, value.copy() if isinstance(value, dict | list) else value)
 
-    #: attributes that change during a run
-    _state: tuple[str, ...] = ("weights", "rates")
+    #: attributes that change during a run, beside those that every rule has
+    _state: tuple[str, ...] = ()
 
-    def _initial(self, components: list[str]) -> dict[str, float]:
+    @classmethod
+    def _all_state(cls) -> tuple[str, ...]:
+        return ("balance", "weights", "rates", *cls._state)
+
+    def _first(self, components: list[str]) -> dict[str, float]:
+        """The balance of the first epoch."""
         if self.initial is None:
             return dict.fromkeys(components, 1.0 / len(components))
         return _select("initial", self.initial, components)
 
-    def _next(self, epoch: int, losses: dict[str, float], lr: float | None) -> dict[str, float]:
+    def _next(
+        self, epoch: int, losses: dict[str, float], lr: float | None, progress: float
+    ) -> dict[str, float] | None:
+        """The balance of the next epoch; None to go on with the weights in use."""
         raise NotImplementedError
+
+    def _weigh(self, balance: dict[str, float]) -> dict[str, float]:
+        """Balance times prior, scaled to the sum of the balance."""
+        if not self.factors:
+            return dict(balance)
+        value = {k: self.factors[k] * v for k, v in balance.items()}
+        total = sum(value.values())
+        if not total > 0:
+            raise ValueError(
+                f"the prior is zero for all components that have a weight ({', '.join(balance)})"
+            )
+        scale = sum(balance.values()) / total
+        return {k: v * scale for k, v in value.items()}
+
+    def _prior_factors(self, components, labels, loss_weights) -> dict[str, float]:
+        """The prior of these components with the largest at 1; empty if all count the same."""
+        name, given = "prior", self.prior
+        if given == "auto":
+            differ = loss_weights is not None and len({loss_weights[k] for k in components}) > 1
+            given = "loss_weight" if differ else "labels" if labels is not None else None
+        if isinstance(given, str):
+            name, given = given, {"labels": labels, "loss_weight": loss_weights}[given]
+            if given is None:
+                raise ValueError(f"the prior wants the {name} of the components; give begin() them")
+            given = _checked(name, given)
+        if given is None:
+            return {}
+        chosen = _select(name, given, components)
+        largest = max(chosen.values())
+        return {k: v / largest for k, v in chosen.items()}
 
 
 class Fixed(Rule):
     """Weights that stay as they are.
 
     Args:
-        weights: by component; equal weights that sum to 1 if None.
+        weights: by component; "labels", "loss_weight" or "auto" for those of the prior (see
+            `Rule`); equal weights that sum to 1 if None.
     """
 
-    def __init__(self, weights: Mapping[str, float] | None = None):
-        super().__init__(weights)
+    def __init__(self, weights: Mapping[str, float] | str | None = None):
+        if isinstance(weights, str):
+            super().__init__(prior=weights)
+        else:
+            super().__init__(weights)
 
-    def _next(self, epoch, losses, lr):
-        return self.weights
+    def _next(self, epoch, losses, lr, progress):
+        return None
 
 
 class SoftAdapt(Rule):
@@ -134,7 +213,8 @@ class SoftAdapt(Rule):
     s_k = l_k(i) - l_k(i-1), normalised, then
     alpha_k = exp(beta s_k) / (sum_m exp(beta s_m) + eps).
     With beta > 0 a loss that falls slowest, or grows, gets the largest weight. The first two epochs
-    have the initial weights, since one loss gives no rate.
+    have the initial weights, since one loss gives no rate. The defaults are the rule of Ocampo et
+    al. (Comput. Mater. Sci. 2024); `log`, `smooth` and `prior` are ours.
 
     Args:
         beta: sharpness; 0 gives equal weights, negative values favour what falls fastest.
@@ -142,15 +222,16 @@ class SoftAdapt(Rule):
         normalization: "l1" divides s by sum_m |s_m| + eps, "l2" by sqrt(sum_m s_m^2) + eps, "none"
             leaves it, and then the weights depend on the units of the losses.
         loss_weighted: multiply each exponential by its loss, as Heydari's loss-weighted variant.
-        initial: weights of the first epochs; `prior` if None.
+        log: rates of the logarithms, s_k = log l_k(i) - log l_k(i-1): the relative change, which
+            neither the unit nor the size of a loss enters.
+        smooth: l_k is an exponential average over epochs, this part of it the average before; 0:
+            the loss of the epoch.
+        initial: see `Rule`.
         eps: keeps the divisions finite.
-        prior: factors p_k on the exponentials, alpha_k = p_k exp(beta s_k) / (sum_m p_m exp(beta
-            s_m) + eps), by component: what a component is worth when all fall alike. None: 1, as
-            in the paper. Normalised rates say nothing of how small a loss is or how many labels
-            stand behind it.
+        prior: factors on the exponentials, see `Rule`.
     """
 
-    _state = ("weights", "rates", "previous", "alphas")
+    _state = ("previous", "alphas")
 
     def __init__(
         self,
@@ -158,12 +239,13 @@ class SoftAdapt(Rule):
         n: int = 1,
         normalization: str = "l1",
         loss_weighted: bool = False,
+        log: bool = False,
+        smooth: float = 0.0,
         initial: Mapping[str, float] | None = None,
         eps: float = 1e-8,
-        prior: Mapping[str, float] | None = None,
+        prior: Mapping[str, float] | str | None = None,
     ):
-        super().__init__(initial)
-        self.prior = None if prior is None else _checked("prior", prior)
+        super().__init__(initial, prior)
         if normalization not in ("l1", "l2", "none"):
             raise ValueError(f"normalization is l1, l2 or none, not {normalization!r}")
         if int(n) != n or n < 1:
@@ -174,30 +256,23 @@ class SoftAdapt(Rule):
             raise ValueError(f"eps must be positive, not {eps}")
         self.beta, self.n, self.eps = float(beta), int(n), float(eps)
         self.normalization, self.loss_weighted = normalization, bool(loss_weighted)
+        self.log, self.smooth = bool(log), _checked_smooth(smooth)
         self.previous: dict[str, float] = {}
         self.alphas: list[dict[str, float]] = []
 
-    def begin(self, components, lr=None):
+    def begin(self, components, lr=None, labels=None, loss_weights=None):
         self.previous, self.alphas = {}, []
-        if self.prior is not None:
-            _select("prior", self.prior, list(components))
-        return super().begin(components, lr)
+        return super().begin(components, lr, labels, loss_weights)
 
-    def _initial(self, components):
-        if self.prior is None or self.initial is not None:
-            return super()._initial(components)
-        chosen = _select("prior", self.prior, components)
-        total = sum(chosen.values())
-        return {k: p / total for k, p in chosen.items()}
-
-    def _next(self, epoch, losses, lr):
+    def _next(self, epoch, losses, lr, progress):
+        seen = {k: _log(l) for k, l in losses.items()} if self.log else losses
         if self.previous:
-            change = {k: losses[k] - self.previous[k] for k in losses}
-            self.rates = self._normalised(change)
+            seen = _smoothed(seen, self.previous, self.smooth)
+            self.rates = self._normalised({k: seen[k] - self.previous[k] for k in seen})
             self.alphas.append(self._alpha(losses))
-        self.previous = losses
+        self.previous = seen
         if len(self.alphas) < self.n:
-            return self.weights
+            return None
         mean = {k: sum(a[k] for a in self.alphas) / self.n for k in losses}
         self.alphas = []
         return mean
@@ -217,13 +292,86 @@ class SoftAdapt(Rule):
         power = {k: self.beta * s for k, s in self.rates.items()}
         largest = max(power.values())  # subtracted, so that no exponential overflows
         value = {k: math.exp(p - largest) for k, p in power.items()}
-        if self.prior is not None:
-            value = {k: self.prior[k] * v for k, v in value.items()}
         if self.loss_weighted:
             weighted = {k: v * losses[k] for k, v in value.items()}
             # all losses zero: nothing to weight by, and weights of zero would end the training
             value = weighted if sum(weighted.values()) > 0 else value
         total = sum(value.values()) + self.eps
+        return {k: v / total for k, v in value.items()}
+
+
+class Likelihood(Rule):
+    """Weights of maximum likelihood, one noise level for each component, with annealed counts.
+
+    If the N_k labels of component k scatter normally about the model with a variance v_k, the
+    negative logarithm of the likelihood of all labels is, with the mean squared error l_k,
+
+        1/2 sum_k N_k (l_k / v_k + log v_k)
+
+    (Kendall, Gal, Cipolla, CVPR 2018, eq. 7, who leave out N_k). It is least at v_k = l_k, so the
+    model is trained with weights N_k / l_k; N / l is also that of an absolute error. A force
+    component that is well predicted and one of many is so given what it is worth against one energy
+    per structure. Equal weights on mean losses count the one energy of a molecule as much as all of
+    its forces together, and so do rates, which know neither N_k nor how far a component has come.
+
+    That holds while errors are independent. A model that has learnt what it can is left with errors
+    that its form imposes, shared by neighbouring atoms and by structures alike: the 3 N force
+    components of a structure are then no 3 N pieces of evidence. So the counts are annealed,
+
+        alpha_k = N_k^r / l_k / sum_m N_m^r / l_m,   r = end + (1 - end) q,
+
+    with q from 1 to 0: the smaller of the learning rate, by the largest so far, and the part of the
+    run (of its epochs, or of its time with `max_time`) that is left. With a decaying rate, a
+    plateau scheduler or a warm-up it follows the rate, with a constant rate the epochs. The loss is
+    averaged over epochs in the logarithm, so that the noise of one epoch does not enter.
+
+    Args:
+        end: exponent r of the counts at the end; 1 keeps the likelihood's weights throughout.
+        smooth: part of the average of log l_k that is the average before.
+        ceiling: largest l_k that counts. A standardised loss above 1 is that of a model worse than
+            the mean of the labels, which says nothing of the noise.
+        initial: see `Rule`.
+        prior: N_k, see `Rule`.
+    """
+
+    _state = ("logs", "largest_lr")
+
+    def __init__(
+        self,
+        end: float = 0.5,
+        smooth: float = 0.8,
+        ceiling: float = 1.0,
+        initial: Mapping[str, float] | None = None,
+        prior: Mapping[str, float] | str | None = "auto",
+    ):
+        super().__init__(initial, prior)
+        if not 0 <= end <= 1:
+            raise ValueError(f"end lies between 0 and 1, not {end}")
+        if not ceiling > 0:
+            raise ValueError(f"ceiling must be positive, not {ceiling}")
+        self.end, self.smooth, self.ceiling = float(end), _checked_smooth(smooth), float(ceiling)
+        self.logs: dict[str, float] = {}
+        self.largest_lr = 0.0
+
+    def begin(self, components, lr=None, labels=None, loss_weights=None):
+        self.logs, self.largest_lr = {}, 0.0
+        return super().begin(components, lr, labels, loss_weights)
+
+    def _next(self, epoch, losses, lr, progress):
+        logs = {k: min(_log(l), math.log(self.ceiling)) for k, l in losses.items()}
+        self.rates = {k: v - self.logs.get(k, v) for k, v in logs.items()}
+        self.logs = _smoothed(logs, self.logs or logs, self.smooth)
+        left = 1.0 - min(max(progress, 0.0), 1.0)
+        if lr is not None:
+            self.largest_lr = max(self.largest_lr, lr)
+            left = min(left, lr / self.largest_lr if self.largest_lr > 0 else 1.0)
+        # the prior N_k comes on top of the balance: N_k^(r - 1) / l_k here
+        power = (self.end - 1.0) * (1.0 - left)
+        count = {k: self.factors.get(k, 1.0) for k in losses}
+        value = {k: power * _log(count[k]) - self.logs[k] for k in losses}
+        largest = max(value.values())
+        value = {k: math.exp(v - largest) for k, v in value.items()}
+        total = sum(value.values())
         return {k: v / total for k, v in value.items()}
 
 
@@ -238,35 +386,39 @@ class LinearRamp(Rule):
         start: weights at the initial learning rate, by component.
         limit: weights at learning rate zero, by component.
         lr_start: initial learning rate r(0); the one at the start of training if None.
+        prior: see `Rule`.
     """
 
-    _state = ("weights", "rates", "lr_start")
+    _state = ("lr_start",)
 
     def __init__(
         self,
         start: Mapping[str, float],
         limit: Mapping[str, float],
         lr_start: float | None = None,
+        prior: Mapping[str, float] | str | None = None,
     ):
-        super().__init__(start)
-        self.limit = _checked("limit", limit)
+        super().__init__(prior=prior)
+        self.start, self.limit = _checked("start", start), _checked("limit", limit)
         if lr_start is not None and not lr_start > 0:
             raise ValueError(f"lr_start must be positive, not {lr_start}")
         self.lr_start = lr_start
 
-    def begin(self, components, lr=None):
-        weights = super().begin(components, lr)
+    def begin(self, components, lr=None, labels=None, loss_weights=None):
         _select("limit", self.limit, list(components))
         if self.lr_start is None:
             self.lr_start = lr
-        return weights
+        return super().begin(components, lr, labels, loss_weights)
 
-    def _next(self, epoch, losses, lr):
+    def _first(self, components):
+        return _select("start", self.start, components)
+
+    def _next(self, epoch, losses, lr, progress):
         if lr is None or not self.lr_start:
             raise ValueError("linear_ramp follows the learning rate, but the optimizer has none")
         # warm-up starts below r(0) and is no decay; the ratio stays in [0, 1]
         ratio = min(max(lr / self.lr_start, 0.0), 1.0)
-        return {k: self.limit[k] * (1 - ratio) + self.initial[k] * ratio for k in losses}
+        return {k: self.limit[k] * (1 - ratio) + self.start[k] * ratio for k in losses}
 
 
 class TwoStage(Rule):
@@ -278,27 +430,48 @@ class TwoStage(Rule):
         first: weights of epochs 0 to switch - 1, by component.
         second: weights of all later epochs, by component.
         switch: first epoch of the second stage.
+        prior: see `Rule`.
     """
 
-    def __init__(self, first: Mapping[str, float], second: Mapping[str, float], switch: int):
-        super().__init__(first)
-        self.second = _checked("second", second)
+    def __init__(
+        self,
+        first: Mapping[str, float],
+        second: Mapping[str, float],
+        switch: int,
+        prior: Mapping[str, float] | str | None = None,
+    ):
+        super().__init__(prior=prior)
+        self.first, self.second = _checked("first", first), _checked("second", second)
         if int(switch) != switch or switch < 0:
             raise ValueError(f"switch is the number of an epoch, not {switch}")
         self.switch = int(switch)
 
-    def begin(self, components, lr=None):
-        super().begin(components, lr)
-        self.weights = self._stage(0, list(components))
-        return dict(self.weights)
+    def _first(self, components):
+        return self._stage(0, components)
 
-    def _next(self, epoch, losses, lr):
+    def _next(self, epoch, losses, lr, progress):
         return self._stage(epoch + 1, list(losses))
 
     def _stage(self, epoch: int, components: list[str]) -> dict[str, float]:
-        first = _select("first", self.initial, components)
+        first = _select("first", self.first, components)
         second = _select("second", self.second, components)
         return second if epoch >= self.switch else first
+
+
+def _log(value: float) -> float:
+    """Logarithm of a loss; one of exactly zero counts as 1e-12."""
+    return math.log(max(value, 1e-12))
+
+
+def _smoothed(new: dict[str, float], old: dict[str, float], keep: float) -> dict[str, float]:
+    """Exponential average, `keep` of it the old one."""
+    return {k: keep * old[k] + (1.0 - keep) * v for k, v in new.items()}
+
+
+def _checked_smooth(smooth: float) -> float:
+    if not 0 <= smooth < 1:
+        raise ValueError(f"smooth lies between 0 and 1, 1 excluded, not {smooth}")
+    return float(smooth)
 
 
 def _checked(what: str, weights: Mapping[str, float]) -> dict[str, float]:

@@ -1,0 +1,272 @@
+"""Study of loss weights: rules against a grid of fixed weights, three seeds, on several cases.
+
+    python tests/benchmarks/weights.py run FOLDER [--cases ...] [--rules ...] [--seeds 1 2 3]
+    python tests/benchmarks/weights.py table FOLDER [--subset test]
+
+`run` trains what is not there yet, in FOLDER/CASE/RULE_SEED, one process for each core asked for
+with --jobs; the same command again continues. The public data sets come from the shared folder
+(see tests/shared.py). `table` writes FOLDER/weights.csv, one row for each run, and prints one table
+for each case: mean over seeds, and the balance, the geometric mean of a row's errors over the
+smallest of each column among the fixed weights.
+"""
+
+import argparse
+import contextlib
+import csv
+import json
+import lzma
+import multiprocessing
+import os
+import statistics
+import sys
+import traceback
+from pathlib import Path
+
+from ase.io import read, write
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+ERRORS = {
+    "energy": ("energy_rmse_meV_per_atom", "meV/atom"),
+    "forces": ("forces_rmse_meV_per_Ang", "meV/Ang"),
+    "stress": ("stress_rmse_MPa", "MPa"),
+}
+
+_SMALL = ["globals.model_path=best_model", "callbacks.early_stopping.patience=100000"]
+_ACSF = ["experiment=acsf_softadapt", *_SMALL]
+_STOCK = ["experiment=mote2_painn_softadapt", *_SMALL]
+# SchNetPack's default size of networks
+_MOLECULE = ["model.representation.n_atom_basis=128", "model.output_modules.2.calc_stress=false"]
+#: name: (database, epochs, overrides); the network's size and epochs are chosen so that a run takes
+#: a minute or two
+CASES = {
+    "ethanol_painn": ("ethanol", 24, [*_STOCK, *_MOLECULE]),
+    "ethanol_schnet": ("ethanol", 40, [*_STOCK, *_MOLECULE, "model/representation=schnet"]),
+    "ethanol_acsf": ("ethanol", 150, [*_ACSF, "globals.cutoff=5"]),
+    "Mo_acsf": ("Mo", 200, _ACSF),
+    "Si_acsf": ("Si", 200, _ACSF),
+    "Si_repaired_acsf": ("Si_repaired", 200, _ACSF),
+    "MoTe2_acsf": ("mote2", 300, _ACSF),
+    "MoTe2_painn": ("mote2", 40, _STOCK),
+    "Mo_painn": ("Mo", 30, _STOCK),
+    "Mo_kalman": ("Mo", 25, ["experiment=mlearn_softadapt", *_SMALL]),
+    "Si_kalman": ("Si_repaired", 25, ["experiment=mlearn_softadapt", *_SMALL]),
+}
+
+
+def _rule(name: str, **arguments) -> list[str]:
+    target = f"+task.weighting._target_=schnetpack_softadapt.training.{name}"
+    return ["~task/weighting", target, *(f"+task.weighting.{k}={v}" for k, v in arguments.items())]
+
+
+def _fixed(energy: float, forces: float, stress: float) -> list[str]:
+    weights = f"{{energy: {energy}, forces: {forces}, stress: {stress}}}"
+    return _rule("weighting.Fixed", weights=weights)
+
+
+RULES = {
+    "equal": _fixed(1, 1, 1),
+    "softadapt": _rule("weighting.SoftAdapt"),
+    "likelihood": _rule("weighting.Likelihood"),
+    "likelihood_r1": _rule("weighting.Likelihood", end=1.0),
+    "likelihood_r0": _rule("weighting.Likelihood", end=0.0),
+    "labels": _rule("weighting.Fixed", weights="labels"),
+    "softadapt_labels": _rule("weighting.SoftAdapt", prior="labels", log="true", smooth=0.8),
+    "linear_ramp": _rule(
+        "weighting.LinearRamp",
+        start="{energy: 0.02, forces: 1, stress: 0.02}",
+        limit="{energy: 1, forces: 1, stress: 1}",
+    ),
+    "uncertainty": _rule("balancing.Uncertainty"),
+    "relobralo": _rule("balancing.ReLoBRaLo"),
+    # energy : forces : stress
+    "fixed_10_1_1": _fixed(10, 1, 1),
+    "fixed_1_3_1": _fixed(1, 3, 1),
+    "fixed_1_10_1": _fixed(1, 10, 1),
+    "fixed_1_10_10": _fixed(1, 10, 10),
+    "fixed_1_30_3": _fixed(1, 30, 3),
+    "fixed_1_100_1": _fixed(1, 100, 1),
+    "fixed_1_100_10": _fixed(1, 100, 10),
+    "fixed_1_1000_100": _fixed(1, 1000, 100),
+}
+
+
+def is_fixed(rule: str) -> bool:
+    """Whether a rule is one of the grid of fixed weights."""
+    return rule == "equal" or rule.startswith("fixed_")
+
+
+def databases(folder: Path) -> dict[str, Path]:
+    """The databases of the cases, made on first use, with their split beside them."""
+    from shared import shared_path
+
+    from schnetpack_softadapt.cli import main as command
+
+    folder.mkdir(parents=True, exist_ok=True)
+    out = {name: folder / f"{name}.db" for name in ("ethanol", "Mo", "Si", "Si_repaired", "mote2")}
+    if not out["ethanol"].exists():
+        packed = shared_path("data") / "ethanol" / "ethanol.extxyz.xz"
+        lines = lzma.open(packed, "rt").read().splitlines(keepends=True)
+        for subset, (a, b) in {"train": (0, 800), "val": (800, 900), "test": (900, 1000)}.items():
+            (folder / f"{subset}.extxyz").write_text("".join(lines[11 * a : 11 * b]))
+        files = [str(folder / f"{s}.extxyz") for s in ("train", "val", "test")]
+        command(["import", files[0], "--val", files[1], "--test", files[2],
+                 "--out", str(out["ethanol"])])  # fmt: skip
+    for name in ("Mo", "Si", "Si_repaired"):
+        if not out[name].exists():
+            files = []
+            for subset in ("training", "test"):
+                source = shared_path("data") / "mlearn" / f"{name[:2]}_{subset}.extxyz"
+                files.append(folder / f"{name}_{subset}.extxyz")
+                frames = read(source, ":")
+                for atoms in frames if name == "Si_repaired" else ():
+                    if atoms.info["group"] == "Elastic":  # yz and xz are exchanged in the labels
+                        stress = atoms.calc.results["stress"]
+                        atoms.calc.results["stress"] = stress[[0, 1, 2, 4, 3, 5]]
+                write(files[-1], frames)
+            command(["import", str(files[0]), "--test", str(files[1]), "--out", str(out[name])])
+    return out
+
+
+def train(folder: Path, database: Path, epochs: int, overrides: list[str], seed: int) -> None:
+    """One run by `spktrain`'s own function, in this process."""
+    from schnetpack import cli
+
+    data = ["data=mote2_pbe"] if database.stem == "mote2" else ["data=acsf_data"]
+    if "experiment=mlearn_softadapt" not in overrides:
+        data += ["data.num_train=0.8", "data.num_val=0.1", "data.num_test=0.1"]
+    if database.stem == "mote2":
+        data += [f"run.data_dir={database.parent}"]
+    elif database.stem == "ethanol":
+        data += ["data.num_train=null", "data.num_val=null", "data.num_test=null"]
+    if database.stem != "mote2":
+        data += [f"data.datapath={database}"]
+    if "painn" in str(folder) or "schnet" in str(folder):
+        data += ["data.store=false"]
+    sys.argv = ["spktrain", *overrides, *data, f"seed={seed}", f"trainer.max_epochs={epochs}",
+                "logger=acsf_quiet", "print_config=false", f"run.path={folder.parent}",
+                f"run.id={folder.name}", "+callbacks.progress.refresh_s=100000"]  # fmt: skip
+    with (folder.parent / f"{folder.name}.log").open("w") as log:
+        here = os.getcwd()
+        try:
+            with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+                try:
+                    cli.train()
+                except BaseException:
+                    traceback.print_exc(file=log)
+                    raise
+        finally:
+            os.chdir(here)
+
+
+def worker(folder: Path, queue, databases_: dict[str, Path]) -> None:
+    """Take runs from a queue until it is empty."""
+    import torch
+
+    torch.set_num_threads(1)
+    while (item := queue.get()) is not None:
+        case, rule, seed = item
+        database, epochs, overrides = CASES[case]
+        run = folder / case / f"{rule}_{seed}"
+        if (run / "metrics.json").exists():
+            continue
+        run.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            train(run, databases_[database], epochs, [*overrides, *RULES[rule]], seed)
+            test = json.loads((run / "metrics.json").read_text())["test"]
+            shown = " / ".join(f"{test[key]:.4g}" for key, _ in ERRORS.values() if key in test)
+        except BaseException as error:
+            shown = f"failed: {error!r}"
+        print(f"{case} {rule} {seed}: {shown}", flush=True)
+
+
+def run(args) -> None:
+    """Train all that is missing."""
+    os.environ.update(OMP_NUM_THREADS="1", NUMBA_NUM_THREADS="1")
+    data = databases(args.folder.resolve() / "data")
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    for seed in args.seeds:
+        for case in args.cases:
+            for rule in args.rules:
+                queue.put((case, rule, seed))
+    for _ in range(args.jobs):
+        queue.put(None)
+    folder = args.folder.resolve()
+    jobs = [context.Process(target=worker, args=(folder, queue, data)) for _ in range(args.jobs)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+
+
+def collect(folder: Path) -> list[dict]:
+    """Errors of all finished runs."""
+    rows = []
+    for path in sorted(folder.glob("*/*/metrics.json")):
+        content = json.loads(path.read_text())
+        rule, _, seed = path.parent.name.rpartition("_")
+        row = {"case": path.parent.parent.name, "rule": rule, "seed": int(seed)}
+        row |= {"epochs": content["epochs"], "seconds": content["wall_s"]}
+        for subset in ("train", "val", "test"):
+            for name, (key, _) in ERRORS.items():
+                if key in content[subset]:
+                    row[f"{subset}_{name}"] = round(content[subset][key], 4)
+        rows.append(row)
+    return rows
+
+
+def table(args) -> None:
+    """Print the table of each case and write the raw rows."""
+    rows = collect(args.folder)
+    names = list(dict.fromkeys(key for row in rows for key in row))
+    with (args.folder / "weights.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+    for case in CASES:
+        here = [row for row in rows if row["case"] == case]
+        columns = [name for name in ERRORS if any(f"{args.subset}_{name}" in r for r in here)]
+        if not here:
+            continue
+        means, spread, count = {}, {}, {}
+        for rule in RULES:
+            mine = [row for row in here if row["rule"] == rule]
+            if mine:
+                values = [[row[f"{args.subset}_{c}"] for row in mine] for c in columns]
+                means[rule] = [statistics.fmean(v) for v in values]
+                spread[rule] = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
+                count[rule] = len(mine)
+        grid = [m for rule, m in means.items() if is_fixed(rule)] or list(means.values())
+        best = [min(column) for column in zip(*grid, strict=True)]
+        print(f"\n{case}, {args.subset} RMSE, {CASES[case][1]} epochs")
+        print(
+            f"\n| weights | seeds | {' | '.join(f'{c}, {ERRORS[c][1]}' for c in columns)} | balance |"
+        )
+        print("|---|---|" + "---|" * (len(columns) + 1))
+        for rule, mean in means.items():
+            balance = statistics.geometric_mean(m / b for m, b in zip(mean, best, strict=True))
+            cells = [f"{m:.3g} +- {s:.2g}" for m, s in zip(mean, spread[rule], strict=True)]
+            print(f"| {rule} | {count[rule]} | {' | '.join(cells)} | {balance:.2f} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(required=True)
+    runs = commands.add_parser("run")
+    runs.add_argument("folder", type=Path)
+    runs.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
+    runs.add_argument("--rules", nargs="+", default=list(RULES), choices=RULES)
+    runs.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    runs.add_argument("--jobs", type=int, default=1)
+    runs.set_defaults(function=run)
+    tables = commands.add_parser("table")
+    tables.add_argument("folder", type=Path)
+    tables.add_argument("--subset", default="test", choices=("train", "val", "test"))
+    tables.set_defaults(function=table)
+    args = parser.parse_args()
+    args.function(args)
+
+
+if __name__ == "__main__":
+    main()
