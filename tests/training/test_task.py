@@ -287,6 +287,46 @@ def test_optimizers_of_residuals(database, tmp_path):
     assert records.rows[2]["train_loss"] == pytest.approx(records.rows[1]["train_loss"], rel=1e-3)
 
 
+class Twice(GaussNewton):
+    """Looks at another point first, as a line search does."""
+
+    def step(self, closure):
+        loss = closure()
+        with torch.no_grad():
+            for p in self.param_groups[0]["params"]:
+                p += 1.0
+        closure()
+        with torch.no_grad():
+            for p in self.param_groups[0]["params"]:
+                p -= 1.0
+        return loss
+
+
+class TwiceByAutograd(Twice):
+    uses_residuals = False
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.LBFGS, Twice, TwiceByAutograd])
+def test_a_batch_counts_once_however_often_it_is_evaluated(database, tmp_path, optimizer):
+    """One batch, so that the epoch's means are those of the parameters that it starts from."""
+    rows = []
+    data = {"n_train": 4, "batch_size": 4}
+    for cls in (optimizer, torch.optim.SGD):
+        records = Records()
+        task = SoftAdaptTask(
+            toy_runs.toy_model(),
+            toy_runs.components(),
+            optimizer_cls=cls,
+            optimizer_args={"lr": 1e-3},
+        )
+        fit(task, database, tmp_path, 1, data=data, callbacks=[records])
+        rows.append(records.rows[0])
+    for key in rows[1]:
+        if key.startswith("train_"):
+            # the same operations on the same numbers, up to the rounding of p + 1 - 1
+            assert rows[0][key] == pytest.approx(rows[1][key], rel=1e-6), key
+
+
 def test_residual_vectors_square_to_the_loss(database, tmp_path):
     task = toy_runs.toy_task(weighting=Fixed({"energy": 0.2, "forces": 0.7, "stress": 0.1}))
     _, datamodule = fit(task, database, tmp_path, 1)
