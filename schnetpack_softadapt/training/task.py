@@ -225,7 +225,8 @@ class SoftAdaptTask(ResumableTask):
                 standardized = total
                 if not self.standardize:
                     x = c.scaled(error.detach(), batch, self.standardization)
-                    standardized, _ = c.sum(x, weight)
+                    delta = c.standardized_delta(batch, self.standardization)
+                    standardized, _ = c.sum(x, weight, delta)
                 sums[f"{c.component}/std"] = standardized
         if subset == "train":
             if self._counted:
