@@ -29,7 +29,8 @@ class SoftAdaptTask(ResumableTask):
     Every component is computed raw, the sum over components with the rule's weights is what is
     differentiated. `val_loss` is the sum of the standardised components without weights, so it
     means the same in all epochs whatever the weights do. All values are logged once per epoch,
-    as exact means over its structures and over all ranks:
+    as exact means over its structures and over all ranks, those of training at the parameters that
+    each step starts from:
 
     - `train_loss` (weighted), `val_loss`, `test_loss`
     - `{subset}_{component}_loss`: unweighted, standardised if `standardize`
@@ -95,6 +96,7 @@ class SoftAdaptTask(ResumableTask):
         #: what the last epoch logged
         self.record: dict[str, float] = {}
         self._sums = {subset: EpochSums() for subset in ("train", "val", "test")}
+        self._counted = False  # whether the sums have the batch of this step
         self._validation: dict[str, float] = {}
         self._clock = time.monotonic()
         self._epoch_lr = float(optimizer_args["lr"])
@@ -165,9 +167,14 @@ class SoftAdaptTask(ResumableTask):
         with torch.set_grad_enabled(self.grad_enabled):
             self._terms(self._predict(batch), batch, "test")
 
-    def residual_vectors(
-        self, batch: Mapping[str, torch.Tensor], record: bool = True
-    ) -> BatchResiduals:
+    def on_train_batch_start(self, batch, batch_idx) -> None:
+        """The first evaluation of a batch counts in the sums of the epoch.
+
+        Line searches and optimizers such as LBFGS evaluate it again, at other parameters.
+        """
+        self._counted = False
+
+    def residual_vectors(self, batch: Mapping[str, torch.Tensor]) -> BatchResiduals:
         """Residual vector of each component with its graph, for second-order optimizers.
 
         sqrt(alpha w / sum w) x with the weights in use: the sum of squares is the total loss (of
@@ -177,10 +184,9 @@ class SoftAdaptTask(ResumableTask):
 
         Args:
             batch: left as it is.
-            record: add the batch to the sums of the epoch.
         """
         pred = self._predict(batch)
-        if record:
+        if not self._counted:
             with torch.no_grad():
                 self._terms(pred, batch, "train")
         vectors = {}
@@ -221,8 +227,13 @@ class SoftAdaptTask(ResumableTask):
                 standardized = total
                 if not self.standardize:
                     x = c.scaled(error.detach(), batch, self.standardization)
-                    standardized, _ = c.sum(x, weight)
+                    delta = c.standardized_delta(batch, self.standardization)
+                    standardized, _ = c.sum(x, weight, delta)
                 sums[f"{c.component}/std"] = standardized
+        if subset == "train":
+            if self._counted:
+                return terms
+            self._counted = True
         self._sums[subset].add({**sums, **error_sums(errors)})
         return terms
 

@@ -227,7 +227,7 @@ class SoftAdapt(Rule):
         smooth: l_k is an exponential average over epochs, this part of it the average before; 0:
             the loss of the epoch.
         initial: see `Rule`.
-        eps: keeps the divisions finite.
+        eps: keeps the divisions finite; in alpha relative to the largest numerator.
         prior: factors on the exponentials, see `Rule`.
     """
 
@@ -273,7 +273,7 @@ class SoftAdapt(Rule):
         self.previous = seen
         if len(self.alphas) < self.n:
             return None
-        mean = {k: sum(a[k] for a in self.alphas) / self.n for k in losses}
+        mean = {k: sum(a[k] for a in self.alphas) / len(self.alphas) for k in losses}
         self.alphas = []
         return mean
 
@@ -296,7 +296,8 @@ class SoftAdapt(Rule):
             weighted = {k: v * losses[k] for k, v in value.items()}
             # all losses zero: nothing to weight by, and weights of zero would end the training
             value = weighted if sum(weighted.values()) > 0 else value
-        total = sum(value.values()) + self.eps
+        # eps is relative to the largest, or weights of losses like 1e-8 would not sum to 1
+        total = sum(value.values()) + self.eps * max(value.values())
         return {k: v / total for k, v in value.items()}
 
 

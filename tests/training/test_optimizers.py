@@ -253,7 +253,7 @@ def test_short_way_equals_backward_passes(database, tmp_path):
     task.model.train()
     parameters = list(task.model.parameters())
     for batch in datamodule.train_dataloader():
-        residuals = task.residual_vectors(batch, record=False)
+        residuals = task.residual_vectors(batch)
         n_atoms = len(batch["_atomic_numbers"])
         groups = {
             "energy": None,
