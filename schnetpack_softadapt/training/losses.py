@@ -104,6 +104,11 @@ class LossComponent(ModelOutput):
         # looked up by the index of the structure: SchNetPack's datamodule does not load groups
         self.group_of = torch.as_tensor(ids, dtype=torch.long)
 
+    def settings(self) -> dict:
+        """What its loss is of, in plain values."""
+        names = ("loss", "delta", "unit_factor", "groups", "elements")
+        return {name: getattr(self, name) for name in names if hasattr(self, name)}
+
     def missing_in(self, available: Sequence[str], model_outputs: Sequence[str] | None) -> str:
         """Why this component cannot be computed; empty if it can."""
         if model_outputs is not None and self.name not in model_outputs:
