@@ -1,6 +1,7 @@
 """Targets of the training set, gathered once, and what is fitted to them."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ class TrainingTargets:
         stress: (S, 3, 3) eV/Ang^3, or None; meaningless where `stress_mask` is False.
         stress_mask: (S,) bool, or None without stress.
         group: (S,) index of the group, all 0 without groups.
+        labels: every other entry of the samples by key, all structures joined along the first axis.
     """
 
     elements: np.ndarray
@@ -37,15 +39,42 @@ class TrainingTargets:
     n_atoms: np.ndarray
     volumes: np.ndarray
     numbers: np.ndarray
-    energy: np.ndarray | None
-    forces: np.ndarray | None
-    stress: np.ndarray | None
-    stress_mask: np.ndarray | None
     group: np.ndarray
+    energy: np.ndarray | None = None
+    forces: np.ndarray | None = None
+    stress: np.ndarray | None = None
+    stress_mask: np.ndarray | None = None
+    labels: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def named(
+        self,
+        energy: str = properties.energy,
+        forces: str = properties.forces,
+        stress: str = properties.stress,
+    ) -> "TrainingTargets":
+        """The same structures with the labels of other keys; None where there are none."""
+        mask = self.labels.get(keys.stress_mask)
+        stresses = self._joined(stress, (-1, 3, 3))
+        if stresses is not None:
+            n = len(stresses)
+            mask = np.ones(n, dtype=bool) if mask is None else mask.reshape(-1) > 0
+        return replace(
+            self,
+            energy=self._joined(energy, (-1,)),
+            forces=self._joined(forces, (-1, 3)),
+            stress=stresses,
+            stress_mask=mask if stresses is not None else None,
+        )
+
+    def _joined(self, key: str, shape: tuple[int, ...]) -> np.ndarray | None:
+        values = self.labels.get(key)
+        return None if values is None else values.astype(np.float64).reshape(shape)
 
     @classmethod
     def from_dataset(cls, dataset) -> "TrainingTargets":
         """Gather from any data set of SchNetPack; neighbour lists are not made.
+
+        Labels of energy, forces and stress are those of SchNetPack's keys; see `named` for others.
 
         Raises:
             ValueError: the set is empty.
@@ -63,33 +92,21 @@ class TrainingTargets:
             for key, value in dataset[k].items():
                 columns.setdefault(key, []).append(value.detach().cpu().numpy())
 
-        def joined(key: str, shape: tuple[int, ...]) -> np.ndarray | None:
-            if key not in columns:
-                return None
-            return np.concatenate(columns[key]).astype(np.float64).reshape(shape)
-
-        numbers = np.concatenate(columns[properties.Z])
-        n_atoms = np.concatenate(columns[properties.n_atoms])
+        labels = {key: np.concatenate(values) for key, values in columns.items()}
+        numbers, n_atoms = labels[properties.Z], labels[properties.n_atoms]
         elements, element_of = np.unique(numbers, return_inverse=True)
         compositions = np.zeros((len(n_atoms), len(elements)))
         np.add.at(compositions, (np.repeat(np.arange(len(n_atoms)), n_atoms), element_of), 1.0)
-        stress = joined(properties.stress, (-1, 3, 3))
-        mask = joined(keys.stress_mask, (-1,))
-        if stress is not None:
-            mask = np.ones(len(stress), dtype=bool) if mask is None else mask > 0
-        group = joined(keys.group, (-1,))
+        group = labels.get(keys.group, np.zeros(len(n_atoms)))
         return cls(
             elements=elements,
             compositions=compositions,
             n_atoms=n_atoms,
-            volumes=np.abs(np.linalg.det(joined(properties.cell, (-1, 3, 3)))),
+            volumes=np.abs(np.linalg.det(labels[properties.cell].reshape(-1, 3, 3).astype(float))),
             numbers=numbers,
-            energy=joined(properties.energy, (-1,)),
-            forces=joined(properties.forces, (-1, 3)),
-            stress=stress,
-            stress_mask=mask if stress is not None else None,
-            group=np.zeros(len(n_atoms), int) if group is None else group.astype(int),
-        )
+            group=group.reshape(-1).astype(int),
+            labels=labels,
+        ).named()
 
 
 def training_targets(datamodule: AtomsDataModule) -> TrainingTargets:

@@ -117,6 +117,11 @@ class LossComponent(ModelOutput):
         """Labels of each structure that counts, (n_structures,) or fewer."""
         raise NotImplementedError
 
+    def settings(self) -> dict:
+        """What its loss is of, in plain values."""
+        names = ("loss", "delta", "unit_factor", "groups", "elements")
+        return {name: getattr(self, name) for name in names if hasattr(self, name)}
+
     def missing_in(self, available: Sequence[str], model_outputs: Sequence[str] | None) -> str:
         """Why this component cannot be computed; empty if it can."""
         if model_outputs is not None and self.name not in model_outputs:

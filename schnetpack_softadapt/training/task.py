@@ -14,13 +14,16 @@ from .averages import EpochSums, epoch_record, error_sums, sum_names
 from .losses import LossComponent
 from .ranks import batch_loss, mark_repeated
 from .residuals import BatchResiduals, least_squares_weight
-from .resume import ResumableTask, plain
+from .resume import ResumableTask, plain, plain_copy
 from .standardize import Standardization
-from .weighting import Fixed, Rule
+from .weighting import Fixed, LinearRamp, Rule, TwoStage
 
 __all__ = ["SoftAdaptTask"]
 
 log = logging.getLogger(__name__)
+
+#: rules whose weights are a function of epoch and learning rate
+_MEMORYLESS = (Fixed, LinearRamp, TwoStage)
 
 
 class SoftAdaptTask(ResumableTask):
@@ -40,6 +43,9 @@ class SoftAdaptTask(ResumableTask):
 
     Global random numbers are seeded anew at the start of each epoch, from the seed of the run and
     the number of the epoch, so that a resumed run draws the same batches as an uninterrupted one.
+    For settings that are changed on a resume see `ResumableTask`. A changed rule goes on from the
+    weights and losses of the checkpoint if it remembers any; with other losses of the components
+    `val_loss` has another meaning from there on.
 
     Args:
         model: any SchNetPack model.
@@ -240,8 +246,11 @@ class SoftAdaptTask(ResumableTask):
     # ---------------------------------------------------------------- epochs
 
     def on_train_start(self) -> None:
-        """Start the clock."""
+        """Start the clock; weights that follow from epoch and learning rate alone are set anew."""
         super().on_train_start()
+        if type(self.rule) in _MEMORYLESS and self.current_epoch > 0:
+            losses = dict.fromkeys(self.rule.weights, 0.0)
+            self.rule.update(self.current_epoch - 1, losses, self.current_lr())
         self._clock = time.monotonic()
 
     def on_train_epoch_start(self) -> None:
@@ -360,6 +369,33 @@ class SoftAdaptTask(ResumableTask):
             "wall_s": self.wall_s,
         }
 
+    def settings(self) -> dict[str, Any]:
+        """Those of the optimizer, the rule and the components."""
+        rule = {k: v for k, v in vars(self.rule).items() if k not in self.rule.state_dict()}
+        return {
+            **super().settings(),
+            **plain_copy(
+                {
+                    "standardize": self.standardize,
+                    "weighting": {"rule": type(self.rule), **rule},
+                    "outputs": {c.component: c.settings() for c in self.outputs},
+                }
+            ),
+        }
+
+    def apply_changes(self, changes: dict[str, tuple[Any, Any]]) -> None:
+        """Also say which changes come too late."""
+        super().apply_changes(changes)
+        if self.global_rank > 0:
+            return
+        late = any(name.startswith("weighting.initial") for name in changes)
+        if late and "weighting.rule" not in changes and type(self.rule) not in _MEMORYLESS:
+            log.warning("task.weighting.initial is for the first epochs and has no effect any more")
+        if any(name.startswith("outputs") for name in changes):
+            log.warning(
+                "val_loss has another meaning than before: the best epoch is one of both kinds"
+            )
+
     def load_run_state(self, state: dict[str, Any], resume: bool) -> None:
         """Continue with the weights of the checkpoint; in tests keep those of the run."""
         super().load_run_state(state, resume)
@@ -368,6 +404,8 @@ class SoftAdaptTask(ResumableTask):
         if not resume:
             self.active = [c for c in self.outputs if c.component in state["active"]]
         self.epochs_done, self.wall_s = state["epochs"], state["wall_s"]
+        if resume and type(self.rule) in _MEMORYLESS:
+            return
         try:
             self.rule.load_state_dict(state["rule"])
         except ValueError as error:
