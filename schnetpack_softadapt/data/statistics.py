@@ -9,6 +9,7 @@ from schnetpack import properties
 from schnetpack.data import AtomsDataModule
 
 from .. import properties as keys
+from .cells import volumes
 from .dataset import InMemoryAtomsData, needs_neighbors
 
 __all__ = ["TrainingTargets", "composition_fit", "element_contributions", "training_targets"]
@@ -102,7 +103,7 @@ class TrainingTargets:
             elements=elements,
             compositions=compositions,
             n_atoms=n_atoms,
-            volumes=np.abs(np.linalg.det(labels[properties.cell].reshape(-1, 3, 3).astype(float))),
+            volumes=volumes(labels[properties.cell].reshape(-1, 3, 3).astype(np.float64)),
             numbers=numbers,
             group=group.reshape(-1).astype(int),
             labels=labels,

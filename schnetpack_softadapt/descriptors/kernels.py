@@ -52,8 +52,8 @@ class Jacobian(NamedTuple):
         dg_dstrain: (N, 6, D) strain derivative sum_p sym(dG/dr_p (x) r_p), Voigt order xx yy zz yz
             xz xy, off-diagonal entries not doubled.
         block_first: (N + 1,) first block of each atom, int64.
-        block_atom: (n_blocks,) atom that a block differentiates by, ascending within an atom and
-            the atom itself among them, int32.
+        block_atom: (n_blocks,) atom that a block differentiates by, int32: the atom itself and all
+            in its pair list, ascending.
         dg_dr: (n_blocks, 3, D) dG_i/dR_j, summed over the periodic images of j, 1/Ang.
     """
 
@@ -258,9 +258,8 @@ class KernelBackend:
             ValueError: as `values`.
         """
         pairs = self.prepare(r_ij, idx_i, idx_j, numbers)
-        shared = (pairs.first, pairs.order, pairs.r_ij, pairs.idx_j, pairs.numbers)
-        blocks = call(kernel_jacobian.blocks, self._plan, *shared)
         n_atoms, n_columns = len(pairs.numbers), self.layout.n_columns
+        blocks = call(kernel_jacobian.blocks, pairs.first, pairs.order, pairs.idx_j, n_atoms)
         g = np.empty((n_atoms, n_columns), dtype)
         strain = np.empty((n_atoms, 6, n_columns), dtype)
         dg_dr = np.empty((len(blocks[1]), 3, n_columns), dtype)

@@ -20,6 +20,7 @@ from schnetpack import properties
 from schnetpack.task import ModelOutput
 
 from .. import properties as keys
+from ..data.cells import volumes
 from ..data.statistics import TrainingTargets
 from .ranks import REAL_KEY
 from .standardize import VOIGT, Standardization
@@ -347,8 +348,7 @@ class StressLoss(LossComponent):
 
     def scale(self, batch, standardization):
         cell = batch[properties.cell].detach().reshape(-1, 3, 3)
-        volume = torch.linalg.det(cell).abs()  # a left-handed cell has a negative determinant
-        factor = volume / (batch[properties.n_atoms].sqrt() * standardization.stress_scale)
+        factor = volumes(cell) / (batch[properties.n_atoms].sqrt() * standardization.stress_scale)
         return factor[:, None]
 
     def _has_reference(self, batch):

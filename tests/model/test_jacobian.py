@@ -152,9 +152,24 @@ def test_structure_without_volume_has_no_stress_rows(database):
     model, batch = potential_and_batch(database, n_hidden=[3])
     batch[properties.cell] = batch[properties.cell].reshape(-1, 3, 3).clone()
     batch[properties.cell][1] = 0.0
+    batch[keys.stress_mask] = torch.tensor([1.0, 0.0, 1.0, 1.0, 1.0])
     stress = model.parameter_jacobian(batch, torch.arange(2))["stress"]
-    assert torch.isfinite(stress).all()
-    assert [bool(rows.any()) for rows in stress[:2]] == [True, False]
+    assert [bool(rows.any()) for rows in stress[:3]] == [True, False, True]
+    batch[keys.stress_mask] = torch.ones(5)
+    with pytest.raises(ValueError, match="structure 1 of the batch is not defined"):
+        model.parameter_jacobian(batch, torch.arange(2))
+
+
+def test_what_is_not_a_number_stays_so(database):
+    """A derivative that is NaN must stop a fit, not weigh nothing in it."""
+    model, batch = potential_and_batch(database, n_hidden=[3])
+    rows = batch[keys.store_rows]
+    for key, output in ((keys.store_dg_dstrain, "stress"), (keys.store_dg_dr, "forces")):
+        spoiled = batch[key].clone()
+        spoiled[rows[0] if output == "stress" else batch[keys.store_block_first][rows[0]]] = np.nan
+        jacobian = model.parameter_jacobian({**batch, key: spoiled}, torch.arange(2))
+        assert jacobian[output][0].isnan().any()
+        assert jacobian["energy"].isfinite().all()
 
 
 def test_is_declined_where_it_does_not_apply(database):
