@@ -85,6 +85,8 @@ def error_sums(
             error = torch.where(known, error, 0.0)
             sums[f"{name}/n"] = known.sum() * error.shape[1]
         values.append(error)
+    if not values:
+        return sums
     # one call for all properties: a step of a small network is as short as ten calls
     for name, norm in zip(errors, torch._foreach_norm(values, 2), strict=True):
         sums[f"{name}/error_sq"] = norm * norm
@@ -96,7 +98,7 @@ def error_sums(
 def sum_names(components: Sequence["LossComponent"]) -> list[str]:
     """Names of all sums of an epoch, the same on every rank."""
     names = [f"{c.component}/{part}" for c in components for part in ("sum", "count", "std")]
-    properties = dict.fromkeys(c.name for c in components)
+    properties = dict.fromkeys(c.name for c in components if c.kind is not None)
     return names + [f"{p}/{part}" for p in properties for part in ("error_sq", "error_abs", "n")]
 
 
@@ -124,7 +126,7 @@ def epoch_record(
         losses.append((c, c.finish(sums[f"{c.component}/sum"] / count)))
         standardized.append((c, c.finish(sums[f"{c.component}/std"] / count)))
         values[f"{subset}_{c.component}_loss"] = losses[-1][1]
-    for name, c in {c.name: c for c in components}.items():
+    for name, c in {c.name: c for c in components if c.kind is not None}.items():
         n = sums[f"{name}/n"]
         if n:
             values[f"{subset}_{name}_rmse"] = (sums[f"{name}/error_sq"] / n) ** 0.5 * c.to_ase

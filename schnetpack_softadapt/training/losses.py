@@ -10,6 +10,7 @@ and the sums of weights are kept apart, so that means over an epoch, over ranks 
 unequal size are exact. Weights of the components belong to the task, not here.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
@@ -47,12 +48,17 @@ class LossComponent(ModelOutput):
         groups: names of structure groups this component is restricted to (see
             `properties.group`); all structures if None.
         structure_weight: batch key (n_structures,) of weights of structures, used where it exists.
+        loss_weight: what the component counts, for rules whose prior it is.
+        auto: leave the component out, with a warning, where the data or the model lack it; False:
+            an error.
     """
 
-    #: "energy", "forces" or "stress": what the property is, whatever its key
-    kind: ClassVar[str]
+    #: "energy", "forces" or "stress": what the property is, whatever its key; None: anything else
+    kind: ClassVar[str | None]
     #: ASE unit of the property, as SchNetPack's units read it
-    ase_unit: ClassVar[str]
+    ase_unit: ClassVar[str | None]
+    #: whether it has a loss
+    is_trained = True
 
     def __init__(
         self,
@@ -64,14 +70,22 @@ class LossComponent(ModelOutput):
         unit: str | None = None,
         groups: Sequence[str] | None = None,
         structure_weight: str | None = keys.structure_weight,
+        loss_weight: float = 1.0,
+        auto: bool = False,
     ):
         # an empty dict: ModelOutput(metrics=None) fails upstream
-        super().__init__(name=name, target_property=target_property, metrics={})
+        super().__init__(
+            name=name, target_property=target_property, loss_weight=loss_weight, metrics={}
+        )
+        if not (math.isfinite(loss_weight) and loss_weight >= 0):
+            raise ValueError(f"loss_weight is finite and not negative, not {loss_weight}")
         if loss not in _FUNCTIONS:
             raise ValueError(f"loss is one of {', '.join(_FUNCTIONS)}, not {loss!r}")
         if not delta > 0:
             raise ValueError(f"delta must be positive, not {delta}")
-        self.component = component or name
+        self.component, self.auto = component or name, auto
+        #: SchNetPack's output that this component was made of, with its metrics
+        self.output: ModelOutput | None = None
         self.loss, self.delta = loss, float(delta)
         self.unit_factor = 1.0 if unit is None else unit_factor(self.ase_unit, unit)
         self.groups = None if groups is None else [str(g) for g in groups]
@@ -111,7 +125,9 @@ class LossComponent(ModelOutput):
         """Labels per structure, mean over a training set; those that do not count are left out."""
         inside = np.ones(len(targets.n_atoms), dtype=bool)
         if self.groups is not None:
-            inside = np.isin(targets.group, self.group_ids)
+            index = targets.labels.get(properties.idx)
+            group = targets.group if index is None else self.group_of.numpy()[index.reshape(-1)]
+            inside = np.isin(group, self.group_ids)
         return float(self._labels(targets, inside).sum() / len(inside))
 
     def _labels(self, targets: TrainingTargets, inside: np.ndarray) -> np.ndarray:
@@ -172,6 +188,28 @@ class LossComponent(ModelOutput):
         if standardization is None:
             return error * (self.to_ase * self.unit_factor)
         return error * self.scale(batch, standardization).to(error.dtype)
+
+    def terms(
+        self,
+        pred: Batch,
+        batch: Batch,
+        standardization: Standardization | None = None,
+        error: torch.Tensor | None = None,
+        raw_delta: bool = False,
+    ) -> tuple[torch.Tensor, float | torch.Tensor]:
+        """Sum of the loss over a batch and its sum of weights, see `sum`.
+
+        Args:
+            pred: what the model predicted.
+            batch: the references.
+            standardization: standardise the residuals with it.
+            error: what `error` gives, if it is known.
+            raw_delta: `delta` is in the unit of raw residuals, though these are standardised.
+        """
+        error = self.error(pred, batch) if error is None else error
+        delta = self.standardized_delta(batch, standardization) if raw_delta else None
+        residual = self.scaled(error, batch, standardization)
+        return self.sum(residual, self.weights(batch), delta)
 
     def standardized_delta(self, batch: Batch, standardization: Standardization) -> torch.Tensor:
         """`delta` of a task that trains on raw residuals, for standardised ones, (rows, 1)."""

@@ -90,7 +90,7 @@ def predict(task, datamodule, subset: str) -> dict[str, np.ndarray]:
     (N, 3) eV/Ang, stress and stress_ref (S, 3, 3) eV/Ang^3, stress_mask (S,) bool, group (S,).
     What the task has no component for is absent.
     """
-    components = {c.kind: c for c in reversed(task.active)}
+    components = {c.kind: c for c in reversed(task.active) if c.kind is not None}
     training = task.training
     task.eval()
     parts: list[dict[str, np.ndarray]] = []

@@ -8,15 +8,18 @@ from typing import Any
 import numpy as np
 import torch
 from pytorch_lightning.callbacks import Timer
+from schnetpack import properties
 
-from ..data.statistics import training_targets
+from ..data.statistics import TrainingTargets, training_targets
 from .averages import EpochSums, epoch_record, error_sums, sum_names
 from .losses import LossComponent
+from .outputs import components_of, constrained
 from .ranks import batch_loss, mark_repeated
 from .residuals import BatchResiduals, least_squares_weight
 from .resume import ResumableTask, plain, plain_copy
 from .standardize import Standardization
-from .weighting import Fixed, LinearRamp, Rule, TwoStage
+from .units import record_units
+from .weighting import Fixed, Likelihood, LinearRamp, Rule, TwoStage
 
 __all__ = ["SoftAdaptTask"]
 
@@ -71,17 +74,11 @@ class SoftAdaptTask(ResumableTask):
         optimizer_args: dict[str, Any] | None = None,
         **kwargs,
     ):
-        outputs = list(outputs)
-        for output in outputs:
-            if not isinstance(output, LossComponent):
-                raise ValueError(
-                    f"{type(output).__name__} is no loss component; use EnergyLoss, ForcesLoss or"
-                    " StressLoss of schnetpack_softadapt.training.losses"
-                )
+        outputs = components_of(outputs, model)
         names = [output.component for output in outputs]
         if len(set(names)) < len(names):
             raise ValueError(f"components need different names, not {names}")
-        weighting = Fixed() if weighting is None else weighting
+        weighting = Likelihood() if weighting is None else weighting
         # Hydra passes its own containers; in an optimizer's state torch.load refuses them
         optimizer_args = plain({"lr": 1e-3} if optimizer_args is None else optimizer_args)
         kwargs["scheduler_args"] = plain(kwargs.get("scheduler_args") or {})
@@ -101,6 +98,13 @@ class SoftAdaptTask(ResumableTask):
         self.epochs_done, self.wall_s = 0, 0.0
         #: what the last epoch logged
         self.record: dict[str, float] = {}
+        self._metric_names = {
+            f"{subset}_{c.name}_{metric}"
+            for c in outputs
+            if c.output is not None
+            for subset, metrics in c.output.metrics.items()
+            for metric in metrics
+        }
         self._sums = {subset: EpochSums() for subset in ("train", "val", "test")}
         self._counted = False  # whether the sums have the batch of this step
         self._validation: dict[str, float] = {}
@@ -115,39 +119,71 @@ class SoftAdaptTask(ResumableTask):
         Raises:
             ValueError: there is no data module, or no component can be computed.
         """
-        super().setup(stage)
         datamodule = self.trainer.datamodule
         if datamodule is None:
-            raise ValueError("SoftAdaptTask needs a data module, trainer.fit(datamodule=...)")
+            raise ValueError(
+                "SoftAdaptTask fits scales to the training set and so needs a data module, not bare"
+                " loaders: trainer.fit(task, datamodule=AtomsDataModule(...))"
+            )
+        super().setup(stage)
         for output in self.outputs:
             output.bind(datamodule.dataset)
         if stage == "fit" or not bool(self.standardization.fitted):
             self._prepare(datamodule)
 
     def _prepare(self, datamodule) -> None:
+        name = self.optimizer_cls.__name__
         if not self.automatic_optimization and self.trainer.world_size > 1:
-            raise ValueError(f"{self.optimizer_cls.__name__} runs on one rank; use devices=1")
+            raise ValueError(f"{name} runs on one rank; use devices=1")
         if not self.automatic_optimization and self.warmup_steps:
-            raise ValueError(f"{self.optimizer_cls.__name__} knows no warm-up; use warmup_steps=0")
-        targets = training_targets(datamodule)
-        available = datamodule.dataset.load_properties
-        outputs = self.model.model_outputs
-        self.active = []
-        for output in self.outputs:
-            reason = output.missing_in(available, outputs)
-            if not reason and output.kind == "stress" and not np.any(targets.stress_mask):
-                reason = "no training structure has a stress"
-            if reason:
-                log.warning("loss component %s is left out: %s", output.component, reason)
-            else:
-                self.active.append(output)
+            raise ValueError(f"{name} knows no warm-up; use warmup_steps=0")
+        record_units(self.model, datamodule.dataset, self.outputs)
+        targets = training_targets(datamodule).named(**self._target_keys())
+        self.active = [c for c in self.outputs if self._is_there(c, datamodule.dataset, targets)]
         if not self.active:
             raise ValueError("none of the task's outputs is in both the data and the model")
         self.standardization.fit(targets)
+        for c in self.active:
+            if c.kind is None:
+                c.fit(targets)
+                if not self.automatic_optimization:
+                    raise ValueError(
+                        f"{name} trains energy, forces and stress by their residuals; the output"
+                        f" {c.component} has a loss of its own ({c.loss}): choose another optimizer"
+                    )
         self.model.loss_standardization = self.standardization.metadata(targets.elements)
-        labels = {c.component: c.labels(targets) for c in self.active}
-        self.rule.begin([c.component for c in self.active], lr=self.lr, labels=labels)
+        self._begin_rule(targets)
         self.epochs_done, self.wall_s = 0, 0.0
+
+    def _target_keys(self) -> dict[str, str]:
+        """Keys of the references of energy, forces and stress, where there are components."""
+        return {c.kind: c.target_property for c in reversed(self.outputs) if c.kind is not None}
+
+    def _is_there(self, component: LossComponent, dataset, targets: TrainingTargets) -> bool:
+        if not component.is_trained:
+            return False
+        missing = component.missing_in(dataset.load_properties, self.model.model_outputs)
+        if not missing and component.kind == "stress" and not np.any(targets.stress_mask):
+            missing = "no training structure has a stress"
+        if not missing:
+            return True
+        if not component.auto:
+            raise ValueError(
+                f"loss component {component.component}: {missing}. The data have"
+                f" {', '.join(dataset.load_properties)}; the model predicts"
+                f" {', '.join(self.model.model_outputs or ())}. Correct the name, or leave the"
+                " output out of task.outputs"
+            )
+        log.warning("loss component %s is left out: %s", component.component, missing)
+        return False
+
+    def _begin_rule(self, targets: TrainingTargets) -> None:
+        self.rule.begin(
+            [c.component for c in self.active],
+            lr=self.lr,
+            labels={c.component: c.labels(targets) for c in self.active},
+            loss_weights={c.component: c.loss_weight for c in self.active},
+        )
 
     # ---------------------------------------------------------------- steps
 
@@ -221,27 +257,45 @@ class SoftAdaptTask(ResumableTask):
     def _terms(self, pred, batch, subset: str) -> list[tuple[torch.Tensor, Any]]:
         """(sum, count) of each component; all sums go to those of the epoch, detached."""
         terms, sums, errors = [], {}, {}
+        theirs = constrained(self.outputs, pred, batch)
         for c in self.active:
-            if c.name not in errors:
-                errors[c.name] = c.error(pred, batch), c.mask(batch)
-            error = errors[c.name][0]
-            weight = c.weights(batch)
-            total, count = c.sum(c.scaled(error, batch, self._scales), weight)
+            error, source = None, theirs
+            if c.kind is not None:
+                if c.name not in errors:
+                    errors[c.name] = c.error(pred, batch), c.mask(batch)
+                error, source = errors[c.name][0], (pred, batch)
+            total, count = c.terms(*source, self._scales, error)
             terms.append((total, count))
             sums[f"{c.component}/sum"], sums[f"{c.component}/count"] = total, count
             if subset != "train":
                 standardized = total
                 if not self.standardize:
-                    x = c.scaled(error.detach(), batch, self.standardization)
-                    delta = c.standardized_delta(batch, self.standardization)
-                    standardized, _ = c.sum(x, weight, delta)
+                    standardized, _ = c.terms(*source, self.standardization, error, raw_delta=True)
                 sums[f"{c.component}/std"] = standardized
+        self._update_metrics(*theirs, subset)
         if subset == "train":
             if self._counted:
                 return terms
             self._counted = True
         self._sums[subset].add({**sums, **error_sums(errors)})
         return terms
+
+    def _update_metrics(self, pred, batch, subset: str) -> None:
+        """Metrics that came with SchNetPack's outputs, under their names and in their units."""
+        if subset == "train" and self._counted:
+            return
+        for output in (c.output for c in self.outputs if c.output is not None):
+            if not output.metrics[subset]:
+                continue
+            output.update_metrics({output.name: pred[output.name].detach()}, batch, subset)
+            for name, metric in output.metrics[subset].items():
+                self.log(
+                    f"{subset}_{output.name}_{name}",
+                    metric,
+                    on_step=False,
+                    on_epoch=True,
+                    batch_size=len(batch[properties.n_atoms]),
+                )
 
     # ---------------------------------------------------------------- epochs
 
@@ -348,6 +402,8 @@ class SoftAdaptTask(ResumableTask):
             return
         if "val_loss" in record:  # for other progress bars than ours
             self.log("val_loss", record["val_loss"], prog_bar=True, logger=False, batch_size=1)
+        # what a metric of the user's is called keeps the user's meaning for callbacks and loggers
+        record = {name: v for name, v in record.items() if name not in self._metric_names}
         # not self.log: it takes a millisecond for each value, of 30 in an epoch of 0.1 s
         tensors = {name: torch.tensor(value) for name, value in record.items()}
         self.trainer.callback_metrics.update(tensors)

@@ -2,7 +2,7 @@
 
 from schnetpack.units import convert_units
 
-__all__ = ["unit_factor"]
+__all__ = ["record_units", "unit_factor"]
 
 #: units that SchNetPack's parser does not know, in those that it does
 _PREFIXED = {"meV": ("eV", 1e-3), "MPa": ("GPa", 1e-3), "kbar": ("GPa", 0.1)}
@@ -23,3 +23,16 @@ def unit_factor(source: str, target: str) -> float:
             f"cannot convert {source!r} to {target!r}; units are written as in eV, meV, kcal/mol,"
             " eV/Ang, eV/Ang/Ang/Ang, GPa"
         ) from error
+
+
+def record_units(model, dataset, components=()) -> None:
+    """Write the units of the data a model is trained on into `model.metadata["units"]`.
+
+    By output of the model and property of the data, and "length" for positions. A model is
+    otherwise a file of numbers that does not say whether its energies are eV or kcal/mol.
+    """
+    units = {**dict(dataset.units), "length": dataset.distance_unit}
+    for c in components:
+        if c.target_property in units:
+            units[c.name] = units[c.target_property]
+    model.metadata = {**(getattr(model, "metadata", None) or {}), "units": units}

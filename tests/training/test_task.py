@@ -178,7 +178,8 @@ def test_components_that_the_data_lack_are_left_out(tmp_path, forces, stress, na
     structures = toy_runs.emt_structures(8)
     path = toy_runs.write_database(tmp_path / "part.db", structures, stress=stress, forces=forces)
     records = Records()
-    task = toy_runs.toy_task(toy_runs.toy_model(forces=forces, stress=stress))
+    outputs = toy_runs.components(auto=True)
+    task = toy_runs.toy_task(toy_runs.toy_model(forces=forces, stress=stress), outputs)
     fit(task, path, tmp_path, 3, data={"n_train": 4, "n_val": 2}, callbacks=[records])
     assert list(task.rule.weights) == names
     assert sum(task.rule.weights.values()) == pytest.approx(1.0, abs=1e-7)
@@ -192,10 +193,24 @@ def test_components_that_the_data_lack_are_left_out(tmp_path, forces, stress, na
 def test_data_without_a_single_stress(tmp_path, caplog):
     structures = toy_runs.emt_structures(8)
     path = toy_runs.write_database(tmp_path / "none.db", structures, masked=range(8))
-    task = toy_runs.toy_task()
+    task = toy_runs.toy_task(outputs=toy_runs.components(auto=True))
     fit(task, path, tmp_path, 1, data={"n_train": 4, "n_val": 2})
     assert list(task.rule.weights) == ["energy", "forces"]
     assert "no training structure has a stress" in caplog.text
+
+
+def test_a_component_that_was_asked_for_is_there_or_an_error(database, tmp_path):
+    misspelt = [EnergyLoss(), ForcesLoss("force"), StressLoss()]
+    with pytest.raises(ValueError, match=r"force: the model does not predict force.*forces, stress"):
+        fit(toy_runs.toy_task(outputs=misspelt), database, tmp_path, 1)
+    misspelt[1] = ForcesLoss(target_property="force")
+    with pytest.raises(ValueError, match="forces: the data have no force"):
+        fit(toy_runs.toy_task(outputs=misspelt), database, tmp_path, 1)
+    structures = toy_runs.emt_structures(8)
+    path = toy_runs.write_database(tmp_path / "none.db", structures, masked=range(8))
+    with pytest.raises(ValueError, match="no training structure has a stress"):
+        data = {"n_train": 4, "n_val": 2, "split_file": str(tmp_path / "none.npz")}
+        fit(toy_runs.toy_task(), path, tmp_path, 1, data=data)
 
 
 def test_split_components_have_weights_of_their_own(database, tmp_path):
@@ -311,7 +326,11 @@ def test_optimizers_of_residuals(database, tmp_path):
     model.output_modules[0].requires_grad_(False)
     model.output_modules[0].outnet[-1].requires_grad_(True)  # 9 parameters: linear least squares
     task = SoftAdaptTask(
-        model, toy_runs.components(), optimizer_cls=GaussNewton, optimizer_args={"lr": 1.0}
+        model,
+        toy_runs.components(),
+        weighting=Fixed(),
+        optimizer_cls=GaussNewton,
+        optimizer_args={"lr": 1.0},
     )
     assert not task.automatic_optimization
     records = Records()
@@ -419,7 +438,7 @@ def test_hydra_containers_do_not_reach_the_optimizer(database):
 
 def test_bad_outputs():
     with pytest.raises(ValueError, match="EnergyLoss"):
-        SoftAdaptTask(toy_runs.toy_model(), [ModelOutput("energy", metrics={})])
+        SoftAdaptTask(toy_runs.toy_model(), [torch.nn.MSELoss()])
     with pytest.raises(ValueError, match="different names"):
         SoftAdaptTask(toy_runs.toy_model(), [ForcesLoss(), ForcesLoss(elements=["Cu"])])
 
