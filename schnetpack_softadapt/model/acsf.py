@@ -67,9 +67,19 @@ class ACSF(Transform):
             self.build(elements)
 
     @property
-    def n_atom_basis(self) -> int | None:
-        """Columns of the representation; None while the elements are not known."""
-        return None if self.layout is None else self.layout.n_columns
+    def n_atom_basis(self) -> int:
+        """Columns of the representation.
+
+        Raises:
+            ValueError: the elements are not known yet, so neither is their number.
+        """
+        if self.layout is None:
+            raise ValueError(
+                "how many symmetry functions there are follows from the elements, which are open:"
+                " give ACSF(elements=...) for a head of a fixed size such as Atomwise, or use"
+                " ElementalAtomwise in an ACSFPotential, which take them from the training data"
+            )
+        return self.layout.n_columns
 
     def build(self, elements: Sequence[int | str]) -> None:
         """Generate the default symmetry functions for these elements."""

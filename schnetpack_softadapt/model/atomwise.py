@@ -84,6 +84,7 @@ class ElementalAtomwise(Transform):
         # one name, or one per layer (imported potentials may mix them); the last layer is linear
         self.activations = (activation,) * len(self.n_hidden)
         self.output_key = output_key
+        self.force_key = properties.forces  # of the forces that `scale` is taken from
         self.per_atom_output_key = per_atom_output_key
         self.model_outputs = [output_key]
         if per_atom_output_key is not None:
@@ -145,7 +146,7 @@ class ElementalAtomwise(Transform):
         """Fit `scale` on the training structures; the shifts fit themselves the same way."""
         if not self.fit_scale:
             return
-        targets = training_targets(value)
+        targets = training_targets(value).named(self.output_key, self.force_key)
         if targets.forces is not None and len(targets.forces):
             scale = math.sqrt(float((targets.forces**2).mean()))
         else:

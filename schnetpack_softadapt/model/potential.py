@@ -47,9 +47,14 @@ class ACSFPotential(NeuralNetworkPotential):
 
     def _follow_labels(self, datamodule) -> None:
         """Forces and stress that are "auto" are computed if the training data have them."""
-        targets = training_targets(datamodule)
         for module in self.output_modules:
             if isinstance(module, ForcesAndStress):
+                targets = training_targets(datamodule).named(
+                    module.energy_key, module.force_key, module.stress_key
+                )
+                for network in self.output_modules:
+                    if isinstance(network, ElementalAtomwise):
+                        network.force_key = module.force_key
                 has_stress = targets.stress is not None and bool(targets.stress_mask.any())
                 module.follow(targets.forces is not None, has_stress)
         self.collect_derivatives()

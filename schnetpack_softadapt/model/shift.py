@@ -61,7 +61,7 @@ class ElementShift(Transform):
         """Fit the shifts on the training structures of a data module (called before training)."""
         if not self.fit_shifts:
             return
-        elements, shifts = composition_fit(training_targets(value))
+        elements, shifts = composition_fit(training_targets(value).named(energy=self.output_key))
         self.shift.zero_()
         for number, energy in zip(elements, shifts, strict=True):
             self.shift[int(number)] = float(energy)

@@ -1,6 +1,7 @@
 """SchNetPack's own experiments with one override, and its outputs in Python, as its users have them."""
 
 import csv
+import subprocess
 import sys
 
 import numpy as np
@@ -157,6 +158,43 @@ def test_keys_of_any_name(tmp_path, monkeypatch):
     assert model.metadata["units"]["energy_U0"] == "kcal/mol"
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("+trainer.gradient_clip_val=0.01", "trainer.accumulate_grad_batches=2"),
+        ("trainer.precision=bf16-mixed", "task.warmup_steps=3"),
+        ("+trainer.max_time=00:00:01:00", "callbacks.early_stopping.patience=1"),
+        # not with a plateau scheduler, which Lightning refuses when the first epoch has no val_loss
+        ("trainer.check_val_every_n_epoch=2", "trainer.max_epochs=4", "task.scheduler_cls=null"),
+        ("task/scheduler=softadapt_cosine", "task/optimizer=acsf_adamw"),
+        ("task/weighting=softadapt", "data.num_workers=2"),
+    ],
+    ids=lambda s: s[0],
+)
+def test_settings_of_the_trainer(molecules, tmp_path, monkeypatch, settings):
+    settings = [s.removeprefix("+") if "gradient_clip" in s else s for s in settings]
+    run = spktrain(monkeypatch, tmp_path, *md17(molecules, "task=softadapt_task", *settings))
+    values = logged(run)
+    weights = np.array([values["weight_energy"], values["weight_forces"]])
+    assert weights.sum(0) == pytest.approx(np.ones(weights.shape[1]), abs=1e-6)
+    assert values["val_loss"][-1] < values["val_loss"][0]
+    outputs = torch.load(run / "best_model", weights_only=False).model_outputs
+    assert set(outputs) == {"energy", "forces"}
+
+
+def test_two_ranks_with_the_stock_trainer(molecules, tmp_path):
+    more = ("task=softadapt_task", "trainer=ddp_trainer", "trainer.devices=2", "trainer.num_nodes=1")  # fmt: skip
+    script = tmp_path / "train.py"  # a file: the other rank starts it again
+    script.write_text("from schnetpack.cli import train\n\ntrain()\n")
+    command = [sys.executable, str(script), *md17(molecules, *more), *SMALL]
+    command += [f"run.path={tmp_path}"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    values = logged(tmp_path / "run")
+    assert values["val_loss"][-1] < values["val_loss"][0]
+    assert values["weight_forces"][0] == pytest.approx(0.99)
+
+
 # --- outputs of other kinds, in Python
 
 
@@ -232,7 +270,9 @@ def test_a_dipole_moment_is_a_component(molecules, tmp_path):
     model = painn(dipole, EnergySize())
     outputs = [
         energy(),
-        ModelOutput("forces", torch.nn.MSELoss(), metrics={"rmse": MeanSquaredError(squared=False)}),
+        ModelOutput(
+            "forces", torch.nn.MSELoss(), metrics={"rmse": MeanSquaredError(squared=False)}
+        ),
         ModelOutput("dipole_moment", torch.nn.MSELoss(), metrics={"mae": MeanAbsoluteError()}),
         UnsupervisedModelOutput("energy_size", MeanSquare(), metrics={}),
     ]

@@ -201,7 +201,9 @@ def test_data_without_a_single_stress(tmp_path, caplog):
 
 def test_a_component_that_was_asked_for_is_there_or_an_error(database, tmp_path):
     misspelt = [EnergyLoss(), ForcesLoss("force"), StressLoss()]
-    with pytest.raises(ValueError, match=r"force: the model does not predict force.*forces, stress"):
+    with pytest.raises(
+        ValueError, match=r"force: the model does not predict force.*forces, stress"
+    ):
         fit(toy_runs.toy_task(outputs=misspelt), database, tmp_path, 1)
     misspelt[1] = ForcesLoss(target_property="force")
     with pytest.raises(ValueError, match="forces: the data have no force"):

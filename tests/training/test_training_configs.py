@@ -13,6 +13,7 @@ from schnetpack_softadapt.training.task import SoftAdaptTask
 
 RULES = {
     "fixed": weighting.Fixed,
+    "likelihood": weighting.Likelihood,
     "softadapt": weighting.SoftAdapt,
     "linear_ramp": weighting.LinearRamp,
     "two_stage": weighting.TwoStage,

@@ -8,7 +8,13 @@ import sys
 import pytest
 
 from schnetpack_softadapt.training.balancing import ReLoBRaLo, Uncertainty
-from schnetpack_softadapt.training.weighting import Fixed, LinearRamp, SoftAdapt, TwoStage
+from schnetpack_softadapt.training.weighting import (
+    Fixed,
+    Likelihood,
+    LinearRamp,
+    SoftAdapt,
+    TwoStage,
+)
 
 NAMES = ["energy", "forces", "stress"]
 
@@ -299,3 +305,141 @@ def test_rules_need_no_framework():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# --- priors, for every rule
+
+LABELS = {"energy": 1.0, "forces": 27.0, "stress": 6.0}
+RULES = {
+    "fixed": lambda **kwargs: Fixed("labels") if kwargs else Fixed(),
+    "softadapt": SoftAdapt,
+    "likelihood": lambda **kwargs: Likelihood(**(kwargs or {"prior": None})),
+    "linear_ramp": lambda **kwargs: LinearRamp(
+        {"energy": 0.1, "forces": 1.0, "stress": 0.1}, dict.fromkeys(NAMES, 1.0), 1.0, **kwargs
+    ),
+    "two_stage": lambda **kwargs: TwoStage(
+        {"energy": 0.1, "forces": 0.8, "stress": 0.1}, dict.fromkeys(NAMES, 1.0), 1, **kwargs
+    ),
+    "relobralo": ReLoBRaLo,
+    "uncertainty": Uncertainty,
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_prior_multiplies_the_weights_and_leaves_their_sum(name):
+    plain, weighted = RULES[name](), RULES[name](prior="labels")
+    plain.begin(NAMES, lr=1.0, labels=LABELS)
+    weighted.begin(NAMES, lr=1.0, labels=LABELS)
+    losses = [(1.0, 0.8, 0.9), (0.5, 0.3, 0.8), (0.2, 0.3, 0.6)]
+    for epoch, values in enumerate([None, *losses]):
+        if values is not None:
+            told = dict(zip(NAMES, values, strict=True))
+            for rule in (plain, weighted):
+                rule.update(epoch - 1, told, lr=1.0, progress=0.0)
+        a, b = plain.weights, weighted.weights
+        assert sum(b.values()) == pytest.approx(sum(a.values()), rel=1e-12)
+        for k in ("forces", "stress"):
+            assert b[k] / b["energy"] == pytest.approx(LABELS[k] * a[k] / a["energy"], rel=1e-12)
+
+
+def test_which_prior():
+    weights = {"energy": 0.01, "forces": 0.99, "stress": 0.5}
+    kinds = {"labels": LABELS, "loss_weight": weights, "auto": weights}
+    for prior, expected in kinds.items():
+        used = SoftAdapt(prior=prior).begin(NAMES, labels=LABELS, loss_weights=weights)
+        assert used == pytest.approx({k: v / sum(expected.values()) for k, v in expected.items()})
+    same = dict.fromkeys(NAMES, 0.5)  # weights that are all the same say nothing
+    assert Fixed("auto").begin(NAMES, labels=LABELS, loss_weights=same)["forces"] == 27 / 34
+    assert Fixed("auto").begin(NAMES) == pytest.approx(dict.fromkeys(NAMES, 1 / 3))
+    with pytest.raises(ValueError, match="wants the labels"):
+        SoftAdapt(prior="labels").begin(NAMES)
+    with pytest.raises(ValueError, match="label"):
+        SoftAdapt(prior="label")
+
+
+# --- likelihood
+
+
+def test_likelihood_by_hand():
+    rule = Likelihood(end=0.5, smooth=0.75)
+    weights = rule.begin(NAMES, lr=2.0, labels=LABELS)
+    assert weights == pytest.approx({k: v / 34 for k, v in LABELS.items()}, rel=1e-14)
+    # at the full rate N_k / l_k; a loss above 1 counts as 1
+    used = rule.update(0, {"energy": 50.0, "forces": 0.5, "stress": 0.25}, lr=2.0)
+    expected = {"energy": 1.0, "forces": 54.0, "stress": 24.0}
+    assert used == pytest.approx({k: v / 79 for k, v in expected.items()}, rel=1e-12)
+    # at half the rate N_k^0.75; the logarithm of the loss averaged, 3/4 of it the old one
+    used = rule.update(1, {"energy": 0.1, "forces": 0.1, "stress": 0.1}, lr=1.0)
+    loss = {"energy": 1.0**0.75 * 0.1**0.25, "forces": 0.5**0.75 * 0.1**0.25,
+            "stress": 0.25**0.75 * 0.1**0.25}  # fmt: skip
+    expected = {k: LABELS[k] ** 0.75 / loss[k] for k in NAMES}
+    total = sum(expected.values())
+    assert used == pytest.approx({k: v / total for k, v in expected.items()}, rel=1e-12)
+
+
+def exponent(rule):
+    """Power of the number of labels in the weights of losses that are all the same."""
+    weights = rule.weights
+    return math.log(weights["forces"] / weights["energy"]) / math.log(27.0)
+
+
+def anneal(steps, **kwargs):
+    """Exponents after epochs given as (learning rate, progress)."""
+    rule = Likelihood(**kwargs)
+    rule.begin(NAMES, lr=1.0, labels=LABELS)
+    out = []
+    for epoch, (lr, progress) in enumerate(steps):
+        rule.update(epoch, dict.fromkeys(NAMES, 0.1), lr, progress)
+        out.append(exponent(rule))
+    return out
+
+
+def test_the_counts_follow_the_learning_rate_or_the_epochs():
+    # a schedule to zero; a warm-up is no decay; a plateau scheduler in a run without an end
+    assert anneal([(1.0, 0.1), (0.5, 0.2), (0.0, 0.3)]) == pytest.approx([0.95, 0.75, 0.5])
+    assert anneal([(0.1, 0.0), (1.0, 0.0), (0.4, 0.0)]) == pytest.approx([1.0, 1.0, 0.7])
+    assert anneal([(1.0, 1e-5), (0.5, 2e-5)]) == pytest.approx([1.0, 0.75], abs=1e-5)
+    # a constant rate: the epochs; no rate at all
+    assert anneal([(1.0, 0.5), (1.0, 1.0)]) == pytest.approx([0.75, 0.5])
+    assert anneal([(None, 0.5), (None, 1.0)], end=0.0) == pytest.approx([0.5, 0.0])
+    assert anneal([(0.0, 1.0)], end=1.0) == pytest.approx([1.0])
+
+
+def test_likelihood_does_not_depend_on_units_below_its_ceiling():
+    a, b = Likelihood(ceiling=1e9), Likelihood(ceiling=1e9)
+    for rule in (a, b):
+        rule.begin(NAMES, lr=1.0, labels=LABELS)
+    losses = {"energy": 3.0, "forces": 0.4, "stress": 7.0}
+    a.update(0, losses, lr=1.0)
+    b.update(0, {k: 1e6 * v for k, v in losses.items()}, lr=1.0)
+    assert a.weights == pytest.approx(b.weights, rel=1e-12)
+
+
+def test_likelihood_of_a_loss_of_zero_is_finite():
+    rule = Likelihood(smooth=0.0)
+    rule.begin(NAMES, lr=1.0, labels=LABELS)
+    weights = rule.update(0, {"energy": 0.0, "forces": 0.5, "stress": 0.5}, lr=1.0)
+    assert weights["energy"] == pytest.approx(1.0, abs=1e-9)
+    assert all(w > 0 for w in weights.values())
+
+
+# --- options of SoftAdapt beside the paper's
+
+
+def test_softadapt_rates_of_logarithms_know_no_size():
+    losses = [(4.0, 5e-4), (2.0, 4e-4)]
+    rule = SoftAdapt(log=True, normalization="none")
+    feed(rule, losses)
+    assert tuple(rule.rates.values()) == pytest.approx((math.log(0.5), math.log(0.8)), rel=1e-12)
+    rates = rule.rates
+    feed(rule, [(4e6, 5e-4), (2e6, 4e-4)])
+    assert rule.rates == pytest.approx(rates, rel=1e-12)
+
+
+def test_softadapt_smooths_over_epochs():
+    rule = SoftAdapt(smooth=0.5, normalization="none")
+    feed(rule, [(4.0, 1.0), (2.0, 1.0), (2.0, 3.0)])
+    # averages 4, 3, 2.5 and 1, 1, 2
+    assert tuple(rule.rates.values()) == pytest.approx((-0.5, 1.0), rel=1e-12)
+    with pytest.raises(ValueError, match="smooth"):
+        SoftAdapt(smooth=1.0)
