@@ -25,6 +25,7 @@ ALLOWED = {
     "hydra_searchpath": set(),
     "configs": set(),
     "__init__": set(),
+    "examples": {"SoftAdaptCalculator", "SoftAdaptTask", "training"},
 }
 
 #: parts that know neither SchNetPack nor Lightning

@@ -106,7 +106,8 @@ def databases(folder: Path) -> dict[str, Path]:
     out = {name: folder / f"{name}.db" for name in ("ethanol", "Mo", "Si", "Si_repaired", "mote2")}
     if not out["ethanol"].exists():
         packed = shared_path("data") / "ethanol" / "ethanol.extxyz.xz"
-        lines = lzma.open(packed, "rt").read().splitlines(keepends=True)
+        with lzma.open(packed, "rt") as file:
+            lines = file.readlines()
         for subset, (a, b) in {"train": (0, 800), "val": (800, 900), "test": (900, 1000)}.items():
             (folder / f"{subset}.extxyz").write_text("".join(lines[11 * a : 11 * b]))
         files = [str(folder / f"{s}.extxyz") for s in ("train", "val", "test")]
@@ -240,9 +241,8 @@ def table(args) -> None:
         grid = [m for rule, m in means.items() if is_fixed(rule)] or list(means.values())
         best = [min(column) for column in zip(*grid, strict=True)]
         print(f"\n{case}, {args.subset} RMSE, {CASES[case][1]} epochs")
-        print(
-            f"\n| weights | seeds | {' | '.join(f'{c}, {ERRORS[c][1]}' for c in columns)} | balance |"
-        )
+        titles = " | ".join(f"{c}, {ERRORS[c][1]}" for c in columns)
+        print(f"\n| weights | seeds | {titles} | balance |")
         print("|---|---|" + "---|" * (len(columns) + 1))
         for rule, mean in means.items():
             balance = statistics.geometric_mean(m / b for m, b in zip(mean, best, strict=True))

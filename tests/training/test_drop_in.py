@@ -1,4 +1,4 @@
-"""SchNetPack's own experiments with one override, and its outputs in Python, as its users have them."""
+"""SchNetPack's own experiments with one override, and its outputs in Python."""
 
 import csv
 import subprocess
@@ -14,8 +14,8 @@ from schnetpack.data import ASEAtomsData, AtomsDataModule, AtomsLoader
 from schnetpack.model import NeuralNetworkPotential
 from schnetpack.nn import CosineCutoff, GaussianRBF
 from schnetpack.task import ConsiderOnlySelectedAtoms, ModelOutput, UnsupervisedModelOutput
-from toy_runs import toy_trainer
 from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError
+from toy_runs import toy_trainer
 
 import schnetpack_softadapt
 from schnetpack_softadapt.data.statistics import training_targets
@@ -164,7 +164,7 @@ def test_keys_of_any_name(tmp_path, monkeypatch):
         ("+trainer.gradient_clip_val=0.01", "trainer.accumulate_grad_batches=2"),
         ("trainer.precision=bf16-mixed", "task.warmup_steps=3"),
         ("+trainer.max_time=00:00:01:00", "callbacks.early_stopping.patience=1"),
-        # not with a plateau scheduler, which Lightning refuses when the first epoch has no val_loss
+        # no plateau scheduler: Lightning refuses it when the first epoch has no val_loss
         ("trainer.check_val_every_n_epoch=2", "trainer.max_epochs=4", "task.scheduler_cls=null"),
         ("task/scheduler=softadapt_cosine", "task/optimizer=acsf_adamw"),
         ("task/weighting=softadapt", "data.num_workers=2"),
@@ -183,7 +183,7 @@ def test_settings_of_the_trainer(molecules, tmp_path, monkeypatch, settings):
 
 
 def test_two_ranks_with_the_stock_trainer(molecules, tmp_path):
-    more = ("task=softadapt_task", "trainer=ddp_trainer", "trainer.devices=2", "trainer.num_nodes=1")  # fmt: skip
+    more = ("task=softadapt_task", "trainer=ddp_trainer", "trainer.num_nodes=1")
     script = tmp_path / "train.py"  # a file: the other rank starts it again
     script.write_text("from schnetpack.cli import train\n\ntrain()\n")
     command = [sys.executable, str(script), *md17(molecules, *more), *SMALL]
@@ -351,3 +351,19 @@ def test_front_door():
     assert schnetpack_softadapt.SoftAdaptTask is SoftAdaptTask
     with pytest.raises(AttributeError, match="SoftAdaptTusk"):
         _ = schnetpack_softadapt.SoftAdaptTusk
+
+
+def test_the_example_in_python(tmp_path, monkeypatch, capsys):
+    from schnetpack_softadapt.examples import painn as example
+
+    path = write_molecules(tmp_path / "molecules.db", unit="eV")
+    monkeypatch.chdir(tmp_path)
+    example.main([str(path), "--epochs", "2", "--features", "8", "--cutoff", "4"])
+    told = float(capsys.readouterr().out.rsplit("eV:", 1)[1])
+    model = torch.load("best_model", weights_only=False)
+    assert model.metadata["units"]["energy"] == "eV"
+    # an untrained network on top of the mean per atom that RemoveOffsets took off
+    atoms = ASEAtomsData(str(path)).conn.get_atoms(1)
+    atoms.calc = EMT()
+    assert told == pytest.approx(atoms.get_potential_energy(), abs=10.0)
+    assert (tmp_path / "history.csv").exists()

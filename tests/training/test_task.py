@@ -13,7 +13,6 @@ from schnetpack import properties
 from schnetpack.model import NeuralNetworkPotential
 from schnetpack.nn import CosineCutoff, GaussianRBF
 from schnetpack.representation import SchNet
-from schnetpack.task import ModelOutput
 
 from schnetpack_softadapt.training.averages import sum_names
 from schnetpack_softadapt.training.losses import EnergyLoss, ForcesLoss, StressLoss
@@ -210,8 +209,8 @@ def test_a_component_that_was_asked_for_is_there_or_an_error(database, tmp_path)
         fit(toy_runs.toy_task(outputs=misspelt), database, tmp_path, 1)
     structures = toy_runs.emt_structures(8)
     path = toy_runs.write_database(tmp_path / "none.db", structures, masked=range(8))
+    data = {"n_train": 4, "n_val": 2, "split_file": str(tmp_path / "none.npz")}
     with pytest.raises(ValueError, match="no training structure has a stress"):
-        data = {"n_train": 4, "n_val": 2, "split_file": str(tmp_path / "none.npz")}
         fit(toy_runs.toy_task(), path, tmp_path, 1, data=data)
 
 
