@@ -19,7 +19,7 @@ ALLOWED = {
     "data": {"data", "descriptors", "properties"},
     "model": {"model", "data", "descriptors", "properties"},
     "training": {"training", "data", "properties"},
-    "reports": {"reports", "properties"},
+    "reports": {"reports", "training", "properties"},
     "deploy": {"deploy", "model", "descriptors", "data", "properties"},
     "cli": {"data", "descriptors", "model", "training", "reports", "deploy", "properties"},
     "hydra_searchpath": set(),

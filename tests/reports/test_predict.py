@@ -98,7 +98,8 @@ def test_predictions_of_a_stock_run(stock, capsys):
     )
     for subset in ("train", "val", "test"):
         predictions = Predictions.load(run / "predictions" / f"{subset}.npz")
-        indices = SPLIT[f"{subset}_idx"]
+        indices = sorted(SPLIT[f"{subset}_idx"])
+        assert predictions.index.tolist() == indices
         assert predictions.n_atoms.tolist() == [len(systems[k]) for k in indices]
         # References are what went into the database: no offset taken off, units converted back.
         # float64 and two conversions: 1e-10
