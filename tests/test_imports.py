@@ -1,6 +1,7 @@
 """Who may import whom: the layers of the package stay layers."""
 
 import ast
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -97,3 +98,27 @@ def test_search_path_plugin_is_light():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/"
     )
     assert out.stdout.strip() == "[]"
+
+
+def test_the_package_is_the_installed_one():
+    """The source tree has no `schnetpack_softadapt.configs`."""
+    assert importlib.util.find_spec("schnetpack_softadapt.configs") is not None
+
+
+def test_python_m_pytest_from_the_checkout():
+    """It puts the source tree first on the path, where it would shadow the installed package."""
+    this = Path(__file__)
+    name = f"tests/{this.name}::test_the_package_is_the_installed_one"
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", name]
+    done = subprocess.run(command, cwd=this.parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_without_installation_one_sentence(tmp_path):
+    """An empty environment stands for one without the package: -S leaves site-packages out."""
+    conftest = Path(__file__).with_name("conftest.py")
+    command = [sys.executable, "-S", "-I", str(conftest)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert done.stderr.count("\n") == 1
+    assert "pip install" in done.stderr
