@@ -1,6 +1,7 @@
 """The end of a run: errors of the best model in people's units, and its predictions.
 
-Written are `metrics.json` and `predictions/{train,val,test}.npz`; a table is printed.
+Written are `metrics.json`, `predictions/{train,val,test}.npz` and, before training,
+`symmetry_functions.txt`; a table of errors is printed.
 """
 
 import io
@@ -49,6 +50,8 @@ VOIGT = (0, 4, 8, 5, 2, 1)
 class ResultsWriter(Callback):
     """At the end of the test, evaluates the tested model on all three subsets.
 
+    At the start of training, the symmetry functions of a model that has some are written down.
+
     Every structure counts once, also where several ranks share the test: the samplers of DDP pad
     subsets with repeated structures, so the first rank evaluates them whole.
 
@@ -61,6 +64,14 @@ class ResultsWriter(Callback):
         self.dirpath = Path(dirpath).resolve()
         self.save_predictions = save_predictions
         self._table = ""
+
+    def on_fit_start(self, trainer, pl_module) -> None:
+        """Write the table of symmetry functions, too long for the terminal."""
+        layout = getattr(getattr(pl_module.model, "representation", None), "layout", None)
+        if layout is not None and trainer.is_global_zero:
+            path = self.dirpath / "symmetry_functions.txt"
+            _replace(path, f"{layout}\n".encode())
+            log.info("table of all symmetry functions: %s", path)
 
     def on_test_end(self, trainer, pl_module) -> None:
         """Evaluate and write the files."""

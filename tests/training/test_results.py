@@ -1,6 +1,7 @@
 """metrics.json, predictions and the table at the end of a run."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,10 +13,16 @@ from schnetpack.data import AtomsDataModule
 from schnetpack.transform import AddOffsets, CastTo32, CastTo64, MatScipyNeighborList, RemoveOffsets
 
 from schnetpack_softadapt.data.datamodule import SoftAdaptDataModule
+from schnetpack_softadapt.descriptors.layout import Layout, SymmetryFunction
 from schnetpack_softadapt.reports.outliers import find_outliers
 from schnetpack_softadapt.reports.predict import predict_missing
 from schnetpack_softadapt.reports.predictions import Predictions
-from schnetpack_softadapt.training.results import format_table, predict, subset_metrics
+from schnetpack_softadapt.training.results import (
+    ResultsWriter,
+    format_table,
+    predict,
+    subset_metrics,
+)
 
 OUTPUTS = {kind: (kind, kind) for kind in ("energy", "forces", "stress")}
 KEYS = {
@@ -205,3 +212,19 @@ def test_evaluation_leaves_the_mode_of_the_task(database, tmp_path):
     predict(task.model, datamodule, "val", OUTPUTS)
     assert task.training
     assert torch.is_grad_enabled()
+
+
+def test_table_of_symmetry_functions_is_a_file(tmp_path):
+    functions = [SymmetryFunction("G2", (29,), 4.0, eta) for eta in (0.1, 0.2)]
+    layout = Layout({"Cu": functions})
+    task = SimpleNamespace(model=SimpleNamespace(representation=SimpleNamespace(layout=layout)))
+    writer = ResultsWriter(str(tmp_path))
+    writer.on_fit_start(SimpleNamespace(is_global_zero=False), task)
+    assert list(tmp_path.iterdir()) == []
+    writer.on_fit_start(SimpleNamespace(is_global_zero=True), task)
+    [file] = tmp_path.iterdir()
+    assert file.name == "symmetry_functions.txt"
+    assert file.read_text() == f"{layout}\n"
+    writer.on_fit_start(
+        SimpleNamespace(is_global_zero=True), SimpleNamespace(model=toy_runs.toy_model())
+    )
