@@ -25,8 +25,8 @@ def predict_missing(
         device: where the model runs
 
     Raises:
-        ValueError: config.yaml, best_model, split file or database is missing, the database
-            holds none of the model's outputs, or its units cannot be read.
+        ValueError: config.yaml, best_model, split file or database is missing or damaged, the
+            database holds none of the model's outputs, or its units cannot be read.
     """
     run_dir = Path(run_dir).resolve()
     missing = [s for s in SUBSETS if not (run_dir / "predictions" / f"{s}.npz").is_file()]
@@ -42,7 +42,11 @@ def predict_missing(
 
     from ..training.results import predict, write_predictions
 
-    model = load_model(str(run_dir / "best_model"), device=device)
+    try:
+        model = load_model(str(run_dir / "best_model"), device=device)
+    except Exception as error:  # a broken pickle can raise anything
+        path = run_dir / "best_model"
+        raise ValueError(f"{path} cannot be loaded as a model: {error!r}") from error
     datamodule = _datamodule(run_dir, datapath)
     run = Run.read(run_dir)
     outputs = {q.name: (run.output_key(q), run.output_key(q)) for q in QUANTITIES}
@@ -61,6 +65,7 @@ def predict_missing(
 def _datamodule(run_dir: Path, datapath: Path | str | None) -> Any:
     """The run's data module after `setup`, with the split that the run used."""
     import hydra
+    import hydra.errors
     from omegaconf import OmegaConf, open_dict
 
     config = OmegaConf.load(run_dir / "config.yaml")
@@ -78,7 +83,10 @@ def _datamodule(run_dir: Path, datapath: Path | str | None) -> Any:
             config.data.store = False  # one pass over the data does not repay a store
     # Relative paths are meant from the run's directory, where SchNetPack puts split and lock file.
     with contextlib.chdir(run_dir):
-        datamodule = hydra.utils.instantiate(config.data)
+        try:
+            datamodule = hydra.utils.instantiate(config.data)
+        except hydra.errors.InstantiationException as error:
+            raise ValueError(f"{run_dir / 'config.yaml'}, section data: {error}") from error
         if not Path(datamodule.datapath).is_file():
             raise ValueError(
                 f"the run's data {datamodule.datapath} are not there; give their place with --data"

@@ -146,6 +146,19 @@ def test_what_is_missing_is_named(stock, tmp_path, name):
         predict_missing(run, datapath=database)
 
 
+def test_what_is_damaged_is_named(stock, tmp_path, capsys):
+    run = tmp_path / "runs" / "copy"
+    run.mkdir(parents=True)
+    (run / "split.npz").write_bytes((stock[0] / "split.npz").read_bytes())
+    (run / "config.yaml").write_text(CONFIG.replace("data.AtomsDataModule", "data.Nothing"))
+    (run / "best_model").write_bytes(b"half a pickle")
+    assert main(["report", str(run), "--predict"]) == 2
+    assert f"{run / 'best_model'} cannot be loaded" in capsys.readouterr().err
+    (run / "best_model").write_bytes((stock[0] / "best_model").read_bytes())
+    assert main(["report", str(run), "--predict"]) == 2
+    assert f"{run / 'config.yaml'}, section data" in capsys.readouterr().err
+
+
 def test_moved_database(stock, tmp_path):
     run = tmp_path / "runs" / "copy"
     run.mkdir(parents=True)
