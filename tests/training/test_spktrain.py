@@ -50,7 +50,7 @@ def test_from_import_to_report(tmp_path, capsys):
         "model.representation.grid.zetas=[1]",
     ]
     command = [Path(sys.executable).with_name("spktrain"), *settings]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     run = tmp_path / "runs" / "acsf_softadapt"
     assert [row["epoch"] for row in toy_runs.history(run)] == [0, 1, 2]
