@@ -1,5 +1,6 @@
 """Checkpoints at the end of every epoch, averaged weights, early stopping; all survive kill -9."""
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from pytorch_lightning.callbacks import Callback, Checkpoint
 from pytorch_lightning.callbacks import EarlyStopping as LightningEarlyStopping
 
 __all__ = ["AveragedWeights", "EarlyStopping", "RunCheckpoint"]
+
+log = logging.getLogger(__name__)
 
 
 class RunCheckpoint(Checkpoint):
@@ -120,11 +123,25 @@ class RunCheckpoint(Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """Which epoch was best."""
-        return {"best_model_path": self.best_model_path, "best_model_score": self.best_model_score}
+        return {
+            "best_model_path": self.best_model_path,
+            "best_model_score": self.best_model_score,
+            "monitor": self.monitor,
+            "mode": self.mode,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the best epoch, wherever the folder of the run is now."""
         self.best_model_score = state_dict["best_model_score"]
+        judged = state_dict.get("monitor", self.monitor), state_dict.get("mode", self.mode)
+        if judged != (self.monitor, self.mode):
+            log.warning(
+                "the best epoch was judged by %s (%s), now by %s (%s): the next one counts as best",
+                *judged,
+                self.monitor,
+                self.mode,
+            )
+            self.best_model_score = None
         name = Path(state_dict["best_model_path"]).name
         self.best_model_path = str(self.dirpath / name) if name else ""
 
@@ -220,7 +237,7 @@ class EarlyStopping(LightningEarlyStopping):
     """Early stopping that also holds for a run that is resumed after it has stopped.
 
     Upstream forgets on a resume that it had stopped, and trains one more epoch each time the
-    command is repeated.
+    command is repeated. A run that was stopped goes on when it is resumed with more patience.
     """
 
     def on_train_start(self, trainer, pl_module) -> None:
@@ -228,6 +245,10 @@ class EarlyStopping(LightningEarlyStopping):
         super().on_train_start(trainer, pl_module)
         if self.wait_count >= self.patience:
             trainer.should_stop = True
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting; upstream takes the patience of the checkpoint, too."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
 
 
 @torch.no_grad()

@@ -37,7 +37,8 @@ class LossComponent(ModelOutput):
             components of one property need two names.
         target_property: key of the reference, `name` if None.
         loss: "mse", "mae", "huber" or "rmse".
-        delta: where the Huber loss goes from square to linear, in the unit of the residuals.
+        delta: where the Huber loss goes from square to linear, in the unit of the residuals that
+            are trained on: `unit`, or none where they are standardised.
         unit: unit of residuals that are not standardised, as SchNetPack's units read it (such as
             "meV", "kcal/mol/Ang", "GPa"); ASE units if None.
         groups: names of structure groups this component is restricted to (see
@@ -103,6 +104,11 @@ class LossComponent(ModelOutput):
         # looked up by the index of the structure: SchNetPack's datamodule does not load groups
         self.group_of = torch.as_tensor(ids, dtype=torch.long)
 
+    def settings(self) -> dict:
+        """What its loss is of, in plain values."""
+        names = ("loss", "delta", "unit_factor", "groups", "elements")
+        return {name: getattr(self, name) for name in names if hasattr(self, name)}
+
     def missing_in(self, available: Sequence[str], model_outputs: Sequence[str] | None) -> str:
         """Why this component cannot be computed; empty if it can."""
         if model_outputs is not None and self.name not in model_outputs:
@@ -153,15 +159,26 @@ class LossComponent(ModelOutput):
             return error * (self.to_ase * self.unit_factor)
         return error * self.scale(batch, standardization).to(error.dtype)
 
+    def standardized_delta(self, batch: Batch, standardization: Standardization) -> torch.Tensor:
+        """`delta` of a task that trains on raw residuals, for standardised ones, (rows, 1)."""
+        return self.scale(batch, standardization) * (self.delta / (self.to_ase * self.unit_factor))
+
     def sum(
-        self, residual: torch.Tensor, weight: torch.Tensor | None
+        self,
+        residual: torch.Tensor,
+        weight: torch.Tensor | None,
+        delta: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, float | torch.Tensor]:
-        """sum_i w_i f(x_i) and sum_i w_i over the rows and columns of a batch."""
+        """sum_i w_i f(x_i) and sum_i w_i over the rows and columns of a batch.
+
+        With the Huber loss turning linear at `delta` (rows, 1); at that of this component if None.
+        """
         function = _FUNCTIONS[self.loss]
+        delta = self.delta if delta is None else delta
         if weight is None:
-            return function(residual, self.delta).sum(), float(residual.numel())
+            return function(residual, delta).sum(), float(residual.numel())
         # where, not only a product: nan, as of a stress that is not defined, times 0 is nan
-        value = function(torch.where(weight > 0, residual, 0.0), self.delta) * weight
+        value = function(torch.where(weight > 0, residual, 0.0), delta) * weight
         return value.sum(), weight.sum() * residual.shape[1]
 
     def finish(self, mean):
@@ -315,11 +332,13 @@ class StressLoss(LossComponent):
         return batch[keys.stress_mask].reshape(-1, 1)
 
 
-def _huber(x: torch.Tensor, delta: float) -> torch.Tensor:
-    return torch.nn.functional.huber_loss(x, torch.zeros_like(x), reduction="none", delta=delta)
+def _huber(x: torch.Tensor, delta: float | torch.Tensor) -> torch.Tensor:
+    size = x.abs()
+    square = size.clamp(max=delta)
+    return square * (size - 0.5 * square)
 
 
-_FUNCTIONS: dict[str, Callable[[torch.Tensor, float], torch.Tensor]] = {
+_FUNCTIONS: dict[str, Callable[[torch.Tensor, float | torch.Tensor], torch.Tensor]] = {
     "mse": lambda x, delta: x.square(),
     "mae": lambda x, delta: x.abs(),
     "huber": _huber,

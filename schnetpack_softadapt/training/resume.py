@@ -1,12 +1,14 @@
-"""A task that can be killed at any moment and goes on as if nothing had happened.
+"""A task that can be killed at any moment and goes on as if nothing had happened, or be extended.
 
 Works around what SchNetPack and Lightning do to checkpoints; each is named where it is met.
 """
 
 import io
+import json
 import logging
 import os
 import random
+import warnings
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ import torch
 from omegaconf import OmegaConf
 from schnetpack.task import AtomisticTask
 
-__all__ = ["ResumableTask", "plain"]
+__all__ = ["ResumableTask", "plain", "plain_copy"]
 
 log = logging.getLogger(__name__)
 
@@ -26,13 +28,24 @@ HPARAMS_KEY = "softadapt_hyper_parameters"
 class ResumableTask(AtomisticTask):
     """`AtomisticTask` whose checkpoints load everywhere and hold all that a resumed run needs.
 
-    Subclasses add to `run_state` and `load_run_state`, of plain values and tensors only.
+    A run is extended by resuming it with a larger `trainer.max_epochs`, also after it has finished.
+    It then follows the schedule of the longer run from where it stands: the learning rate of every
+    further epoch is that of a run which had the larger number from its start. Other settings that
+    are changed on a resume are named in a warning, and count from there on:
+
+    - Scheduler and learning rate: as if the run had been started with them. Schedulers that wait
+      for a plateau keep what they have made of the learning rate and count anew.
+    - Arguments of the optimizer: as given; another optimizer starts without memory.
+    - The seed stays that of the first start.
+
+    Subclasses add to `run_state` and `load_run_state`, of plain values and tensors only, and to
+    `settings`.
     """
 
     #: seed of the run; that of its first start, also after a resume
     run_seed: int | None = None
-    #: learning rate the checkpoint was made with
-    _checkpoint_lr: float | None = None
+    #: settings that differ from those of the checkpoint: before and now
+    _changes: dict[str, tuple[Any, Any]] | None = None
     _plateau_turn = False
     #: epoch that a resumed run starts with
     _next_epoch = 0
@@ -49,13 +62,24 @@ class ResumableTask(AtomisticTask):
 
     def run_state(self) -> dict[str, Any]:
         """What a resumed run needs beside weights, optimizer and schedulers."""
-        return {"seed": self.run_seed, "lr": float(self.lr)}
+        return {"seed": self.run_seed, "settings": self.settings()}
 
     def load_run_state(self, state: dict[str, Any], resume: bool) -> None:
         """Take over the state; `resume` is false when a checkpoint is only tested or opened."""
         if resume:
             self.run_seed = state["seed"]
-            self._checkpoint_lr = state["lr"]
+
+    def settings(self) -> dict[str, Any]:
+        """What may be changed on a resume, in plain values, by the names of the configs."""
+        return plain_copy(
+            {
+                "optimizer_cls": self.optimizer_cls,
+                "optimizer_args": self.optimizer_kwargs,
+                "scheduler_cls": self.scheduler_cls,
+                "scheduler_args": self.scheduler_kwargs,
+                "scheduler_monitor": self.schedule_monitor,
+            }
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the state of the run; hide the hyperparameters in a tensor of bytes."""
@@ -82,6 +106,14 @@ class ResumableTask(AtomisticTask):
             fitting = trainer is not None and trainer.state.fn == "fit"
             if fitting:
                 self._next_epoch = checkpoint["epoch"] + 1
+                settings = self.settings()
+                self._changes = _changes(state.get("settings", settings), settings)
+                for name, key in (
+                    ("optimizer_cls", "optimizer_states"),
+                    ("scheduler_cls", "lr_schedulers"),
+                ):
+                    if name in self._changes:
+                        checkpoint[key] = []  # upstream gives it to the new class, whatever it is
             self.load_run_state(state, resume=fitting)
 
     @classmethod
@@ -119,8 +151,11 @@ class ResumableTask(AtomisticTask):
 
     def on_fit_start(self) -> None:
         """Fix the seed of the run, unless a checkpoint has brought it."""
+        given = os.environ.get("PL_GLOBAL_SEED")
         if self.run_seed is None:
             self.run_seed = torch.initial_seed() % 2**48
+        elif given not in (None, str(self.run_seed)) and self.global_rank == 0:
+            log.warning("seed %s is not used: the run keeps its first, %d", given, self.run_seed)
         if self.trainer.world_size > 1:
             self._check_ranks_agree()
             self.run_seed = self.trainer.strategy.broadcast(self.run_seed)
@@ -163,24 +198,57 @@ class ResumableTask(AtomisticTask):
     # ---------------------------------------------------------------- learning rates
 
     def on_train_start(self) -> None:
-        """Apply a learning rate that was changed on the command line of a resumed run."""
-        # upstream, the optimizer state of the checkpoint silently wins over the new value
-        old = self._checkpoint_lr
-        self._checkpoint_lr = None
-        if old is None or old == self.lr or old == 0.0:
+        """Apply settings that were changed on the command line of a resumed run."""
+        changes, self._changes = self._changes, None
+        if changes:
+            self.apply_changes(changes)
+
+    def apply_changes(self, changes: dict[str, tuple[Any, Any]]) -> None:
+        """Put optimizer and scheduler where the changed settings want them.
+
+        Args:
+            changes: by name, the setting of the checkpoint and that of this run.
+        """
+        if self.global_rank == 0:
+            said = [f"task.{name} from {old} to {new}" for name, (old, new) in changes.items()]
+            log.warning("changed since the checkpoint: %s", ", ".join(said))
+        # upstream, the optimizer state of the checkpoint silently wins over the new values
+        optimizer = self.trainer.optimizers[0]
+        for group in optimizer.param_groups:
+            for name in changes:
+                kind, _, key = name.partition(".")
+                if kind == "optimizer_args" and key != "lr" and key in group:
+                    group[key] = optimizer.defaults[key]
+        follows = ("optimizer_cls", "optimizer_args.lr", "scheduler_")
+        if any(name.startswith(follows) for name in changes):
+            self._renew_schedule(changes)
+
+    def _renew_schedule(self, changes: dict[str, tuple[Any, Any]]) -> None:
+        """Replay a new scheduler up to here: exact also for those that have no closed form."""
+        configs = self.trainer.lr_scheduler_configs
+        groups = self.trainer.optimizers[0].param_groups
+        keep = bool(configs) and configs[0].reduce_on_plateau
+        keep = keep and not {"optimizer_cls", "scheduler_cls"} & set(changes)
+        old, _ = changes.get("optimizer_args.lr", (self.lr, self.lr))
+        for group in groups:
+            group["lr"] = group["lr"] * self.lr / old if keep and old else self.lr
+            group.pop("initial_lr", None)
+        if not configs:
             return
-        factor = self.lr / old
-        log.warning("learning rate changed: those of the checkpoint are multiplied by %g", factor)
-        for optimizer in self.trainer.optimizers:
-            for group in optimizer.param_groups:
-                for key in ("lr", "initial_lr"):
-                    if key in group:
-                        group[key] *= factor
-        for config in self.trainer.lr_scheduler_configs:
-            for key in ("base_lrs", "_last_lr"):
-                if hasattr(config.scheduler, key):
-                    values = [lr * factor for lr in getattr(config.scheduler, key)]
-                    setattr(config.scheduler, key, values)
+        config = configs[0]
+        done = getattr(config.scheduler, "last_epoch", 0)
+        done = done or self.trainer.current_epoch // config.frequency  # there was no scheduler
+        config.scheduler = self.scheduler_cls(self.trainer.optimizers[0], **self.scheduler_kwargs)
+        if config.reduce_on_plateau:
+            return
+        n_steps = self.trainer.global_step / max(done, 1)  # of the optimizer to one of the schedule
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a scheduler wants to see the optimizer's steps
+            for k in range(done):
+                if k * n_steps < self.warmup_steps:
+                    for group in groups:
+                        group["lr"] = self.lr * min(1.0, (k + 1) * n_steps / self.warmup_steps)
+                config.scheduler.step()
 
     def current_lr(self) -> float | None:
         """Learning rate of the next step; None for an optimizer that has none."""
@@ -232,3 +300,23 @@ class ResumableTask(AtomisticTask):
 def plain(value: Any) -> Any:
     """Hydra's containers as dict and list; an optimizer's state must hold nothing else."""
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+
+
+def plain_copy(settings: Any) -> Any:
+    """Settings as plain values; classes and functions by name, other objects by their class."""
+
+    def name(value):
+        named = value if hasattr(value, "__qualname__") else type(value)
+        return f"{named.__module__}.{named.__qualname__}"
+
+    return json.loads(json.dumps(plain(settings), default=name))
+
+
+def _changes(old: Any, new: Any, name: str = "") -> dict[str, tuple[Any, Any]]:
+    """What differs between two trees of dicts, by dotted names."""
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return {} if old == new else {name: (old, new)}
+    out = {}
+    for key in {**old, **new}:
+        out |= _changes(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+    return out

@@ -13,13 +13,16 @@ from .averages import EpochSums, epoch_record, error_sums, sum_names
 from .losses import LossComponent
 from .ranks import batch_loss, mark_repeated
 from .residuals import BatchResiduals, least_squares_weight
-from .resume import ResumableTask, plain
+from .resume import ResumableTask, plain, plain_copy
 from .standardize import Standardization
-from .weighting import Fixed, Rule
+from .weighting import Fixed, LinearRamp, Rule, TwoStage
 
 __all__ = ["SoftAdaptTask"]
 
 log = logging.getLogger(__name__)
+
+#: rules whose weights are a function of epoch and learning rate
+_MEMORYLESS = (Fixed, LinearRamp, TwoStage)
 
 
 class SoftAdaptTask(ResumableTask):
@@ -28,7 +31,8 @@ class SoftAdaptTask(ResumableTask):
     Every component is computed raw, the sum over components with the rule's weights is what is
     differentiated. `val_loss` is the sum of the standardised components without weights, so it
     means the same in all epochs whatever the weights do. All values are logged once per epoch,
-    as exact means over its structures and over all ranks:
+    as exact means over its structures and over all ranks, those of training at the parameters that
+    each step starts from:
 
     - `train_loss` (weighted), `val_loss`, `test_loss`
     - `{subset}_{component}_loss`: unweighted, standardised if `standardize`
@@ -38,6 +42,9 @@ class SoftAdaptTask(ResumableTask):
 
     Global random numbers are seeded anew at the start of each epoch, from the seed of the run and
     the number of the epoch, so that a resumed run draws the same batches as an uninterrupted one.
+    For settings that are changed on a resume see `ResumableTask`. A changed rule goes on from the
+    weights and losses of the checkpoint if it remembers any; with other losses of the components
+    `val_loss` has another meaning from there on.
 
     Args:
         model: any SchNetPack model.
@@ -94,6 +101,7 @@ class SoftAdaptTask(ResumableTask):
         #: what the last epoch logged
         self.record: dict[str, float] = {}
         self._sums = {subset: EpochSums() for subset in ("train", "val", "test")}
+        self._counted = False  # whether the sums have the batch of this step
         self._validation: dict[str, float] = {}
         self._clock = time.monotonic()
         self._epoch_lr = float(optimizer_args["lr"])
@@ -163,9 +171,14 @@ class SoftAdaptTask(ResumableTask):
         with torch.set_grad_enabled(self.grad_enabled):
             self._terms(self._predict(batch), batch, "test")
 
-    def residual_vectors(
-        self, batch: Mapping[str, torch.Tensor], record: bool = True
-    ) -> BatchResiduals:
+    def on_train_batch_start(self, batch, batch_idx) -> None:
+        """The first evaluation of a batch counts in the sums of the epoch.
+
+        Line searches and optimizers such as LBFGS evaluate it again, at other parameters.
+        """
+        self._counted = False
+
+    def residual_vectors(self, batch: Mapping[str, torch.Tensor]) -> BatchResiduals:
         """Residual vector of each component with its graph, for second-order optimizers.
 
         sqrt(alpha w / sum w) x with the weights in use: the sum of squares is the total loss (of
@@ -175,10 +188,9 @@ class SoftAdaptTask(ResumableTask):
 
         Args:
             batch: left as it is.
-            record: add the batch to the sums of the epoch.
         """
         pred = self._predict(batch)
-        if record:
+        if not self._counted:
             with torch.no_grad():
                 self._terms(pred, batch, "train")
         vectors = {}
@@ -219,16 +231,24 @@ class SoftAdaptTask(ResumableTask):
                 standardized = total
                 if not self.standardize:
                     x = c.scaled(error.detach(), batch, self.standardization)
-                    standardized, _ = c.sum(x, weight)
+                    delta = c.standardized_delta(batch, self.standardization)
+                    standardized, _ = c.sum(x, weight, delta)
                 sums[f"{c.component}/std"] = standardized
+        if subset == "train":
+            if self._counted:
+                return terms
+            self._counted = True
         self._sums[subset].add({**sums, **error_sums(errors)})
         return terms
 
     # ---------------------------------------------------------------- epochs
 
     def on_train_start(self) -> None:
-        """Start the clock."""
+        """Start the clock; weights that follow from epoch and learning rate alone are set anew."""
         super().on_train_start()
+        if type(self.rule) in _MEMORYLESS and self.current_epoch > 0:
+            losses = dict.fromkeys(self.rule.weights, 0.0)
+            self.rule.update(self.current_epoch - 1, losses, self.current_lr())
         self._clock = time.monotonic()
 
     def on_train_epoch_start(self) -> None:
@@ -335,6 +355,33 @@ class SoftAdaptTask(ResumableTask):
             "wall_s": self.wall_s,
         }
 
+    def settings(self) -> dict[str, Any]:
+        """Those of the optimizer, the rule and the components."""
+        rule = {k: v for k, v in vars(self.rule).items() if k not in self.rule.state_dict()}
+        return {
+            **super().settings(),
+            **plain_copy(
+                {
+                    "standardize": self.standardize,
+                    "weighting": {"rule": type(self.rule), **rule},
+                    "outputs": {c.component: c.settings() for c in self.outputs},
+                }
+            ),
+        }
+
+    def apply_changes(self, changes: dict[str, tuple[Any, Any]]) -> None:
+        """Also say which changes come too late."""
+        super().apply_changes(changes)
+        if self.global_rank > 0:
+            return
+        late = any(name.startswith("weighting.initial") for name in changes)
+        if late and "weighting.rule" not in changes and type(self.rule) not in _MEMORYLESS:
+            log.warning("task.weighting.initial is for the first epochs and has no effect any more")
+        if any(name.startswith("outputs") for name in changes):
+            log.warning(
+                "val_loss has another meaning than before: the best epoch is one of both kinds"
+            )
+
     def load_run_state(self, state: dict[str, Any], resume: bool) -> None:
         """Continue with the weights of the checkpoint; in tests keep those of the run."""
         super().load_run_state(state, resume)
@@ -343,6 +390,8 @@ class SoftAdaptTask(ResumableTask):
         if not resume:
             self.active = [c for c in self.outputs if c.component in state["active"]]
         self.epochs_done, self.wall_s = state["epochs"], state["wall_s"]
+        if resume and type(self.rule) in _MEMORYLESS:
+            return
         try:
             self.rule.load_state_dict(state["rule"])
         except ValueError as error:

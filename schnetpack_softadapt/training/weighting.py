@@ -143,7 +143,7 @@ class SoftAdapt(Rule):
             leaves it, and then the weights depend on the units of the losses.
         loss_weighted: multiply each exponential by its loss, as Heydari's loss-weighted variant.
         initial: weights of the first epochs; `prior` if None.
-        eps: keeps the divisions finite.
+        eps: keeps the divisions finite; in alpha relative to the largest numerator.
         prior: factors p_k on the exponentials, alpha_k = p_k exp(beta s_k) / (sum_m p_m exp(beta
             s_m) + eps), by component: what a component is worth when all fall alike. None: 1, as
             in the paper. Normalised rates say nothing of how small a loss is or how many labels
@@ -198,7 +198,7 @@ class SoftAdapt(Rule):
         self.previous = losses
         if len(self.alphas) < self.n:
             return self.weights
-        mean = {k: sum(a[k] for a in self.alphas) / self.n for k in losses}
+        mean = {k: sum(a[k] for a in self.alphas) / len(self.alphas) for k in losses}
         self.alphas = []
         return mean
 
@@ -223,7 +223,8 @@ class SoftAdapt(Rule):
             weighted = {k: v * losses[k] for k, v in value.items()}
             # all losses zero: nothing to weight by, and weights of zero would end the training
             value = weighted if sum(weighted.values()) > 0 else value
-        total = sum(value.values()) + self.eps
+        # eps is relative to the largest, or weights of losses like 1e-8 would not sum to 1
+        total = sum(value.values()) + self.eps * max(value.values())
         return {k: v / total for k, v in value.items()}
 
 

@@ -1,5 +1,6 @@
 """A killed run goes on as if nothing had happened; each workaround fails without its remedy."""
 
+import math
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 import toy_runs
 from schnetpack.task import AtomisticTask
-from schnetpack.train import ExponentialMovingAverage
+from schnetpack.train import ExponentialMovingAverage, ReduceLROnPlateau
 from schnetpack.train import ModelCheckpoint as StockCheckpoint
 
 from schnetpack_softadapt.training.callbacks import HistoryWriter
@@ -21,8 +22,9 @@ from schnetpack_softadapt.training.checkpoints import (
     EarlyStopping,
     RunCheckpoint,
 )
+from schnetpack_softadapt.training.kalman import KalmanFilter
 from schnetpack_softadapt.training.task import SoftAdaptTask
-from schnetpack_softadapt.training.weighting import Fixed, SoftAdapt
+from schnetpack_softadapt.training.weighting import Fixed, LinearRamp, SoftAdapt, TwoStage
 
 #: logged values that a resumed run must repeat; the time is its own
 REPEATED = ("train_loss", "val_loss", "weight_energy", "rate_stress", "lr", "val_forces_rmse")
@@ -202,7 +204,7 @@ def test_changed_learning_rate_is_honoured(database, tmp_path, caplog):
     toy_runs.run(tmp_path, database, 1, task=toy_runs.toy_task(lr=1e-2))
     toy_runs.run(tmp_path, database, 2, task=toy_runs.toy_task(lr=1e-3))
     assert [row["lr"] for row in toy_runs.history(tmp_path)] == pytest.approx([1e-2, 1e-3])
-    assert "learning rate changed" in caplog.text
+    assert "task.optimizer_args.lr from 0.01 to 0.001" in caplog.text
 
 
 def test_another_rule_starts_anew(database, tmp_path, caplog):
@@ -210,20 +212,172 @@ def test_another_rule_starts_anew(database, tmp_path, caplog):
     toy_runs.run(tmp_path, database, 3, task=toy_runs.toy_task(weighting=SoftAdapt(n=2)))
     _, task, _ = toy_runs.run(tmp_path, database, 4, task=toy_runs.toy_task(weighting=Fixed()))
     assert set(task.rule.weights.values()) == {1 / 3}
+    assert "task.weighting.n from 1 to 2" in caplog.text
+    assert "task.weighting.rule from" in caplog.text
+    toy_runs.run(tmp_path, database, 5, task=toy_runs.toy_task(weighting=SoftAdapt()))
     assert "initial weights" in caplog.text
 
 
+def resume(folder, database, tasks, seed=1):
+    """Train with each of the tasks up to its number of epochs; returns history and the last."""
+    folder.mkdir(exist_ok=True)
+    for epochs, task in tasks:
+        callbacks = [
+            RunCheckpoint(str(folder / "checkpoints"), model_path=None),
+            HistoryWriter(str(folder / "history.csv")),
+        ]
+        data = {"n_train": 4, "n_val": 1, "batch_size": 2}
+        toy_runs.run(folder, database, epochs, seed, data, task, callbacks=callbacks)
+    return toy_runs.history(folder), task
+
+
+def scheduled(cls, optimizer_cls=torch.optim.AdamW, monitor=None, warmup=0, optimizer=None, **args):
+    return SoftAdaptTask(
+        toy_runs.toy_model(),
+        toy_runs.components(),
+        weighting=LinearRamp(
+            {"energy": 0.1, "forces": 1, "stress": 0.1}, {"energy": 1, "forces": 1, "stress": 1}
+        ),
+        optimizer_cls=optimizer_cls,
+        optimizer_args={"lr": 1e-2, **(optimizer or {})},
+        scheduler_cls=cls,
+        scheduler_args=args,
+        scheduler_monitor=monitor,
+        warmup_steps=warmup,
+    )
+
+
+def test_a_finished_run_of_25_epochs_goes_on_to_50(database, tmp_path):
+    """The learning rate of a run of 50 from epoch 25 on, not zero and back up."""
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR
+    lr = {}
+    for stops in ((25, 50), (50,)):
+        tasks = [(epochs, scheduled(cosine, T_max=epochs)) for epochs in stops]
+        rows, _ = resume(tmp_path / str(stops), database, tasks)
+        assert [row["epoch"] for row in rows] == list(range(50))
+        lr[stops] = [row["lr"] for row in rows]
+    first = [0.005 * (1 + math.cos(math.pi * k / 25)) for k in range(25)]
+    assert lr[25, 50][:25] == pytest.approx(first, rel=1e-9)
+    assert lr[25, 50][25:] == lr[50,][25:]  # the same operations: to the bit
+    assert lr[50,][25] == pytest.approx(0.005, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("cls", "name", "warmup"),
+    [
+        (torch.optim.lr_scheduler.CosineAnnealingLR, "T_max", 3),  # an epoch and a half
+        (torch.optim.lr_scheduler.LinearLR, "total_iters", 0),
+        (torch.optim.lr_scheduler.StepLR, "step_size", 0),
+        # not a closed form in torch, and starts from another value than the optimizer's
+        (torch.optim.lr_scheduler.CosineAnnealingWarmRestarts, "T_0", 0),
+    ],
+)
+def test_extended_runs_follow_the_longer_schedule(database, tmp_path, cls, name, warmup):
+    histories = []
+    for stops in ((3, 6), (6,)):
+        tasks = [(epochs, scheduled(cls, warmup=warmup, **{name: epochs})) for epochs in stops]
+        histories.append(resume(tmp_path / str(stops), database, tasks)[0])
+    for key in ("lr", "weight_energy"):  # the rule follows the learning rate
+        extended, whole = ([row[key] for row in history[3:]] for history in histories)
+        assert extended == pytest.approx(whole, rel=1e-12), key
+
+
+def test_arguments_of_optimizer_and_plateau_scheduler_are_applied(database, tmp_path, caplog):
+    plateau = {"factor": 0.5, "patience": 0, "threshold": 10.0}  # never good enough
+    first = scheduled(ReduceLROnPlateau, monitor="val_loss", **plateau)
+    changed = scheduled(
+        ReduceLROnPlateau,
+        monitor="val_loss",
+        optimizer={"lr": 2e-2, "weight_decay": 0.3, "betas": (0.5, 0.6)},
+        **{**plateau, "factor": 0.1},
+    )
+    rows, task = resume(tmp_path, database, [(3, first), (4, changed), (6, changed)])
+    group = task.optimizers().param_groups[0]
+    assert (group["weight_decay"], tuple(group["betas"])) == (0.3, (0.5, 0.6))
+    # a half each epoch; 1.25e-3 is doubled before epoch 3; then a tenth each epoch
+    expected = [1e-2, 5e-3, 2.5e-3, 2.5e-3, 2.5e-4, 2.5e-5]
+    assert [row["lr"] for row in rows] == pytest.approx(expected, rel=1e-9)
+    assert "task.optimizer_args.weight_decay from None to 0.3" in caplog.text
+    assert "task.scheduler_args.factor from 0.5 to 0.1" in caplog.text
+
+
+def test_another_optimizer_and_scheduler_start_without_memory(database, tmp_path, caplog):
+    schedules = torch.optim.lr_scheduler
+    first = scheduled(schedules.ExponentialLR, gamma=0.5)
+    second = scheduled(schedules.CosineAnnealingLR, KalmanFilter, optimizer={"lr": 0.5}, T_max=8)
+    rows, task = resume(tmp_path, database, [(2, first), (4, second)])
+    expected = [0.25 * (1 + math.cos(math.pi * k / 8)) for k in (2, 3)]
+    assert [row["lr"] for row in rows[2:]] == pytest.approx(expected, rel=1e-9)
+    assert task.optimizers().state_dict()["state"][0]["step"] == 4
+    assert "task.optimizer_cls from torch.optim.adamw.AdamW to" in caplog.text
+
+
+def test_changed_weights_count_from_the_first_epoch_on(database, tmp_path, caplog):
+    def task(rule):
+        return toy_runs.toy_task(weighting=rule)
+
+    def weights(energy):
+        return {"energy": energy, "forces": 1.0, "stress": 1.0}
+
+    tasks = [
+        (2, task(Fixed(weights(0.25)))),
+        (3, task(Fixed(weights(0.5)))),
+        (4, task(TwoStage(weights(3.0), weights(7.0), switch=1))),
+        (5, task(TwoStage(weights(3.0), weights(7.0), switch=5))),
+    ]
+    rows, _ = resume(tmp_path, database, tasks)
+    assert [row["weight_energy"] for row in rows] == [0.25, 0.25, 0.5, 7.0, 3.0]
+    assert "task.weighting.initial.energy from 0.25 to 0.5" in caplog.text
+    assert "any more" not in caplog.text
+    tasks = [(e, task(SoftAdapt(initial=weights(w)))) for e, w in ((1, 0.1), (2, 0.9))]
+    rows, _ = resume(tmp_path / "soft", database, tasks)
+    assert [row["weight_energy"] for row in rows] == [0.1, 0.1]
+    assert "task.weighting.initial is for the first epochs" in caplog.text
+
+
+def test_only_what_was_changed_is_named(database, tmp_path, caplog):
+    def task(**kwargs):
+        return toy_runs.plateau_task(outputs=toy_runs.components(**kwargs))
+
+    for epochs in (1, 2):
+        resume(tmp_path, database, [(epochs, task())])
+    assert "changed since" not in caplog.text
+    assert "seed" not in caplog.text
+    resume(tmp_path, database, [(3, task(loss="huber"))], seed=17)
+    changed = next(r.getMessage() for r in caplog.records if "changed since" in r.getMessage())
+    names = [f"task.outputs.{c}.loss from mse to huber" for c in ("energy", "forces", "stress")]
+    assert changed == "changed since the checkpoint: " + ", ".join(names)
+    assert "val_loss has another meaning" in caplog.text
+    assert "seed 17 is not used" in caplog.text
+
+
 def test_stopped_early_stays_stopped(database, tmp_path):
+    patience = 2
+
     def callbacks():
         return [
             RunCheckpoint(str(tmp_path / "checkpoints"), model_path=None),
-            EarlyStopping("val_loss", patience=2, check_on_train_epoch_end=False),
+            EarlyStopping("val_loss", patience=patience, check_on_train_epoch_end=False),
             HistoryWriter(str(tmp_path / "history.csv")),
         ]
 
     for _ in range(2):
         toy_runs.run(tmp_path, database, 20, task=toy_runs.toy_task(lr=0.0), callbacks=callbacks())
         assert [row["epoch"] for row in toy_runs.history(tmp_path)] == [0, 1, 2]
+    patience = 4  # and with more of it the run goes on
+    toy_runs.run(tmp_path, database, 20, task=toy_runs.toy_task(lr=0.0), callbacks=callbacks())
+    assert [row["epoch"] for row in toy_runs.history(tmp_path)] == [0, 1, 2, 3, 4]
+
+
+def test_another_measure_of_the_best_epoch_starts_anew(database, tmp_path, caplog):
+    for epochs, monitor in ((2, "val_loss"), (3, "wall_s")):
+        checkpoints = RunCheckpoint(
+            str(tmp_path / "checkpoints"), monitor, mode="max", model_path=None
+        )
+        toy_runs.run(tmp_path, database, epochs, callbacks=[checkpoints])
+    # val_loss was larger than these seconds will be
+    assert torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)["epoch"] == 2
+    assert "judged by val_loss (max), now by wall_s (max)" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["best.ckpt", "last.ckpt", "best_model", "history.csv"])

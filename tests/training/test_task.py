@@ -15,6 +15,7 @@ from schnetpack.nn import CosineCutoff, GaussianRBF
 from schnetpack.representation import SchNet
 from schnetpack.task import ModelOutput
 
+from schnetpack_softadapt.training.averages import sum_names
 from schnetpack_softadapt.training.losses import EnergyLoss, ForcesLoss, StressLoss
 from schnetpack_softadapt.training.task import SoftAdaptTask
 from schnetpack_softadapt.training.weighting import Fixed, Rule, SoftAdapt
@@ -111,6 +112,45 @@ def test_val_loss_is_standardised_whatever_is_trained(database, tmp_path):
         fit(task, database, tmp_path, 1, callbacks=[records])
         values.append(records.rows[0]["val_loss"])
     assert values[0] == pytest.approx(values[1], rel=1e-12)
+
+
+def test_val_loss_of_raw_huber_losses_does_not_depend_on_units(database, tmp_path):
+    """The same delta in other units, and deltas that are those of a standardised run."""
+    rows = []
+    for energy, forces, stress in (
+        ({"delta": 0.02}, {"delta": 0.5}, {"delta": 0.01}),
+        (
+            {"unit": "meV", "delta": 20.0},
+            {"unit": "kcal/mol/Ang", "delta": 0.5 * units.mol / units.kcal},
+            {"unit": "GPa", "delta": 0.01 / units.GPa},
+        ),
+    ):
+        records = Records()
+        outputs = [
+            kind(loss="huber", **arguments)
+            for kind, arguments in (
+                (EnergyLoss, energy),
+                (ForcesLoss, forces),
+                (StressLoss, stress),
+            )
+        ]
+        task = toy_runs.toy_task(outputs=outputs, lr=0.0, standardize=False)
+        _, datamodule = fit(task, database, tmp_path, 1, callbacks=[records])
+        rows.append(records.rows[0])
+    assert rows[0]["train_energy_loss"] != pytest.approx(rows[1]["train_energy_loss"], rel=0.5)
+    assert rows[0]["val_loss"] == pytest.approx(rows[1]["val_loss"], rel=1e-6)
+    # H(s x; s delta) = s^2 H(x; delta): by hand, with residuals on both sides of delta
+    total, count, outside = 0.0, 0, 0
+    forces_loss = task.outputs[1]
+    for batch in datamodule.val_dataloader():
+        error = forces_loss.error(task._predict(batch), batch).detach().double().abs()
+        scale = forces_loss.scale(batch, task.standardization)
+        huber = torch.where(error < 0.5, 0.5 * error**2, 0.5 * (error - 0.25))
+        total += float((scale**2 * huber).sum())
+        count, outside = count + error.numel(), outside + int((error > 0.5).sum())
+    assert 0 < outside < count
+    sums = task._sums["val"].reduce(sum_names(task.active))
+    assert sums["forces/std"] / sums["forces/count"] == pytest.approx(total / count, rel=1e-6)
 
 
 @pytest.mark.parametrize("unit", [None, "meV"])
@@ -285,6 +325,46 @@ def test_optimizers_of_residuals(database, tmp_path):
     # the residuals are linear in these parameters: one step is the solution
     assert records.rows[1]["train_loss"] < 0.5 * records.rows[0]["train_loss"]
     assert records.rows[2]["train_loss"] == pytest.approx(records.rows[1]["train_loss"], rel=1e-3)
+
+
+class Twice(GaussNewton):
+    """Looks at another point first, as a line search does."""
+
+    def step(self, closure):
+        loss = closure()
+        with torch.no_grad():
+            for p in self.param_groups[0]["params"]:
+                p += 1.0
+        closure()
+        with torch.no_grad():
+            for p in self.param_groups[0]["params"]:
+                p -= 1.0
+        return loss
+
+
+class TwiceByAutograd(Twice):
+    uses_residuals = False
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.LBFGS, Twice, TwiceByAutograd])
+def test_a_batch_counts_once_however_often_it_is_evaluated(database, tmp_path, optimizer):
+    """One batch, so that the epoch's means are those of the parameters that it starts from."""
+    rows = []
+    data = {"n_train": 4, "batch_size": 4}
+    for cls in (optimizer, torch.optim.SGD):
+        records = Records()
+        task = SoftAdaptTask(
+            toy_runs.toy_model(),
+            toy_runs.components(),
+            optimizer_cls=cls,
+            optimizer_args={"lr": 1e-3},
+        )
+        fit(task, database, tmp_path, 1, data=data, callbacks=[records])
+        rows.append(records.rows[0])
+    for key in rows[1]:
+        if key.startswith("train_"):
+            # the same operations on the same numbers, up to the rounding of p + 1 - 1
+            assert rows[0][key] == pytest.approx(rows[1][key], rel=1e-6), key
 
 
 def test_residual_vectors_square_to_the_loss(database, tmp_path):

@@ -61,6 +61,27 @@ def test_softadapt_loss_weighted():
     assert weights[2] == pytest.approx((0.75, 0.25), abs=1e-8)
 
 
+@pytest.mark.parametrize("scale", [1e-8, 1e-100])
+def test_weights_of_small_losses_and_priors_sum_to_one(scale):
+    prior = {"energy": 3 * scale, "forces": scale}
+    for rule in (
+        SoftAdapt(loss_weighted=True),
+        SoftAdapt(prior=prior, initial=dict.fromkeys(NAMES, 1)),
+    ):
+        weights = feed(rule, [(3 * scale, scale), (3 * scale, scale)])
+        assert weights[2] == pytest.approx((0.75, 0.25), abs=1e-8)
+
+
+def test_weights_sum_to_one_where_a_resumed_run_averages_over_fewer_epochs():
+    rule = SoftAdapt(n=5)
+    feed(rule, [(4.0, 5.0), (3.0, 2.0), (2.0, 1.0), (1.0, 0.5)])
+    resumed = SoftAdapt(n=2)
+    resumed.begin(NAMES[:2])
+    resumed.load_state_dict(rule.state_dict())  # three alphas, one more than n
+    weights = resumed.update(4, {"energy": 0.9, "forces": 0.4})
+    assert sum(weights.values()) == pytest.approx(1.0, abs=2e-8)
+
+
 def test_softadapt_prior_by_hand():
     # rates (-1/4, -3/4) as above; factors 3 and 1
     prior = {"energy": 3.0, "forces": 1.0, "stress": 5.0}  # there is no stress
