@@ -1,27 +1,155 @@
 """`spk-softadapt`: argument parsing and wiring only; the work is done by the modules it calls.
 
 Each command adds its parser in `_add_<command>` and imports what it runs inside the handler, so
-that `--help` answers at once.
+that `--help` answers at once. Outputs have one convention, `_add_output`; errors another, `main`.
 """
 
 import argparse
+import contextlib
+import logging
 import sys
+import traceback
+import warnings
+from pathlib import Path
+
+from . import __version__
 
 __all__ = ["main"]
 
+PACKAGE = Path(__file__).parent
+DESCRIPTION = (
+    "What stands before and after training with SchNetPack's spktrain: data, reports, checks and"
+    " exports of interatomic potentials."
+)
+FAULT = (
+    "This is a fault of schnetpack_softadapt, not yours. Please report it to its authors, with the"
+    " lines above and what `spk-softadapt --version` prints."
+)
+
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit status (2 for bad input, with the reason on stderr)."""
-    parser = argparse.ArgumentParser(prog="spk-softadapt", description=__doc__.split("\n")[0])
+    """Run one command; returns the exit status.
+
+    2 stands for errors of the user's, who reads one line with the reason, and 3 for faults of ours,
+    with a traceback and where to report it.
+    """
+    parser = argparse.ArgumentParser(prog="spk-softadapt", description=DESCRIPTION)
+    parser.add_argument("--version", action=_Version, help="versions of this package and others")
+    parser.set_defaults(verbose=False, debug=False, out=None, overwrite=False, result=None)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for add in COMMANDS:
         add(commands)
+    for each in (parser, *commands.choices.values()):
+        _add_verbosity(each)
     args = parser.parse_args(argv)
+    with _messages(args):
+        try:
+            _keep_existing(args)
+            return args.run(args) or 0
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+        except Exception as error:
+            users = _is_users(error)
+            if args.debug or not users:
+                traceback.print_exc()
+            print(
+                f"spk-softadapt {args.command}: {_text(error) if users else FAULT}", file=sys.stderr
+            )
+            return 2 if users else 3
+
+
+class _Version(argparse.Action):
+    """Prints what a report of a fault needs."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, nargs=0, **kwargs)
+
+    def __call__(self, parser, *args):
+        from importlib.metadata import version
+
+        names = ("schnetpack", "torch", "pytorch-lightning", "ase", "numpy", "numba")
+        others = ", ".join(f"{name} {version(name)}" for name in names)
+        python = ".".join(map(str, sys.version_info[:3]))
+        print(f"schnetpack_softadapt {__version__} (Python {python}, {others})")
+        parser.exit()
+
+
+def _add_verbosity(parser: argparse.ArgumentParser) -> None:
+    """Options that stand before or after the command; suppressed defaults keep both."""
+    shown = {"action": "store_true", "default": argparse.SUPPRESS}
+    parser.add_argument("-v", "--verbose", help="say more of what is done", **shown)
+    parser.add_argument("--debug", help="say all, with a traceback of any error", **shown)
+
+
+def _add_output(
+    parser: argparse.ArgumentParser, metavar: str, help: str, result: str = "", **kwargs
+) -> None:
+    """`--out` and `--overwrite`: a command never replaces a result that it was not told to.
+
+    Args:
+        result: file by which a folder given as `--out` is known to hold an earlier result; empty
+            where `--out` is the result.
+    """
+    parser.add_argument("--out", metavar=metavar, help=help, **kwargs)
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier result there")
+    parser.set_defaults(result=result)
+
+
+def _keep_existing(args: argparse.Namespace) -> None:
+    if args.out is None or args.result is None or args.overwrite:
+        return
+    path = Path(args.out) / args.result
+    if path.exists():
+        raise FileExistsError(f"{path} exists already; choose another --out or give --overwrite")
+
+
+@contextlib.contextmanager
+def _messages(args: argparse.Namespace):
+    """Our messages on stderr; warnings of other packages' future only for `--debug`."""
+    level = logging.DEBUG if args.debug else logging.INFO if args.verbose else logging.WARNING
+    logger = logging.getLogger(__package__)
+    before, handler = logger.level, logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    with warnings.catch_warnings():
+        if not args.debug:
+            warnings.simplefilter("ignore", FutureWarning)
+        logger.addHandler(handler)
+        logger.setLevel(level)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(before)
+
+
+def _is_users(error: Exception) -> bool:
+    """Whether it was raised on purpose, by a `raise` of this package or by the file system.
+
+    A ValueError that numpy raises in our code is a fault of ours.
+    """
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    ours = Path(where.filename).is_relative_to(PACKAGE)
+    on_purpose = ours and (where.line or "").startswith("raise ")
+    return isinstance(error, OSError) or (isinstance(error, ValueError) and on_purpose)
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
+
+
+def _read_structure(path: str):
+    """A structure from a file that ASE reads."""
+    import ase.io
+
     try:
-        return args.run(args) or 0
-    except (ValueError, OSError) as error:
-        print(f"spk-softadapt {args.command}: {error}", file=sys.stderr)
-        return 2
+        return ase.io.read(path)
+    except OSError:
+        raise
+    except Exception as error:  # ASE's readers raise whatever their parsing meets
+        raise ValueError(f"{path} is no structure file that ASE reads ({error!r})") from error
 
 
 def _add_import(commands) -> None:
@@ -141,6 +269,11 @@ def _add_generate(commands) -> None:
     parser.add_argument("prototypes", nargs="*", metavar="PROTOTYPE", help="files that ASE reads")
     parser.add_argument("--out", metavar="FILE", help="*.extxyz (for `import`), or a database *.db")
     parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace a FILE that was made otherwise; results in its journal are always kept",
+    )
+    parser.add_argument(
         "--config", metavar="YAML", help="a file, or the name of a recipe of the package: mote2"
     )
     parser.add_argument(
@@ -202,7 +335,13 @@ def _generate(args) -> int:
     if args.out is None:
         raise ValueError("give --out, the file to write (or --dry-run)")
     try:
-        result = generate(recipe, args.out, n_jobs=args.jobs, progress=sys.stderr.isatty())
+        result = generate(
+            recipe,
+            args.out,
+            n_jobs=args.jobs,
+            overwrite=args.overwrite,
+            progress=sys.stderr.isatty(),
+        )
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130
@@ -218,15 +357,18 @@ def _add_report(commands) -> None:
         "models are welcome.",
     )
     parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="directory made by spktrain")
-    parser.add_argument(
-        "--out",
-        metavar="DIR",
-        help="folder of the report (default: report/ in the run, or in what several runs share)",
+    _add_output(
+        parser,
+        "DIR",
+        "folder of the report (default: report/ in the run, or in what several runs share; a report"
+        " there is renewed)",
+        result="report.json",
     )
     parser.add_argument(
         "--predict",
         action="store_true",
-        help="compute missing predictions from best_model and the run's data",
+        help="compute missing predictions from best_model (a pickle, which can execute code: only"
+        " for runs you trust) and the run's data",
     )
     parser.add_argument("--data", metavar="DB", help="the run's database, if it has moved")
     parser.add_argument("--device", default="cpu", help="device for --predict (default: cpu)")
@@ -255,19 +397,17 @@ def _add_export(commands) -> None:
         " no code, while best_model is a pickle that can.",
     )
     parser.add_argument("model", metavar="MODEL", help="best_model, or a run directory with one")
-    parser.add_argument("folder", metavar="FOLDER", help="where the files go")
+    _add_output(parser, "FOLDER", "where the files go", result="input.nn", required=True)
     parser.add_argument("--structure", metavar="FILE", help="what the LAMMPS input simulates")
     parser.set_defaults(run=_export)
 
 
 def _export(args) -> None:
-    import ase.io
-
     from schnetpack_softadapt.deploy.loading import load_potential
     from schnetpack_softadapt.deploy.n2p2 import write_potential
 
-    structure = ase.io.read(args.structure) if args.structure else None
-    for path in write_potential(load_potential(args.model), args.folder, structure):
+    structure = _read_structure(args.structure) if args.structure else None
+    for path in write_potential(load_potential(args.model), args.out, structure):
         print(path)
 
 
@@ -278,7 +418,7 @@ def _add_import_potential(commands) -> None:
         description="Read input.nn, scaling.data and weights.ZZZ.data and save a model.",
     )
     parser.add_argument("folder", metavar="FOLDER", help="the n2p2 potential")
-    parser.add_argument("model", metavar="MODEL", help="file to write")
+    _add_output(parser, "MODEL", "model file to write", required=True)
     parser.add_argument(
         "--length-unit", metavar="UNIT", help="of the files: Ang, Bohr (default: stated, else Bohr)"
     )
@@ -293,8 +433,9 @@ def _import_potential(args) -> None:
     from schnetpack_softadapt.deploy.n2p2 import read_potential
 
     model = read_potential(args.folder, args.length_unit, args.energy_unit)
-    print(model.representation.layout)
-    print(save_potential(model, args.model))
+    print(model.representation.layout.summary())
+    logging.getLogger(__name__).info("symmetry functions:\n%s", model.representation.layout)
+    print(save_potential(model, args.out))
 
 
 def _add_check(commands) -> None:
@@ -307,7 +448,13 @@ def _add_check(commands) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="best_model, run directory, or n2p2 folder")
     parser.add_argument("structure", metavar="STRUCTURE", help="a file that ASE reads")
-    parser.add_argument("--out", default="check", metavar="DIR", help="folder of check.json, plots")
+    _add_output(
+        parser,
+        "DIR",
+        "folder of check.json and plots (default: check)",
+        "check.json",
+        default="check",
+    )
     parser.add_argument(
         "--only",
         nargs="+",
@@ -318,12 +465,10 @@ def _add_check(commands) -> None:
 
 
 def _check(args) -> int:
-    import ase.io
-
     from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator
     from schnetpack_softadapt.deploy.check import CHECKS, run_checks, summary
 
-    atoms = ase.io.read(args.structure)
+    atoms = _read_structure(args.structure)
     atoms.calc = SoftAdaptCalculator(args.model)
     results = run_checks(atoms, args.only or CHECKS, args.out)
     print(summary(results))

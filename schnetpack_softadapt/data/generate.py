@@ -71,6 +71,7 @@ def generate(
     recipe: Recipe,
     out: str | Path,
     n_jobs: int = 1,
+    overwrite: bool = False,
     progress: bool = False,
     say: Callable[[str], None] = print,
 ) -> GenerationResult:
@@ -83,6 +84,7 @@ def generate(
         recipe: what to make; its calculator must be given.
         out: extended XYZ, or a database (.db) in SchNetPack's format; written at the end.
         n_jobs: number of processes.
+        overwrite: replace an `out` that no earlier run made; results in a journal are kept.
         progress: show a progress bar.
         say: gets the messages for the user.
 
@@ -100,8 +102,10 @@ def generate(
         raise ValueError(f"--jobs is a number of processes from 1 on, not {n_jobs}")
     import_calculator(recipe.calculator)  # a misspelt name is an error now, not once per structure
     path = out.with_name(out.name + ".journal")
-    if out.exists() and not path.exists():
-        raise FileExistsError(f"{out} exists, but no {path.name}; choose another name")
+    if out.exists() and not path.exists() and not overwrite:
+        raise FileExistsError(
+            f"{out} exists, but no {path.name}; choose another --out or give --overwrite"
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     say(plan(recipe))
     result = GenerationResult()

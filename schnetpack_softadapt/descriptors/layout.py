@@ -148,9 +148,35 @@ class Layout:
     def __hash__(self):
         return hash(self.fingerprint)
 
+    def summary(self) -> str:
+        """How many functions of which kind each element has, with the ranges of parameters."""
+        lines = []
+        for number, values in self.functions.items():
+            lines.append(f"{chemical_symbols[number]}: {len(values)} symmetry functions")
+            for kind in KINDS:
+                chosen = [f for f in values if f.kind == kind]
+                if chosen:
+                    lines.append(f"  {len(chosen):4d} {kind:4s}" + _ranges(chosen))
+        return "\n".join(lines)
+
     def __str__(self):
+        """All functions, one a line."""
         lines = []
         for number, values in self.functions.items():
             lines.append(f"{chemical_symbols[number]}: {len(values)} symmetry functions")
             lines += [f"  {k:3d} {f}" for k, f in enumerate(values)]
         return "\n".join(lines)
+
+
+def _ranges(functions: list[SymmetryFunction]) -> str:
+    names = (
+        ("eta", "r_s", "zeta", "cutoff")
+        if functions[0].kind in ANGULAR
+        else ("eta", "r_s", "cutoff")
+    )
+    text = ""
+    for name in names:
+        values = [getattr(f, name) for f in functions]
+        low, high = f"{min(values):.4g}", f"{max(values):.4g}"
+        text += f" {'r_c' if name == 'cutoff' else name} {low if low == high else f'{low}..{high}'}"
+    return text

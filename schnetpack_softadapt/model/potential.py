@@ -83,7 +83,8 @@ class ACSFPotential(NeuralNetworkPotential):
                 elements=[chemical_symbols[z] for z in layout.elements],
                 layout=layout.to_dict(),
             )
-            log.info("symmetry functions:\n%s", layout)
+            log.info("symmetry functions:\n%s", layout.summary())
+            log.debug("all of them:\n%s", layout)
 
     def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """The outputs for a batch; in evaluation on the CPU without SchNetPack's modules.

@@ -5,17 +5,19 @@ import math
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from matplotlib.figure import Figure
 
-from .curves import log_axis
+from .curves import draw_curves
+from .page import Report, paragraph, points, run_content, table
 from .quantities import METRICS, QUANTITIES, SUBSETS
 from .run import Run
-from .style import CYCLE, SUBSET_COLOURS, new_figure
-from .tables import error_rows, figures, headline
+from .style import SUBSET_COLOURS, new_figure
+from .tables import duration, error_rows, figures, headline
 
-__all__ = ["Group", "Spread", "draw_bars", "draw_curves", "group_runs", "names_of"]
+__all__ = ["Group", "Spread", "draw_bars", "group_runs", "names_of", "write_comparison"]
 
 #: settings that do not make two runs different experiments
 _IGNORED_SECTIONS: Final = ("run", "print_config", "logger")
@@ -217,39 +219,95 @@ def draw_bars(groups: list[Group], metric: str = "rmse") -> Figure | None:
     return figure
 
 
-def draw_curves(groups: list[Group]) -> Figure | None:
-    """Validation errors over epochs, a colour per group, a line per run."""
-    panels = []
-    for quantity in QUANTITIES:
-        lines = [
-            (index, run.history.epochs, series)
-            for index, group in enumerate(groups)
-            for run in group.runs
-            if (series := run.logged_error("val", quantity)) is not None
+def write_comparison(runs: list[Run], out: Path) -> Path:
+    """Write the comparison of `runs` into the folder `out` and return it."""
+    report = Report(out)
+    groups = group_runs(runs)
+    rows = {id(run): error_rows(run) for run in runs}
+    names = names_of(runs)
+    seeds = " Runs that differ by the seed only share a row." if len(groups) < len(runs) else ""
+    notes = [f"{names[id(run)]}: {note}" for run in runs for note in run.notes]
+    report.add(paragraph(f"{len(runs)} runs, {len(groups)} settings.{seeds}"))
+    report.heading("Side by side")
+    report.draw(
+        "compared_errors",
+        "Bars of energy, force and stress RMSE for each setting",
+        "RMSE of each setting; lines show the standard deviation over seeds.",
+        draw_bars,
+        groups,
+    )
+    report.draw(
+        "compared_curves",
+        "Validation RMSE over epochs, one colour per setting",
+        "Validation RMSE over epochs; one line per run.",
+        draw_curves,
+        {group.label: group.runs for group in groups},
+    )
+    for subset in reversed(SUBSETS):
+        if any(key[0] == subset for group in groups for key in group.errors):
+            over = "; mean ± standard deviation over seeds" if seeds else ""
+            caption = f"{SUBSETS[subset].capitalize()} errors (RMSE, then MAE){over}"
+            report.add(table(caption, *_side_by_side(groups, subset)))
+    report.heading("Runs")
+    report.add(table("Every run", *_every_run(groups, names)), points(notes))
+    content = {
+        "runs": [run_content(run, rows[id(run)], names[id(run)]) for run in runs],
+        "groups": [_group_content(group, names) for group in groups],
+    }
+    flat = [(names[id(run)], row) for run in runs for row in rows[id(run)]]
+    return report.write("Comparison of runs", content, flat)
+
+
+def _side_by_side(groups: list[Group], subset: str) -> tuple[list[str], list[list[str]]]:
+    columns = [
+        (quantity, metric)
+        for metric in ("rmse", "mae")
+        for quantity in QUANTITIES
+        if any((subset, quantity.name, metric) in group.errors for group in groups)
+    ]
+    header = ["settings", "runs", *(f"{q.name} {m.upper()}, {q.unit}" for q, m in columns)]
+    rows = [
+        [
+            group.label,
+            str(len(group.runs)),
+            *(
+                str(group.errors.get((subset, quantity.name, metric)) or "–")
+                for quantity, metric in columns
+            ),
         ]
-        if lines:
-            panels.append((quantity, lines))
-    if not panels:
-        return None
-    figure = new_figure(10.0, 3.9 + 0.22 * math.ceil(len(groups) / 3))
-    styles = ("-", (0, (5, 2)), (0, (1.5, 1.2)))
-    look = [
-        {"color": CYCLE[i % len(CYCLE)], "linestyle": styles[i // len(CYCLE) % len(styles)]}
-        for i in range(len(groups))
+        for group in groups
     ]
-    for column, (quantity, lines) in enumerate(panels):
-        axes = figure.add_subplot(1, len(panels), column + 1)
-        units = sorted({series.unit for _, _, series in lines})
-        for index, epochs, series in lines:
-            axes.plot(epochs, series.values, linewidth=1.4, alpha=0.85, **look[index])
-        log_axis(axes, [series.values for _, _, series in lines])
-        axes.set_xlabel("epoch")
-        axes.set_ylabel(f"validation RMSE ({' or '.join(units)})")
-        axes.set_title(quantity.title)
-    shown = sorted({index for _, lines in panels for index, _, _ in lines})
-    handles = [
-        figure.axes[0].plot([], [], label=groups[i].label, linewidth=2.5, **look[i])[0]
-        for i in shown
+    return header, rows
+
+
+def _every_run(groups: list[Group], names: dict[int, str]) -> tuple[list[str], list[list[str]]]:
+    header = ["run", "settings", "seed", "epochs", "best epoch", "wall time", "finished"]
+    rows = [
+        [
+            names[id(run)],
+            group.label,
+            "–" if run.seed is None else str(run.seed),
+            "–" if run.n_epochs is None else str(run.n_epochs),
+            "–" if run.best_epoch is None else str(run.best_epoch),
+            duration(run.wall_s),
+            "yes" if run.finished else "no",
+        ]
+        for group in groups
+        for run in group.runs
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(3, len(handles)))
-    return figure
+    return header, rows
+
+
+def _group_content(group: Group, names: dict[int, str]) -> dict[str, Any]:
+    def content(spread: Spread) -> dict[str, Any]:
+        return {"mean": spread.mean, "deviation": spread.deviation, "values": spread.values}
+
+    return {
+        "label": group.label,
+        "runs": [names[id(run)] for run in group.runs],
+        "wall_s": content(group.wall) if group.wall else None,
+        "errors": [
+            {"subset": subset, "quantity": quantity, "metric": metric, **content(spread)}
+            for (subset, quantity, metric), spread in group.errors.items()
+        ],
+    }

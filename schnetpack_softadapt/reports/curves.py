@@ -1,5 +1,6 @@
 """What changes over epochs: losses, errors, and the weights of the loss components."""
 
+import math
 from pathlib import Path
 from typing import Final
 
@@ -19,7 +20,7 @@ from .style import (
     write_atomically,
 )
 
-__all__ = ["component_colours", "draw_learning", "draw_weights", "log_axis", "training_picture"]
+__all__ = ["component_colours", "draw_curves", "draw_learning", "draw_weights", "training_picture"]
 
 #: more epochs than this get a running mean over the raw values
 _SMOOTHED_FROM: Final = 120
@@ -52,7 +53,7 @@ def draw_learning(run: Run) -> Figure | None:
         axes = figure.add_subplot(rows, columns, index + 1)
         for subset, values in series.items():
             _line(axes, history.epochs, values, SUBSET_COLOURS[subset], logarithmic=True)
-        log_axis(axes, list(series.values()))
+        _log_axis(axes, list(series.values()))
         _mark_best(axes, run)
         axes.set_title(title)
         axes.set_ylabel(label)
@@ -74,6 +75,45 @@ def draw_weights(run: Run) -> Figure | None:
         return None
     figure = new_figure(9.0, 4.2)
     _weights_panel(figure.add_subplot(), run)
+    return figure
+
+
+def draw_curves(groups: dict[str, list[Run]]) -> Figure | None:
+    """Validation errors over epochs, a colour per group (by its label), a line per run."""
+    panels = []
+    for quantity in QUANTITIES:
+        lines = [
+            (index, run.history.epochs, series)
+            for index, runs in enumerate(groups.values())
+            for run in runs
+            if (series := run.logged_error("val", quantity)) is not None
+        ]
+        if lines:
+            panels.append((quantity, lines))
+    if not panels:
+        return None
+    figure = new_figure(10.0, 3.9 + 0.22 * math.ceil(len(groups) / 3))
+    styles = ("-", (0, (5, 2)), (0, (1.5, 1.2)))
+    look = [
+        {"color": CYCLE[i % len(CYCLE)], "linestyle": styles[i // len(CYCLE) % len(styles)]}
+        for i in range(len(groups))
+    ]
+    for column, (quantity, lines) in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), column + 1)
+        units = sorted({series.unit for _, _, series in lines})
+        for index, epochs, series in lines:
+            axes.plot(epochs, series.values, linewidth=1.4, alpha=0.85, **look[index])
+        _log_axis(axes, [series.values for _, _, series in lines])
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(f"validation RMSE ({' or '.join(units)})")
+        axes.set_title(quantity.title)
+    shown = {index for _, lines in panels for index, _, _ in lines}
+    handles = [
+        figure.axes[0].plot([], [], label=label, linewidth=2.5, **look[i])[0]
+        for i, label in enumerate(groups)
+        if i in shown
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(3, len(handles)))
     return figure
 
 
@@ -128,7 +168,7 @@ def _draw_training(run: Run) -> Figure | None:
         _line(
             axes, history.epochs, series.values, QUANTITY_COLOURS[quantity.name], logarithmic=True
         )
-        log_axis(axes, [series.values])
+        _log_axis(axes, [series.values])
         axes.set_title(f"{quantity.title}, validation RMSE", loc="left", fontsize=12)
         axes.set_ylabel(series.unit)
         best = run.best_epoch
@@ -205,7 +245,7 @@ def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
     return summed / np.convolve(np.ones(len(values)), kernel, mode="same")
 
 
-def log_axis(axes: Axes, series: list[np.ndarray]) -> None:
+def _log_axis(axes: Axes, series: list[np.ndarray]) -> None:
     """Log scale where all values are positive, with labels between the decades when few."""
     values = np.concatenate([s[np.isfinite(s)] for s in series])
     if not len(values) or values.min() <= 0.0:

@@ -9,12 +9,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from . import html
+from .page import paragraph, table
 from .predictions import Predictions
 from .quantities import ENERGY, FORCES, QUANTITIES, SUBSETS, Quantity
 from .tables import figures
 
-__all__ = ["Outlier", "find_outliers", "outlier_table"]
+__all__ = ["Outlier", "find_outliers", "outlier_blocks"]
 
 #: an error this many times the median of all structures; a normal distribution of component errors
 #: has less than one structure in a million beyond it
@@ -83,7 +83,7 @@ def find_outliers(subsets: list[Predictions]) -> list[Outlier]:
     return sorted(found, key=lambda outlier: -outlier.times)
 
 
-def outlier_table(outliers: list[Outlier]) -> list[str]:
+def outlier_blocks(outliers: list[Outlier]) -> list[str]:
     """HTML blocks; none without outliers."""
     if not outliers:
         return []
@@ -106,8 +106,4 @@ def outlier_table(outliers: list[Outlier]) -> list[str]:
         + (f" The largest {len(rows)} are shown, report.json has all." if more else "")
     )
     header = ["structure", "subset", "group", "atoms", "quantity", "error", "times the median"]
-    return [
-        html.heading("Doubtful labels"),
-        html.paragraph(text),
-        html.table("Errors of single structures", header, rows),
-    ]
+    return [paragraph(text), table("Errors of single structures", header, rows)]

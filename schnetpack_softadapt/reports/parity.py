@@ -1,4 +1,4 @@
-"""Parity plots: prediction against reference, all subsets together and one by one."""
+"""Prediction against reference: parity plots, differences, and histograms of the errors."""
 
 from typing import Final
 
@@ -14,12 +14,14 @@ from .quantities import ENERGY, QUANTITIES, SUBSETS, Quantity
 from .style import SUBSET_COLOURS, density_map, new_figure
 from .tables import figures
 
-__all__ = ["axis_name", "draw_density", "draw_parity", "interleaved"]
+__all__ = ["draw_density", "draw_differences", "draw_histograms", "draw_parity", "interleaved"]
 
 #: more points than this are shown as a density
 _DENSE: Final = 3000
 #: drawn points are thinned to one per cell of a grid this fine
 _CELLS: Final = 250
+#: histograms show this part of the errors, the rest is counted in words
+_SHOWN: Final = 0.99
 #: text in a corner, legible where a poor model has its points
 _CORNER: Final = {
     "ha": "right",
@@ -32,8 +34,7 @@ _CORNER: Final = {
 
 def draw_parity(subsets: list[Predictions]) -> Figure | None:
     """Energy, forces and stress side by side, subsets in colours; None without predictions."""
-    panels = [(q, parity_points(subsets, q)) for q in QUANTITIES]
-    panels = [(quantity, points) for quantity, points in panels if points]
+    panels = _panels(subsets)
     if not panels:
         return None
     figure = new_figure(max(3.6 * len(panels), 4.4), 4.5)
@@ -52,12 +53,7 @@ def draw_parity(subsets: list[Predictions]) -> Figure | None:
             _fitted_line(axes, quantity, comparison, (low, high), SUBSET_COLOURS[name])
         _line_table(axes, quantity, points)
         axes.set_title(quantity.title)
-    handles = [
-        figure.axes[0].plot([], [], "o", color=SUBSET_COLOURS[name], label=SUBSETS[name])[0]
-        for name in SUBSETS
-        if any(name in points for _, points in panels)
-    ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=3, handletextpad=0.1)
+    _legend(figure, panels)
     return figure
 
 
@@ -89,7 +85,7 @@ def draw_density(subsets: list[Predictions], quantity: Quantity) -> Figure | Non
         lower.axhline(0.0, color="#777777", linewidth=1.0, zorder=1.5)
         error = comparison.error * quantity.error_scale
         cells = _cloud(lower, x, error, colour, (low, high, -extent, extent))
-        lower.set_xlabel(f"reference {axis_name(quantity)}\n({quantity.axis_unit})")
+        lower.set_xlabel(f"reference {_axis_name(quantity)}\n({quantity.axis_unit})")
         if beyond := int(np.sum(np.abs(error) > extent)):
             lower.text(0.98, 0.92, f"{beyond} beyond", transform=lower.transAxes, **_CORNER)
         if column:
@@ -103,7 +99,102 @@ def draw_density(subsets: list[Predictions], quantity: Quantity) -> Figure | Non
     return figure
 
 
-def axis_name(quantity: Quantity) -> str:
+def draw_differences(subsets: list[Predictions]) -> Figure | None:
+    """Prediction minus reference over reference, one panel per quantity."""
+    panels = _panels(subsets)
+    if not panels:
+        return None
+    figure = new_figure(max(3.6 * len(panels), 4.4), 4.0)
+    for column, (quantity, points) in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), column + 1)
+        scaled = {
+            name: (c.reference * quantity.axis_scale, c.error * quantity.error_scale)
+            for name, c in points.items()
+        }
+        finite = np.concatenate([x[np.isfinite(x)] for x, _ in scaled.values()])
+        errors = np.concatenate([y[np.isfinite(y)] for _, y in scaled.values()])
+        if not len(finite) or not len(errors):
+            axes.text(0.5, 0.5, "no finite values", transform=axes.transAxes, ha="center")
+            continue
+        low, high = float(finite.min()), float(finite.max())
+        margin = 0.04 * (high - low) or max(abs(high), 1.0) * 0.05
+        extent = 1.08 * float(np.abs(errors).max()) or 1.0
+        axes.set_xlim(low - margin, high + margin)
+        axes.set_ylim(-extent, extent)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        x, y, colours = interleaved(scaled, axes.get_xlim(), axes.get_ylim())
+        axes.axhline(0.0, color="#777777", linewidth=1.0, zorder=1.5)
+        axes.scatter(x, y, s=9, c=colours, linewidths=0, rasterized=True)
+        what = _axis_name(quantity)
+        axes.set_xlabel(f"reference {what}\n({quantity.axis_unit})")
+        axes.set_ylabel(f"prediction − reference ({quantity.unit})")
+        axes.set_title(quantity.title)
+    _legend(figure, panels)
+    return figure
+
+
+def draw_histograms(subsets: list[Predictions]) -> Figure | None:
+    """Distribution of the errors, one panel per quantity, area one for each subset."""
+    panels = _panels(subsets)
+    if not panels:
+        return None
+    figure = new_figure(max(3.6 * len(panels), 4.4), 3.8)
+    for column, (quantity, points) in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), column + 1)
+        errors = {name: c.error * quantity.error_scale for name, c in points.items()}
+        errors = {name: e[np.isfinite(e)] for name, e in errors.items()}
+        pooled = np.abs(np.concatenate(list(errors.values())))
+        limit = float(np.quantile(pooled, _SHOWN)) if len(pooled) else 1.0
+        limit = limit or 1.0
+        # The smallest subset sets the bin width, or its outline would be noise.
+        fewest = min((len(e) for e in errors.values() if len(e)), default=1)
+        n_bins = int(np.clip(1.3 * np.sqrt(fewest), 12, 60))
+        edges = np.linspace(-limit, limit, n_bins + 1)
+        for name, values in errors.items():
+            if not len(values):
+                continue
+            counts = np.histogram(values, edges)[0]
+            density = counts / (len(values) * np.diff(edges))
+            first = name == next(iter(errors))
+            axes.stairs(
+                density,
+                edges,
+                color=SUBSET_COLOURS[name],
+                fill=first,
+                alpha=0.35 if first else 1.0,
+                linewidth=1.8,
+            )
+            if first:
+                axes.stairs(density, edges, color=SUBSET_COLOURS[name], linewidth=1.2)
+        beyond = np.mean(pooled > limit) if len(pooled) else 0.0
+        axes.axvline(0.0, color="#777777", linewidth=1.0)
+        axes.set_xlim(-limit, limit)
+        axes.set_ylim(bottom=0.0)
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel(f"prediction − reference ({quantity.unit})\n{beyond:.1%} lie beyond")
+        axes.set_title(quantity.title)
+        if column == 0:
+            axes.set_ylabel("share of errors")
+    _legend(figure, panels)
+    return figure
+
+
+def _panels(subsets: list[Predictions]) -> list:
+    panels = [(quantity, parity_points(subsets, quantity)) for quantity in QUANTITIES]
+    return [(quantity, points) for quantity, points in panels if points]
+
+
+def _legend(figure: Figure, panels: list) -> None:
+    handles = [
+        figure.axes[0].plot([], [], "o", color=SUBSET_COLOURS[name], label=SUBSETS[name])[0]
+        for name in SUBSETS
+        if any(name in points for _, points in panels)
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, handletextpad=0.1)
+
+
+def _axis_name(quantity: Quantity) -> str:
     """What the axes of a quantity show; energies are relative to the composition fit."""
     return "relative energy" if quantity is ENERGY else quantity.name
 
@@ -198,7 +289,7 @@ def _square(axes: Axes, quantity: Quantity, comparisons: list[Comparison]) -> tu
     axes.set_aspect("equal", adjustable="box")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(5))
-    what = axis_name(quantity)
+    what = _axis_name(quantity)
     axes.set_xlabel(f"reference {what}\n({quantity.axis_unit})")
     axes.set_ylabel(f"predicted {what}\n({quantity.axis_unit})")
     axes.plot([low, high], [low, high], color="#999999", linewidth=1.0, zorder=1.5)

@@ -2,14 +2,17 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-from .compare import group_runs, names_of
+from .compare import group_runs, names_of, write_comparison
+from .curves import draw_learning, draw_weights
+from .outliers import find_outliers, outlier_blocks
+from .page import Report, paragraph, points, run_content, table
+from .parity import draw_density, draw_differences, draw_histograms, draw_parity
 from .quantities import QUANTITIES, SUBSETS
 from .run import Run
-from .several import write_comparison
-from .single import write_single
-from .tables import plain_table
+from .tables import duration, error_rows, error_tables, plain_table
 
 __all__ = ["read_runs", "terminal_summary", "write_report"]
 
@@ -37,7 +40,9 @@ def write_report(runs: Sequence[Run], out: Path | str | None = None) -> Path:
         paths = [run.path for run in runs]
         common = paths[0] if len(paths) == 1 else Path(os.path.commonpath(paths))
         out = common / "report"
-    return write_single(runs[0], Path(out)) if len(runs) == 1 else write_comparison(runs, Path(out))
+    return (
+        _write_single(runs[0], Path(out)) if len(runs) == 1 else write_comparison(runs, Path(out))
+    )
 
 
 def terminal_summary(runs: Sequence[Run]) -> str:
@@ -56,3 +61,89 @@ def terminal_summary(runs: Sequence[Run]) -> str:
     for run in runs:
         text += [f"{names[id(run)]}: {note}" for note in run.notes]
     return "\n".join(text)
+
+
+def _write_single(run: Run, out: Path) -> Path:
+    """The report of one run: pictures, then numbers, then labels to look at."""
+    report = Report(out)
+    rows = error_rows(run)
+    subsets = list(run.predictions.values())
+    outliers = find_outliers(subsets)
+    report.add(paragraph(_facts(run)), points(run.notes))
+    report.heading("Parity")
+    report.draw(
+        "parity",
+        "Predicted over reference energy, forces and stress, one colour per subset",
+        "Prediction against reference. Dashed: line fitted to each subset, its slope and intercept "
+        "in the corner; grey: perfect agreement. Energies are per atom, relative to a fit of one "
+        "energy per element. Stress has six components per structure.",
+        draw_parity,
+        subsets,
+    )
+    for quantity in QUANTITIES:
+        report.draw(
+            f"parity_{quantity.name}",
+            f"Predicted {quantity.name} and its error over the reference, a column per subset",
+            f"{quantity.title} by subset: prediction and difference over reference; where points "
+            "are many, their density.",
+            draw_density,
+            subsets,
+            quantity,
+        )
+    report.heading("Differences")
+    report.draw(
+        "differences",
+        "Prediction minus reference over reference for energy, forces and stress",
+        "Prediction minus reference against reference.",
+        draw_differences,
+        subsets,
+    )
+    report.draw(
+        "histograms",
+        "Histograms of the errors in energy, forces and stress",
+        "Distribution of the errors; the outlines of all subsets have equal area.",
+        draw_histograms,
+        subsets,
+    )
+    best = "" if run.best_epoch is None else " The best epoch has the smallest validation loss."
+    report.heading("Learning curves")
+    report.draw(
+        "learning_curves",
+        "Training and validation loss and errors over epochs",
+        "Loss and errors over epochs; with many epochs a running mean over the pale raw values."
+        + best,
+        draw_learning,
+        run,
+    )
+    report.heading("Loss weights")
+    report.draw(
+        "loss_weights",
+        "Weights of the loss components over epochs",
+        "Weights of the loss components over epochs.",
+        draw_weights,
+        run,
+    )
+    report.heading("Errors")
+    tables = [table(*parts) for parts in error_tables(rows)]
+    report.add(*(tables or [paragraph("No errors are known yet.")]))
+    report.heading("Doubtful labels")
+    report.add(*outlier_blocks(outliers))
+    content = {
+        "runs": [run_content(run, rows)],
+        "outliers": [asdict(outlier) for outlier in outliers],
+    }
+    return report.write(f"Report of {run.name}", content, [(run.name, row) for row in rows])
+
+
+def _facts(run: Run) -> str:
+    facts = [f"{run.n_epochs} epochs" if run.n_epochs else "no finished epoch"]
+    if run.best_epoch is not None:
+        facts.append(f"best epoch {run.best_epoch}")
+    if run.wall_s is not None:
+        facts.append(f"wall time {duration(run.wall_s)}")
+    if run.seed is not None:
+        facts.append(f"seed {run.seed}")
+    for subset, predictions in run.predictions.items():
+        atoms = int(predictions.n_atoms.sum())
+        facts.append(f"{predictions.n_structures} {SUBSETS[subset]} structures ({atoms} atoms)")
+    return ", ".join(facts) + "."

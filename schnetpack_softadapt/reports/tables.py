@@ -4,19 +4,13 @@ import csv
 import io
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from ase.data import chemical_symbols
 
 from .predictions import Comparison, Predictions, parity_points
-from .quantities import (
-    FORCES,
-    METRICS,
-    QUANTITIES,
-    SUBSETS,
-    Quantity,
-)
+from .quantities import ENERGY, FORCES, METRICS, QUANTITIES, SUBSETS, Quantity
 from .run import Run
 
 __all__ = [
@@ -25,6 +19,7 @@ __all__ = [
     "csv_text",
     "duration",
     "error_rows",
+    "error_tables",
     "figures",
     "headline",
     "plain_table",
@@ -156,6 +151,52 @@ def headline(rows: Iterable[ErrorRow]) -> dict[tuple[str, str, str], float]:
                 if value is not None:
                     found[row.subset, row.quantity, metric] = value
     return found
+
+
+def error_tables(rows: list[ErrorRow]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Caption, header and cells of the tables for people.
+
+    First all subsets; then, where there are groups or several elements, a table for each subset
+    with its groups and elements down and the quantities across.
+    """
+    of_all = [replace(row, name=SUBSETS[row.subset]) for row in rows if row.selection == "all"]
+    if not of_all:
+        return []
+    others = sorted({row.source for row in of_all} - {"predictions"})
+    source = f" (from {' and '.join(others)})" if others else ""
+    tables = [(f"All structures{source}", *_wide("subset", of_all, (*METRICS, "largest")))]
+    for subset, title in SUBSETS.items():
+        parts = [row for row in rows if row.subset == subset and row.selection != "all"]
+        parts.sort(key=lambda row: (row.selection != "group", row.name))
+        if parts:
+            named = [
+                replace(row, name=f"atoms of {row.name}") if row.selection == "element" else row
+                for row in parts
+            ]
+            caption = f"{title.capitalize()} errors by structure group and element"
+            tables.append((caption, *_wide("group", named, METRICS)))
+    return tables
+
+
+def _wide(
+    first: str, rows: list[ErrorRow], metrics: Iterable[str]
+) -> tuple[list[str], list[list[str]]]:
+    """Header and cells: names down, quantities and metrics across; only columns with a value."""
+    found = {(row.name, row.quantity): row for row in rows}
+    columns = [
+        (quantity, metric)
+        for quantity in QUANTITIES
+        for metric in metrics
+        if any(row.quantity == quantity.name and getattr(row, metric) is not None for row in rows)
+    ]
+    words = {"rmse": "RMSE", "mae": "MAE", "largest": "largest error"}
+    header = [first, "structures", *(f"{q.name} {words[m]}, {q.unit}" for q, m in columns)]
+    cells = []
+    for name in dict.fromkeys(row.name for row in rows):
+        n = getattr(found.get((name, ENERGY.name)), "n", None)
+        values = [getattr(found.get((name, q.name)), metric, None) for q, metric in columns]
+        cells.append([name, "–" if n is None else str(n), *map(figures, values)])
+    return header, cells
 
 
 #: columns of report.csv

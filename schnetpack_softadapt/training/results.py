@@ -1,12 +1,15 @@
 """The end of a run: errors of the best model in people's units, and its predictions.
 
-Written are `metrics.json` and `predictions/{train,val,test}.npz`; a table is printed.
+Written are `metrics.json`, `predictions/{train,val,test}.npz` and, before training,
+`symmetry_functions.txt`; a table of errors is printed.
 """
 
+import io
 import json
 import logging
+import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +19,19 @@ from ase import units
 from pytorch_lightning.callbacks import Callback
 from schnetpack import properties
 from schnetpack.data import AtomsLoader
+from tqdm import tqdm
 
 from .. import properties as keys
+from .units import unit_factor
 
-__all__ = ["QUANTITIES", "ResultsWriter", "format_table", "predict", "subset_metrics"]
+__all__ = [
+    "QUANTITIES",
+    "ResultsWriter",
+    "format_table",
+    "predict",
+    "subset_metrics",
+    "write_predictions",
+]
 
 log = logging.getLogger(__name__)
 
@@ -30,11 +42,15 @@ QUANTITIES = {
     "stress": ("MPa", "MPa", 1e3 / units.GPa),
 }
 SUBSETS = {"train": "training", "val": "validation", "test": "test"}
+ASE_UNITS = {"energy": "eV", "forces": "eV/Ang", "stress": "eV/Ang/Ang/Ang"}
+SHAPES = {"energy": (-1,), "forces": (-1, 3), "stress": (-1, 3, 3)}
 VOIGT = (0, 4, 8, 5, 2, 1)
 
 
 class ResultsWriter(Callback):
     """At the end of the test, evaluates the tested model on all three subsets.
+
+    At the start of training, the symmetry functions of a model that has some are written down.
 
     Every structure counts once, also where several ranks share the test: the samplers of DDP pad
     subsets with repeated structures, so the first rank evaluates them whole.
@@ -49,6 +65,14 @@ class ResultsWriter(Callback):
         self.save_predictions = save_predictions
         self._table = ""
 
+    def on_fit_start(self, trainer, pl_module) -> None:
+        """Write the table of symmetry functions, too long for the terminal."""
+        layout = getattr(getattr(pl_module.model, "representation", None), "layout", None)
+        if layout is not None and trainer.is_global_zero:
+            path = self.dirpath / "symmetry_functions.txt"
+            _replace(path, f"{layout}\n".encode())
+            log.info("table of all symmetry functions: %s", path)
+
     def on_test_end(self, trainer, pl_module) -> None:
         """Evaluate and write the files."""
         if trainer.is_global_zero:
@@ -57,18 +81,19 @@ class ResultsWriter(Callback):
 
     def _evaluate(self, trainer, task) -> None:
         metrics: dict[str, Any] = {}
-        names = trainer.datamodule.dataset.metadata.get("group_names") or []
+        outputs = {c.kind: (c.name, c.target_property) for c in reversed(task.active) if c.kind}
         for subset in SUBSETS:
-            arrays = predict(task, trainer.datamodule, subset)
+            arrays = predict(task.model, trainer.datamodule, subset, outputs, task.device)
             if not len(arrays["n_atoms"]):
                 log.warning("no %s structures: no %s errors", SUBSETS[subset], SUBSETS[subset])
                 metrics[subset] = {}
                 continue
-            metrics[subset] = subset_metrics(arrays)
+            errors = subset_metrics(arrays)
+            metrics[subset] = {key: e for key, e in errors.items() if math.isfinite(e)}
+            if lost := errors.keys() - metrics[subset].keys():
+                log.warning("no %s of the %s set: not finite", sorted(lost), SUBSETS[subset])
             if self.save_predictions:
-                if "group" in arrays and names:
-                    arrays["group_names"] = np.array(names)
-                _save_npz(self.dirpath / "predictions" / f"{subset}.npz", arrays)
+                write_predictions(self.dirpath, subset, arrays)
         metrics["epochs"] = task.epochs_done
         metrics["wall_s"] = round(task.wall_s, 3)
         text = json.dumps(metrics, indent=2) + "\n"
@@ -82,73 +107,109 @@ class ResultsWriter(Callback):
             self._table = ""
 
 
-def predict(task, datamodule, subset: str) -> dict[str, np.ndarray]:
-    """Predictions and references of a subset, in the order of the database, ASE units, float64.
+def predict(
+    model: torch.nn.Module,
+    datamodule,
+    subset: str,
+    outputs: Mapping[str, tuple[str, str]],
+    device: torch.device | str = "cpu",
+) -> dict[str, np.ndarray]:
+    """Predictions and references of a subset: the arrays of `predictions/<subset>.npz`.
 
-    Keys: energy, energy_ref (S,) eV as the loss sees them (without what a preprocessing transform
-    has taken off), n_atoms (S,), numbers (N,), index (S,) in the database, forces and forces_ref
-    (N, 3) eV/Ang, stress and stress_ref (S, 3, 3) eV/Ang^3, stress_mask (S,) bool, group (S,).
-    What the task has no component for is absent.
+    Predictions are those of the saved model, with all it adds after training (offsets); references
+    are those of the database. In its order; eV, eV/Ang, eV/Ang^3, float64 (S structures, N atoms).
+
+    Args:
+        model: any SchNetPack model; its mode is restored.
+        datamodule: after `setup`.
+        subset: "train", "val" or "test".
+        outputs: keys of prediction and reference, by "energy", "forces", "stress".
+        device: where the model is.
+
+    Returns:
+        index (S,) in the database, n_atoms (S,), numbers (N,); energy and energy_ref (S,), forces
+        and forces_ref (N, 3), stress and stress_ref (S, 3, 3), stress_mask (S,) bool; group (S,)
+        and group_names. What the model or the data lack is absent.
     """
-    components = {c.kind: c for c in reversed(task.active) if c.kind is not None}
-    training = task.training
-    task.eval()
-    parts: list[dict[str, np.ndarray]] = []
-    try:
-        for batch in _loader(datamodule, subset):
-            batch = {k: v.to(task.device) for k, v in batch.items()}
-            with torch.set_grad_enabled(task.grad_enabled):
-                pred = task.predict_without_postprocessing(dict(batch))
-            parts += _split(pred, batch, components)
-    finally:
-        task.train(training)
-    # a sampler may give a structure twice, and gives the training set in random order
-    by_index = {int(part["index"][0]): part for part in parts}
-    parts = [by_index[index] for index in sorted(by_index)]
-    if not parts:
+    dataset = getattr(datamodule, f"{subset}_dataset")
+    if dataset is None or not len(dataset):
         return {"n_atoms": np.zeros(0, dtype=np.int64)}
-    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    predicted = _predicted(model, _loader(datamodule, subset), outputs, device, SUBSETS[subset])
+    # without transforms: RemoveOffsets, for one, changes the references that a batch carries
+    samples = dataset.iter_properties(range(len(dataset)), load_structure=True)
+    known = {int(sample[properties.idx]): sample for sample in samples}
+    order = sorted(known)
+
+    def join(parts, key: str) -> np.ndarray:
+        return np.concatenate([np.asarray(parts[k][key]) for k in order])
+
+    arrays = {
+        "index": np.array(order),
+        "n_atoms": join(known, properties.n_atoms),
+        "numbers": join(known, properties.Z),
+    }
+    for kind, (key, target) in outputs.items():
+        if key not in predicted[order[0]] or target not in known[order[0]]:
+            continue
+        factor = unit_factor(dataset.units[target], ASE_UNITS[kind])
+        for name, parts, source in ((kind, predicted, key), (f"{kind}_ref", known, target)):
+            values = join(parts, source).reshape(SHAPES[kind])
+            arrays[name] = values.astype(np.float64) * factor
+    if "stress" in arrays:
+        has_mask = keys.stress_mask in known[order[0]]
+        mask = join(known, keys.stress_mask) if has_mask else np.ones(len(order))
+        arrays["stress_mask"] = mask.reshape(-1) > 0
+    metadata = dataset.metadata
+    groups, names = metadata.get("groups_ids", {}).get(keys.group), metadata.get("group_names")
+    if names and groups is not None:
+        arrays["group"], arrays["group_names"] = np.asarray(groups)[order], np.array(names, str)
+    return arrays
+
+
+def _predicted(model, batches, outputs, device, title: str) -> dict[int, dict[str, np.ndarray]]:
+    """Outputs of each structure by its index in the database.
+
+    A loader may shuffle, and its sampler may give a structure twice.
+    """
+    found: dict[int, dict[str, np.ndarray]] = {}
+    modes = model.training, model.do_postprocessing
+    model.eval()
+    model.do_postprocessing = True
+    try:
+        bar = tqdm(batches, f"predicting {title}", unit="batch", delay=2, leave=False, disable=None)
+        for batch in bar:
+            batch = {key: value.to(device) for key, value in batch.items()}
+            index = batch[properties.idx].reshape(-1).tolist()
+            stops = batch[properties.n_atoms].cumsum(0)[:-1].cpu().numpy()
+            with torch.enable_grad():
+                result = model(batch)
+            columns = {}
+            for kind, (key, _) in outputs.items():
+                if key in result:
+                    values = result[key].detach().cpu().numpy().reshape(SHAPES[kind])
+                    columns[key] = np.split(values, stops if kind == "forces" else len(index))
+            for k, structure in enumerate(index):
+                found[structure] = {key: values[k] for key, values in columns.items()}
+    finally:
+        model.train(modes[0])
+        model.do_postprocessing = modes[1]
+    return found
 
 
 def _loader(datamodule, subset: str) -> Iterable[dict[str, torch.Tensor]]:
-    dataset = getattr(datamodule, f"{subset}_dataset")
-    if dataset is None or not len(dataset):
-        return ()
     if subset == "train" and datamodule.train_sampler_cls is not None:
         # such a sampler may leave structures out
-        return AtomsLoader(dataset, batch_size=datamodule.val_batch_size)
+        return AtomsLoader(datamodule.train_dataset, batch_size=datamodule.val_batch_size)
     return getattr(datamodule, f"{subset}_dataloader")()
 
 
-def _split(pred, batch, components) -> list[dict[str, np.ndarray]]:
-    """The structures of a batch one by one, as float64 arrays."""
-    n_atoms = batch[properties.n_atoms].cpu().numpy()
-    stops = np.cumsum(n_atoms)[:-1]
-    n = len(n_atoms)
-
-    def numpy(tensor: torch.Tensor) -> np.ndarray:
-        return tensor.detach().double().cpu().numpy()
-
-    columns: dict[str, list[np.ndarray]] = {
-        "index": np.split(batch[properties.idx].reshape(-1).cpu().numpy(), n),
-        "n_atoms": np.split(n_atoms, n),
-        "numbers": np.split(batch[properties.Z].cpu().numpy(), stops),
-    }
-    shapes = {"energy": (-1,), "forces": (-1, 3), "stress": (-1, 3, 3)}
-    for kind, c in components.items():
-        for key, source in (
-            (kind, pred[c.name]),
-            (f"{kind}_ref", batch[c.target_property]),
-        ):
-            values = numpy(source).reshape(shapes[kind]) * c.to_ase
-            columns[key] = np.split(values, stops if kind == "forces" else n)
-        mask = c.mask(batch)
-        if kind == "stress":
-            known = np.ones(n, bool) if mask is None else numpy(mask).reshape(-1) > 0
-            columns["stress_mask"] = np.split(known, n)
-    if keys.group in batch:
-        columns["group"] = np.split(batch[keys.group].reshape(-1).cpu().numpy(), n)
-    return [{key: values[i] for key, values in columns.items()} for i in range(n)]
+def write_predictions(run_dir: Path, subset: str, arrays: dict[str, np.ndarray]) -> Path:
+    """Write `predictions/<subset>.npz` of a run, whole or not at all."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    path = run_dir / "predictions" / f"{subset}.npz"
+    _replace(path, buffer.getvalue())
+    return path
 
 
 def subset_metrics(arrays: dict[str, np.ndarray]) -> dict[str, float]:
@@ -192,14 +253,6 @@ def format_table(metrics: dict[str, Any]) -> str:
     rule = "-" * len(lines[0])
     end = f"best of {metrics['epochs']} epochs, {metrics['wall_s']:.0f} s of training"
     return "\n".join([rule, lines[0].rstrip(), rule, *(x.rstrip() for x in lines[1:]), rule, end])
-
-
-def _save_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:  # a file object: savez would append .npz to the name
-        np.savez_compressed(file, **arrays)
-    os.replace(temporary, path)
 
 
 def _replace(path: Path, data: bytes) -> None:

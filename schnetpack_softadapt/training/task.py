@@ -19,14 +19,11 @@ from .residuals import BatchResiduals, least_squares_weight
 from .resume import ResumableTask, plain, plain_copy
 from .standardize import Standardization
 from .units import record_units
-from .weighting import Fixed, Likelihood, LinearRamp, Rule, TwoStage
+from .weighting import Likelihood, Rule
 
 __all__ = ["SoftAdaptTask"]
 
 log = logging.getLogger(__name__)
-
-#: rules whose weights are a function of epoch and learning rate
-_MEMORYLESS = (Fixed, LinearRamp, TwoStage)
 
 
 class SoftAdaptTask(ResumableTask):
@@ -302,7 +299,7 @@ class SoftAdaptTask(ResumableTask):
     def on_train_start(self) -> None:
         """Start the clock; weights that follow from epoch and learning rate alone are set anew."""
         super().on_train_start()
-        if type(self.rule) in _MEMORYLESS and self.current_epoch > 0:
+        if not self.rule.has_memory and self.current_epoch > 0:
             losses = dict.fromkeys(self.rule.weights, 0.0)
             self.rule.update(self.current_epoch - 1, losses, self.current_lr())
         self._clock = time.monotonic()
@@ -445,7 +442,7 @@ class SoftAdaptTask(ResumableTask):
         if self.global_rank > 0:
             return
         late = any(name.startswith("weighting.initial") for name in changes)
-        if late and "weighting.rule" not in changes and type(self.rule) not in _MEMORYLESS:
+        if late and "weighting.rule" not in changes and self.rule.has_memory:
             log.warning("task.weighting.initial is for the first epochs and has no effect any more")
         if any(name.startswith("outputs") for name in changes):
             log.warning(
@@ -460,7 +457,7 @@ class SoftAdaptTask(ResumableTask):
         if not resume:
             self.active = [c for c in self.outputs if c.component in state["active"]]
         self.epochs_done, self.wall_s = state["epochs"], state["wall_s"]
-        if resume and type(self.rule) in _MEMORYLESS:
+        if resume and not self.rule.has_memory:
             return
         try:
             self.rule.load_state_dict(state["rule"])

@@ -139,6 +139,8 @@ class Rule:
             value = state[key]
             setattr(self, key, value.copy() if isinstance(value, dict | list) else value)
 
+    #: False: the weights follow from epoch and learning rate alone
+    has_memory = True
     #: attributes that change during a run, beside those that every rule has
     _state: tuple[str, ...] = ()
 
@@ -196,6 +198,8 @@ class Fixed(Rule):
         weights: by component; "labels", "loss_weight" or "auto" for those of the prior (see
             `Rule`); equal weights that sum to 1 if None.
     """
+
+    has_memory = False
 
     def __init__(self, weights: Mapping[str, float] | str | None = None):
         if isinstance(weights, str):
@@ -390,6 +394,8 @@ class LinearRamp(Rule):
         prior: see `Rule`.
     """
 
+    has_memory = False
+
     _state = ("lr_start",)
 
     def __init__(
@@ -433,6 +439,8 @@ class TwoStage(Rule):
         switch: first epoch of the second stage.
         prior: see `Rule`.
     """
+
+    has_memory = False
 
     def __init__(
         self,

@@ -341,6 +341,15 @@ def test_failures_are_reported_and_do_not_stop_the_others(how, reason, capsys):
         assert len(read("out.extxyz", ":")) == 7
 
 
+def test_a_file_of_somebody_else_is_kept(capsys):
+    Path("out.extxyz").write_text("mine")
+    assert run("--strain", "xx=0.01") == 2
+    assert "give --overwrite" in capsys.readouterr().err
+    assert Path("out.extxyz").read_text() == "mine"
+    assert run("--strain", "xx=0.01", "--overwrite") == 0
+    assert len(read("out.extxyz", ":")) == 1
+
+
 def test_nothing_labelled_is_an_error(capsys):
     arguments = ["--calculator-args", '{"how": "raise"}']
     assert run("--strain", "xx=0.06", *arguments, calculator="calculators:Bad") == 2

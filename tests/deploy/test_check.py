@@ -142,17 +142,23 @@ def test_command_line(tmp_path, capsys):
     torch.save(model, tmp_path / "best_model")
     structure.write(tmp_path / "mo.xyz")
     folder = str(tmp_path / "n2p2")
-    assert main(["export", str(tmp_path), folder, "--structure", str(tmp_path / "mo.xyz")]) == 0
+    assert (
+        main(["export", str(tmp_path), "--out", folder, "--structure", str(tmp_path / "mo.xyz")])
+        == 0
+    )
     assert "in.lammps" in capsys.readouterr().out
-    assert main(["import-potential", folder, str(tmp_path / "again")]) == 0
+    assert main(["import-potential", folder, "--out", str(tmp_path / "again")]) == 0
     assert "Mo: 7 symmetry functions" in capsys.readouterr().out
     out = str(tmp_path / "check")
     arguments = [str(tmp_path / "again"), str(tmp_path / "mo.xyz"), "--out", out]
     assert main(["check", *arguments, "--only", "derivatives"]) == 0
     assert "derivatives  ok" in capsys.readouterr().out
-    assert main(["check", *arguments, "--only", "nothing"]) == 2
+    assert main(["check", *arguments, "--only", "nothing", "--overwrite"]) == 2
     assert "unknown checks" in capsys.readouterr().err
-    assert main(["export", str(tmp_path / "nowhere"), folder]) == 2
+    for command in (["export", str(tmp_path), "--out", folder], ["check", *arguments]):
+        assert main(command) == 2
+        assert "exists already" in capsys.readouterr().err
+    assert main(["export", str(tmp_path / "nowhere"), "--out", str(tmp_path / "new")]) == 2
     assert "there is no model at" in capsys.readouterr().err
 
 

@@ -1,6 +1,8 @@
 """The whole model: from a data module to energies, forces and stress, over the same file for the
 stored and the computed route, and through SchNetPack's own calculator."""
 
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -116,6 +118,16 @@ def test_completed_from_the_data(model):
     shifts = model.output_modules[0].shifts.shift
     assert shifts[29] != 0
     assert torch.count_nonzero(shifts) == 2
+
+
+def test_a_run_says_little_of_its_many_functions(database, caplog):
+    with caplog.at_level(logging.INFO, "schnetpack_softadapt"):
+        layout = potential(data(database)).representation.layout
+    assert layout.summary() in caplog.text
+    assert "r_s=" not in caplog.text  # the table, of 160 lines for two elements
+    with caplog.at_level(logging.DEBUG, "schnetpack_softadapt"):
+        potential(data(database))
+    assert str(layout) in caplog.text
 
 
 def test_scaled_training_descriptors_are_in_range(model, database):

@@ -98,7 +98,8 @@ def test_predictions_of_a_stock_run(stock, capsys):
     )
     for subset in ("train", "val", "test"):
         predictions = Predictions.load(run / "predictions" / f"{subset}.npz")
-        indices = SPLIT[f"{subset}_idx"]
+        indices = sorted(SPLIT[f"{subset}_idx"])
+        assert predictions.index.tolist() == indices
         assert predictions.n_atoms.tolist() == [len(systems[k]) for k in indices]
         # References are what went into the database: no offset taken off, units converted back.
         # float64 and two conversions: 1e-10
@@ -143,6 +144,19 @@ def test_what_is_missing_is_named(stock, tmp_path, name):
     database = stock[0].parent.parent / "data" / "argon.db"
     with pytest.raises(ValueError, match=name):
         predict_missing(run, datapath=database)
+
+
+def test_what_is_damaged_is_named(stock, tmp_path, capsys):
+    run = tmp_path / "runs" / "copy"
+    run.mkdir(parents=True)
+    (run / "split.npz").write_bytes((stock[0] / "split.npz").read_bytes())
+    (run / "config.yaml").write_text(CONFIG.replace("data.AtomsDataModule", "data.Nothing"))
+    (run / "best_model").write_bytes(b"half a pickle")
+    assert main(["report", str(run), "--predict"]) == 2
+    assert f"{run / 'best_model'} cannot be loaded" in capsys.readouterr().err
+    (run / "best_model").write_bytes((stock[0] / "best_model").read_bytes())
+    assert main(["report", str(run), "--predict"]) == 2
+    assert f"{run / 'config.yaml'}, section data" in capsys.readouterr().err
 
 
 def test_moved_database(stock, tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -14,7 +15,8 @@ import pytest
 from fake_run import expected_rmse, write_run
 
 from schnetpack_softadapt.cli import main
-from schnetpack_softadapt.reports import html, output, style
+from schnetpack_softadapt.reports import page as html
+from schnetpack_softadapt.reports import style
 from schnetpack_softadapt.reports.compare import Spread, group_runs
 from schnetpack_softadapt.reports.curves import training_picture
 from schnetpack_softadapt.reports.parity import interleaved
@@ -36,7 +38,7 @@ def quick_pictures(monkeypatch):
         with style.styled():
             return None if draw(*args) is None else PNG
 
-    monkeypatch.setattr(output, "png_bytes", drawn)
+    monkeypatch.setattr(html, "png_bytes", drawn)
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +174,37 @@ def test_page_shows_the_numbers(one):
             assert f"<td>{figures(value)}</td>" in text
     assert "run &lt;1&gt;" in text
     assert "best epoch 24" in text
+
+
+def test_pictures_stand_before_tables(one, several):
+    for _, _, out in (one, several):
+        _, text = _page(out)
+        assert text.rindex("<img") < text.index("<table")
+
+
+def test_errors_by_group_are_one_wide_table_for_each_subset(one):
+    """Groups down, quantities across: of 4 tables, each group has a row in three."""
+    _, arrays, out = one
+    page, text = _page(out)
+    assert page.counts["table"] == 4
+    for name in ("bulk", "surface", "liquid &lt;hot&gt;", "atoms of Mo", "atoms of Te"):
+        assert text.count(f'<th scope="row">{name}</th>') == 3
+    [table] = [part for part in text.split("<table>") if "Validation errors by" in part]
+    header, row = (
+        re.findall(r">([^<>]+)</t[hd]>", line)
+        for line in (table, table[table.index('row">surface') :])
+    )
+    columns = dict(zip(header[:8], row[:8], strict=True))
+    of = arrays["val"]
+    chosen = of["group"] == 1
+    energy = (of["energy"] - of["energy_ref"])[chosen] / of["n_atoms"][chosen]
+    atoms = np.repeat(chosen, of["n_atoms"])
+    forces = (of["forces"].astype(float) - of["forces_ref"])[atoms]
+    assert columns["structures"] == str(chosen.sum())
+    assert columns["energy RMSE, meV/atom"] == figures(1e3 * np.sqrt(np.mean(energy**2)))
+    assert columns["energy MAE, meV/atom"] == figures(1e3 * np.mean(np.abs(energy)))
+    assert columns["forces RMSE, meV/Å"] == figures(1e3 * np.sqrt(np.mean(forces**2)))
+    assert list(columns)[6:] == ["stress RMSE, MPa", "stress MAE, MPa"]
 
 
 def test_all_pictures_are_there(one):

@@ -1,37 +1,44 @@
 """Two CPU ranks against one with the same global batch."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import toy_runs
 
 
-def test_two_ranks_give_the_losses_and_weights_of_one(database, tmp_path):
-    """Structures have 4 and 8 atoms, one has no stress: a mean of means would be wrong. 11 and 5
-    structures do not divide by 2: samplers repeat one, which must not count.
+def two_ranks(folder, **options):
+    """Train in `folder` as Lightning starts two ranks: the script once more for the second."""
+    folder.mkdir(exist_ok=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            toy_runs.__file__,
+            folder,
+            "ranks=2",
+            *(f"{k}={v}" for k, v in options.items()),
+        ],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
 
-    The sums of the epoch must be those of both ranks, and DDP, which averages gradients over
-    ranks, must step along the gradient of the global batch, also of a loss that is a root.
-    """
-    histories = []
-    for ranks in (2, 1):
-        folder = tmp_path / str(ranks)
-        folder.mkdir()
-        command = [sys.executable, toy_runs.__file__, str(folder), f"database={database}"]
-        options = [f"ranks={ranks}", "epochs=4", "losses=rmse,mse,huber"]
-        done = subprocess.run(
-            [*command, *options],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        histories.append(toy_runs.history(folder))
-    two, one = histories
+
+def one_rank(folder, monkeypatch, **options):
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    toy_runs.run_as_told(folder, **options)
+
+
+def same_histories(two, one):
+    two, one = toy_runs.history(two), toy_runs.history(one)
     assert [row["epoch"] for row in two] == [0, 1, 2, 3]
     for a, b in zip(two, one, strict=True):
         for key in b:
@@ -40,4 +47,50 @@ def test_two_ranks_give_the_losses_and_weights_of_one(database, tmp_path):
                 # differences of losses and lose digits
                 expected = pytest.approx(b[key], rel=1e-4, abs=1e-5)
                 assert a[key] == expected, (b["epoch"], key)
+
+
+def store_files(folder):
+    """Names and times of the files of the stores in a folder."""
+    files = (folder / "descriptors").rglob("*.npy")
+    return {str(path): path.stat().st_mtime_ns for path in files}
+
+
+def test_two_ranks_give_the_losses_and_weights_of_one(database, tmp_path, monkeypatch):
+    """Structures have 4 and 8 atoms, one has no stress: a mean of means would be wrong. 11 and 5
+    structures do not divide by 2: samplers repeat one, which must not count.
+
+    The sums of the epoch must be those of both ranks, and DDP, which averages gradients over
+    ranks, must step along the gradient of the global batch, also of a loss that is a root.
+    """
+    options = {"database": database, "epochs": 4, "losses": "rmse,mse,huber"}
+    two_ranks(tmp_path / "two", **options)
+    one_rank(tmp_path / "one", monkeypatch, **options)
+    same_histories(tmp_path / "two", tmp_path / "one")
+
+
+def test_stored_descriptors_resume_and_results_on_two_ranks(database, tmp_path, monkeypatch):
+    """Two ranks that share a store, stop after two epochs, go on and write their results, against
+    one rank that does it in one go."""
+    two, one = tmp_path / "two", tmp_path / "one"
+    options = {"database": database, "model": "acsf", "losses": "mse,mse,mse"}
+    two_ranks(two, epochs=2, **options)
+    built = store_files(two)
+    assert built
+    done = two_ranks(two, epochs=4, test="yes", **options)
+    one_rank(one, monkeypatch, epochs=4, test="yes", **options)
+    same_histories(two, one)
+    assert store_files(two) == built, "the store was built once, by one rank"
+    assert done.stdout.count("RMSE (MAE)") == 1, "one rank prints the table"
+    metrics = [json.loads((folder / "metrics.json").read_text()) for folder in (two, one)]
+    for subset in ("train", "val", "test"):
+        assert metrics[0][subset] == pytest.approx(metrics[1][subset], rel=1e-4)
+        with (
+            np.load(two / "predictions" / f"{subset}.npz") as a,
+            np.load(one / "predictions" / f"{subset}.npz") as b,
+        ):
+            assert set(a) == set(b)
+            assert a["index"].tolist() == b["index"].tolist()  # each structure once, none missing
+            for key in a:
+                if a[key].dtype.kind == "f":
+                    np.testing.assert_allclose(a[key], b[key], rtol=1e-4, atol=1e-5)
     assert not list(Path(tmp_path).rglob("*.tmp"))

@@ -7,11 +7,9 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import toy_runs
-from schnetpack import atomistic
 from schnetpack.transform import CastTo32, MatScipyNeighborList
 
 from schnetpack_softadapt.data.datamodule import SoftAdaptDataModule
-from schnetpack_softadapt.model import ACSF, ACSFPotential, ElementalAtomwise, ForcesAndStress
 from schnetpack_softadapt.training.kalman import KalmanFilter
 from schnetpack_softadapt.training.losses import EnergyLoss, ForcesLoss, StressLoss
 from schnetpack_softadapt.training.residuals import Residuals
@@ -196,17 +194,6 @@ def data(database, tmp_path, n_train=10, store=True, **kwargs):
     )
 
 
-def potential():
-    torch.manual_seed(0)
-    return ACSFPotential(
-        representation=ACSF(
-            cutoff=toy_runs.CUTOFF, grid={"n_radial": 3, "n_angular_widths": 1, "zetas": [1]}
-        ),
-        input_modules=[atomistic.Strain(), atomistic.PairwiseDistances()],
-        output_modules=[ElementalAtomwise(n_hidden=[4, 3]), ForcesAndStress(True, True)],
-    )
-
-
 def kalman_task(optimizer_cls=KalmanFilter, epochs=4, components=None, optimizer=None, **kwargs):
     if components is None:
         components = [
@@ -217,7 +204,7 @@ def kalman_task(optimizer_cls=KalmanFilter, epochs=4, components=None, optimizer
         ]
     kwargs.setdefault("weighting", SoftAdapt(beta=1.0))
     return SoftAdaptTask(
-        potential(),
+        toy_runs.acsf_model(),
         components,
         optimizer_cls=optimizer_cls,
         optimizer_args={"lr": 0.5, **(optimizer or {})},

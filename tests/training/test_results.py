@@ -1,15 +1,30 @@
 """metrics.json, predictions and the table at the end of a run."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 import toy_runs
 from ase import units
+from schnetpack.data import AtomsDataModule
+from schnetpack.transform import AddOffsets, CastTo32, CastTo64, MatScipyNeighborList, RemoveOffsets
 
-from schnetpack_softadapt.training.results import format_table, predict, subset_metrics
+from schnetpack_softadapt.data.datamodule import SoftAdaptDataModule
+from schnetpack_softadapt.descriptors.layout import Layout, SymmetryFunction
+from schnetpack_softadapt.reports.outliers import find_outliers
+from schnetpack_softadapt.reports.predict import predict_missing
+from schnetpack_softadapt.reports.predictions import Predictions
+from schnetpack_softadapt.training.results import (
+    ResultsWriter,
+    format_table,
+    predict,
+    subset_metrics,
+)
 
+OUTPUTS = {kind: (kind, kind) for kind in ("energy", "forces", "stress")}
 KEYS = {
     f"{kind}_{metric}_{unit}"
     for kind, unit in (("energy", "meV_per_atom"), ("forces", "meV_per_Ang"), ("stress", "MPa"))
@@ -50,14 +65,13 @@ def test_files_of_a_finished_run(database, tmp_path, stock, capsys):
         assert list(arrays["index"]) == sorted(getattr(datamodule, f"{subset}_idx"))
         found = subset_metrics(arrays)
         assert found == pytest.approx(metrics[subset], rel=1e-12)
-        if not stock:
-            assert list(arrays["group_names"]) == ["small", "large"]
-            assert list(arrays["group"]) == [i % 2 for i in arrays["index"]]
+        assert list(arrays["group_names"]) == ["small", "large"]
+        assert list(arrays["group"]) == [i % 2 for i in arrays["index"]]
 
 
 def test_references_are_those_of_the_database(database, tmp_path):
     _, task, datamodule = toy_runs.run(tmp_path, database, 1)
-    arrays = predict(task, datamodule, "train")
+    arrays = predict(task.model, datamodule, "train", OUTPUTS)
     structures = toy_runs.emt_structures(18)
     first = 0
     for k, index in enumerate(arrays["index"]):
@@ -73,6 +87,82 @@ def test_references_are_those_of_the_database(database, tmp_path):
             assert np.allclose(arrays["stress_ref"][k], stress, atol=1e-6)
         else:
             assert index == 3
+
+
+CONFIG = """
+run: {{work_dir: "${{hydra:runtime.cwd}}", id: run}}
+globals: {{energy_key: energy, forces_key: forces, stress_key: stress}}
+data:
+  _target_: {target}
+  datapath: {database}
+  batch_size: 4
+  num_train: 10
+  num_val: 4
+  num_test: 2
+  num_workers: 0
+  split_file: split.npz
+  transforms:
+    - {{_target_: schnetpack.transform.RemoveOffsets, property: energy, remove_mean: true}}
+    - {{_target_: schnetpack.transform.MatScipyNeighborList, cutoff: {cutoff}}}
+    - {{_target_: schnetpack.transform.CastTo32}}
+"""
+
+
+@pytest.mark.parametrize("cls", [AtomsDataModule, SoftAdaptDataModule])
+def test_training_and_report_write_the_same_file(database, tmp_path, cls):
+    """Offsets and indices too: training has wrong labels named by their place in the database."""
+    pl.seed_everything(1, verbose=False)
+    model = toy_runs.toy_model()
+    offsets = AddOffsets("energy", add_mean=True)
+    model.postprocessors = torch.nn.ModuleList([CastTo64(), offsets])
+    datamodule = cls(
+        str(database),
+        batch_size=4,
+        num_train=10,
+        num_val=4,
+        num_test=2,
+        num_workers=0,
+        split_file=str(tmp_path / "split.npz"),
+        transforms=[
+            RemoveOffsets("energy", remove_mean=True),
+            MatScipyNeighborList(cutoff=toy_runs.CUTOFF),
+            CastTo32(),
+        ],
+    )
+    trainer = toy_runs.toy_trainer(tmp_path, 1)
+    task = toy_runs.toy_task(model=model)
+    trainer.fit(task, datamodule=datamodule)
+    trainer.test(task, datamodule=datamodule, ckpt_path="best", verbose=False)
+    target = f"{cls.__module__}.{cls.__name__}"
+    config = CONFIG.format(target=target, database=database, cutoff=toy_runs.CUTOFF)
+    (tmp_path / "config.yaml").write_text(config)
+    files = [tmp_path / "predictions" / f"{subset}.npz" for subset in ("train", "val", "test")]
+    trained = [dict(np.load(file)) for file in files]
+    for file in files:
+        file.unlink()
+    assert predict_missing(tmp_path) == files
+    structures = toy_runs.emt_structures(18)
+    for file, arrays in zip(files, trained, strict=True):
+        again = dict(np.load(file))
+        assert again.keys() == arrays.keys()
+        for key, values in arrays.items():
+            assert again[key].dtype == values.dtype
+            if key in OUTPUTS:
+                # float32 networks, summed in batches of other structures
+                assert again[key] == pytest.approx(values, rel=1e-5, abs=1e-6)
+            else:
+                assert np.array_equal(again[key], values)
+        energies = [structures[k].get_potential_energy() for k in arrays["index"]]
+        assert arrays["energy_ref"] == pytest.approx(energies, rel=1e-12)
+    # the loss saw energies without their mean, the file has it on both sides
+    assert float(offsets.mean) > 0.1  # eV/atom, of errors of 0.3
+    rmse = subset_metrics(trained[1])["energy_rmse_meV_per_atom"]
+    [row] = toy_runs.history(tmp_path)
+    assert rmse == pytest.approx(1e3 * row["val_energy_rmse"], rel=1e-5)
+    wrong = dict(trained[0])
+    wrong["energy_ref"] = wrong["energy_ref"] + 100.0 * (wrong["index"] == wrong["index"][4])
+    doubtful = Predictions.from_arrays("train", wrong)
+    assert wrong["index"][4] in {o.index for o in find_outliers([doubtful])}
 
 
 def test_metrics_by_hand():
@@ -105,9 +195,36 @@ def test_empty_subsets_are_said_to_be_empty(tmp_path, database, caplog):
     assert "-" in format_table(metrics)
 
 
+def test_what_is_not_finite_stays_out_of_metrics(database, tmp_path, caplog):
+    trainer, task, _ = toy_runs.run(tmp_path, database, 1)
+    with torch.no_grad():
+        next(task.model.output_modules[0].parameters()).fill_(float("nan"))
+    writer = next(c for c in trainer.callbacks if type(c).__name__ == "ResultsWriter")
+    writer._evaluate(trainer, task)
+    metrics = json.loads((tmp_path / "metrics.json").read_text(), parse_constant=pytest.fail)
+    assert metrics["val"] == {}
+    assert "energy_rmse_meV_per_atom" in caplog.text
+
+
 def test_evaluation_leaves_the_mode_of_the_task(database, tmp_path):
     _, task, datamodule = toy_runs.run(tmp_path, database, 1)
     task.train()
-    predict(task, datamodule, "val")
+    predict(task.model, datamodule, "val", OUTPUTS)
     assert task.training
     assert torch.is_grad_enabled()
+
+
+def test_table_of_symmetry_functions_is_a_file(tmp_path):
+    functions = [SymmetryFunction("G2", (29,), 4.0, eta) for eta in (0.1, 0.2)]
+    layout = Layout({"Cu": functions})
+    task = SimpleNamespace(model=SimpleNamespace(representation=SimpleNamespace(layout=layout)))
+    writer = ResultsWriter(str(tmp_path))
+    writer.on_fit_start(SimpleNamespace(is_global_zero=False), task)
+    assert list(tmp_path.iterdir()) == []
+    writer.on_fit_start(SimpleNamespace(is_global_zero=True), task)
+    [file] = tmp_path.iterdir()
+    assert file.name == "symmetry_functions.txt"
+    assert file.read_text() == f"{layout}\n"
+    writer.on_fit_start(
+        SimpleNamespace(is_global_zero=True), SimpleNamespace(model=toy_runs.toy_model())
+    )

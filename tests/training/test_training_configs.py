@@ -1,5 +1,7 @@
 """Configs of task, weighting, callbacks and trainer: complete, and what they say is what runs."""
 
+import math
+
 import pytest
 import pytorch_lightning as pl
 import toy_runs
@@ -75,6 +77,27 @@ def test_a_run_as_configured(database, tmp_path, scheduler):
     assert isinstance(trainer.checkpoint_callback, RunCheckpoint)
     assert (tmp_path / "best_model").exists()
     assert (tmp_path / "history.csv").exists()
+
+
+def test_the_cosine_of_an_extended_run_is_that_of_the_longer_one(database, tmp_path):
+    for epochs in (2, 4):
+        config = config_of(
+            "task/scheduler=softadapt_cosine",
+            f"trainer.max_epochs={epochs}",
+            "trainer.accelerator=cpu",
+        )
+        callbacks = [instantiate(c) for c in config.callbacks.values()]
+        trainer = instantiate(config.trainer, callbacks=callbacks, logger=[], _convert_="partial")
+        pl.seed_everything(0, verbose=False)
+        last = tmp_path / "checkpoints" / "last.ckpt"
+        trainer.fit(
+            task_of(config),
+            datamodule=toy_runs.toy_data(database),
+            ckpt_path=str(last) if last.exists() else None,
+        )
+    lr = [row["lr"] for row in toy_runs.history(tmp_path)]
+    expected = [0.5e-3 * (1 + math.cos(math.pi * k / n)) for k, n in enumerate((2, 2, 4, 4))]
+    assert lr == pytest.approx(expected, rel=1e-9)
 
 
 def test_raw_losses_are_a_choice():

@@ -1,7 +1,7 @@
 """A small potential, EMT data and runs of them, for the tests of training.
 
 As a script: `python toy_runs.py FOLDER KEY=VALUE...` trains in FOLDER, to be killed, or on two
-ranks.
+ranks; see `run_as_told`.
 """
 
 import csv
@@ -22,6 +22,7 @@ from schnetpack.train import ReduceLROnPlateau
 from schnetpack.transform import CastTo32, MatScipyNeighborList
 
 from schnetpack_softadapt.data.datamodule import SoftAdaptDataModule
+from schnetpack_softadapt.model import ACSF, ACSFPotential, ElementalAtomwise, ForcesAndStress
 from schnetpack_softadapt.training.callbacks import HistoryWriter
 from schnetpack_softadapt.training.checkpoints import AveragedWeights, RunCheckpoint
 from schnetpack_softadapt.training.losses import EnergyLoss, ForcesLoss, StressLoss
@@ -114,11 +115,21 @@ def toy_model(stress=True, forces=True, seed=0):
     )
 
 
+def acsf_model(seed=0):
+    """A small potential of ours, which asks the data module for stored descriptors."""
+    torch.manual_seed(seed)
+    return ACSFPotential(
+        representation=ACSF(CUTOFF, grid={"n_radial": 3, "n_angular_widths": 1, "zetas": [1]}),
+        input_modules=[atomistic.Strain(), atomistic.PairwiseDistances()],
+        output_modules=[ElementalAtomwise(n_hidden=[4, 3]), ForcesAndStress(True, True)],
+    )
+
+
 def toy_data(path, n_train=10, n_val=4, n_test=2, batch_size=4, stock=False, **kwargs):
     """Our data module on a database, or SchNetPack's own."""
     cls = AtomsDataModule if stock else SoftAdaptDataModule
     if not stock:
-        kwargs |= {"splitting": "random", "store": False}
+        kwargs = {"splitting": "random", "store": False, **kwargs}
     return cls(
         str(path),
         batch_size=batch_size,
@@ -207,27 +218,44 @@ def history(folder):
         return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
 
 
-def main():
-    folder = Path(sys.argv[1])
-    options = dict(option.split("=", 1) for option in sys.argv[2:])
-    torch.set_num_threads(1)
-    os.chdir(folder)
-    ranks = int(options.get("ranks", 1))
-    trainer_args = {"strategy": "ddp", "devices": ranks} if ranks > 1 else {}
+def run_as_told(folder, database, epochs, ranks=1, model="toy", losses=None, test=False):
+    """A run in the working directory, of the same global batches on any number of ranks.
+
+    Args:
+        folder: of the run.
+        database: file.
+        epochs: of the whole run; it goes on from the last checkpoint.
+        ranks: processes.
+        model: "toy", or "acsf" with stored descriptors.
+        losses: of energy, forces and stress, separated by commas; plain SGD then, since Adam would
+            not notice a gradient of the wrong length.
+        test: evaluate the best epoch at the end, as `spktrain` does.
+    """
+    ranks = int(ranks)
     task = None
-    if "losses" in options:
-        kinds = zip((EnergyLoss, ForcesLoss, StressLoss), options["losses"].split(","), strict=True)
-        outputs = [kind(loss=loss) for kind, loss in kinds]
-        # Adam would not notice a gradient of the wrong length
-        task = toy_task(outputs=outputs, optimizer_cls=torch.optim.SGD, lr=1e-2)
-    run(
-        folder,
-        options["database"],
-        int(options["epochs"]),
-        data={"batch_size": 4 // ranks, "n_train": 11, "n_val": 5},
-        task=task,
-        **trainer_args,
+    data = {"batch_size": 4 // ranks, "n_train": 11, "n_val": 5}
+    if model == "acsf":
+        data |= {"store": True, "store_dir": str(Path(folder) / "descriptors")}
+    if losses is not None:
+        kinds = zip((EnergyLoss, ForcesLoss, StressLoss), losses.split(","), strict=True)
+        task = toy_task(
+            acsf_model() if model == "acsf" else toy_model(),
+            [kind(loss=loss) for kind, loss in kinds],
+            optimizer_cls=torch.optim.SGD,
+            lr=1e-2,
+        )
+    trainer_args = {"strategy": "ddp", "devices": ranks} if ranks > 1 else {}
+    trainer, task, datamodule = run(
+        folder, database, int(epochs), data=data, task=task, **trainer_args
     )
+    if test:
+        trainer.test(task, datamodule=datamodule, ckpt_path="best", verbose=False)
+
+
+def main():
+    torch.set_num_threads(1)
+    os.chdir(sys.argv[1])
+    run_as_told(sys.argv[1], **dict(option.split("=", 1) for option in sys.argv[2:]))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,84 @@
+"""The way of a user: import a file, `spktrain`, report."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import ase.io
+import numpy as np
+import pytest
+import toy_runs
+from ase.calculators.singlepoint import SinglePointCalculator
+
+from schnetpack_softadapt.cli import main
+from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator
+
+
+def labelled(n):
+    """EMT structures as a file holds them."""
+    out = []
+    for atoms in toy_runs.emt_structures(n):
+        results = {
+            "energy": atoms.get_potential_energy(),
+            "forces": atoms.get_forces(),
+            "stress": atoms.get_stress(),
+        }
+        atoms.calc = SinglePointCalculator(atoms, **results)
+        out.append(atoms)
+    return out
+
+
+def test_from_import_to_report(tmp_path, capsys):
+    """A new process for `spktrain`, since Hydra owns logging and working directory in its own."""
+    structures = labelled(10)
+    ase.io.write("cuau.extxyz", structures)
+    assert main(["import", "cuau.extxyz", "--out", "cuau.db"]) == 0
+    settings = [
+        "experiment=acsf_softadapt",
+        "data.datapath=cuau.db",
+        "data.batch_size=4",
+        "data.num_train=6",
+        "data.num_val=2",
+        "data.num_test=2",
+        "trainer.max_epochs=3",
+        "trainer.accelerator=cpu",
+        "globals.cutoff=4.0",
+        "globals.n_hidden=[4]",
+        "model.representation.grid.n_radial=3",
+        "model.representation.grid.n_angular_widths=1",
+        "model.representation.grid.zetas=[1]",
+    ]
+    command = [Path(sys.executable).with_name("spktrain"), *settings]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    run = tmp_path / "runs" / "acsf_softadapt"
+    assert [row["epoch"] for row in toy_runs.history(run)] == [0, 1, 2]
+    metrics = json.loads((run / "metrics.json").read_text())
+
+    # from the stored descriptors in training, and from the saved model on the structures
+    with np.load(run / "split.npz") as split:
+        test = [structures[k] for k in split["test_idx"]]
+    calculator = SoftAdaptCalculator(run / "best_model")
+    errors = []
+    for atoms in test:
+        reference = atoms.get_forces()
+        atoms.calc = calculator
+        errors.append((atoms.get_forces() - reference).ravel())
+    rmse = 1e3 * np.sqrt(np.mean(np.concatenate(errors) ** 2))
+    # float32 in training, float64 in the calculator
+    assert metrics["test"]["forces_rmse_meV_per_Ang"] == pytest.approx(rmse, rel=1e-5)
+
+    capsys.readouterr()
+    assert main(["report", str(run)]) == 0
+    assert "test" in capsys.readouterr().out
+    (content,) = json.loads((run / "report" / "report.json").read_text())["runs"]
+    assert content["finished"]
+    assert content["notes"] == []
+    (row,) = [
+        row
+        for row in content["errors"]
+        if (row["selection"], row["subset"], row["quantity"]) == ("all", "test", "forces")
+    ]
+    assert row["rmse"] == pytest.approx(rmse, rel=1e-5)
+    assert row["n"] == sum(3 * len(atoms) for atoms in test)
