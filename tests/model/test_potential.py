@@ -214,6 +214,27 @@ def test_stored_route_equals_computed_route(database, model):
     model.eval()
 
 
+@pytest.mark.parametrize("store", [True, False], ids=["store", "pairs"])
+def test_training_step_under_detect_anomaly(database, model, store):
+    """Through SchNetPack's modules: the second derivative by positions, which nobody reads."""
+    datamodule = data(database, store=store)
+    datamodule.attach_descriptors(model.representation.layout)
+    batch = next(iter(datamodule.val_dataloader()))
+    assert (keys.descriptors in batch) == store
+    batch = {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
+    model.train()
+    gradients = []
+    for check in (False, True):
+        model.zero_grad()
+        with torch.autograd.set_detect_anomaly(check):
+            out = model(dict(batch))
+            sum((out[key] ** 2).sum() for key in ("energy", "forces", "stress")).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    model.eval()
+    assert gradients[0].abs().max() > 0.1
+    assert torch.equal(*gradients)
+
+
 def test_saved_model_holds_no_store(database, tmp_path):
     datamodule = data(database, store=True)
     model = potential(datamodule)
