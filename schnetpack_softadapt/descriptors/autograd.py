@@ -125,8 +125,8 @@ def _kernels(layout: Layout) -> DescriptorBackend:
 @lru_cache(maxsize=1)
 def _warn_no_kernels(message: str) -> None:
     warnings.warn(
-        f"the compiled symmetry functions cannot be imported ({message}); using the slower "
-        "reference backend. Remedy: pip install numba",
+        f"the compiled symmetry functions cannot be used ({message}); using the slower reference"
+        " backend. Remedy: pip install numba, and unset NUMBA_DISABLE_JIT",
         stacklevel=3,
     )
 
@@ -136,7 +136,7 @@ def choose_backend(layout: Layout, backend: str, device: torch.device) -> Descri
 
     Raises:
         ValueError: an unknown name, or "kernels" for a device other than the CPU.
-        ImportError: "kernels" without numba.
+        ImportError: "kernels" without numba, or with NUMBA_DISABLE_JIT.
     """
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}; choose from {BACKENDS}")

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -100,7 +101,9 @@ def _stamp_sources() -> None:
     files = [module.__file__ for module in modules]
     stamp = tuple((os.stat(f).st_mtime, os.stat(f).st_size) for f in files)
     for kernel in _KERNELS:
-        kernel._cache._cache_file._source_stamp = stamp
+        # private to numba, and not there under NUMBA_DISABLE_JIT
+        with suppress(AttributeError):
+            kernel._cache._cache_file._source_stamp = stamp
 
 
 _KERNELS = (
@@ -184,9 +187,12 @@ class KernelBackend:
 
     Raises:
         ValueError: an unknown cutoff function.
+        ImportError: numba is told not to compile.
     """
 
     def __init__(self, layout: Layout):
+        if config.DISABLE_JIT:
+            raise ImportError("NUMBA_DISABLE_JIT is set")
         self.layout = layout
         self._plan = compile_layout(layout)
 

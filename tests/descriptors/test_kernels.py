@@ -512,6 +512,24 @@ def test_the_cache_expires_with_any_of_the_sources(monkeypatch):
     assert file._source_stamp == stamp
 
 
+def test_without_compilation_auto_is_the_reference():
+    """A process of its own, because numba decides when the kernels are imported."""
+    program = """
+        import torch
+        from schnetpack_softadapt.descriptors.autograd import choose_backend
+        from schnetpack_softadapt.descriptors.layout import Layout, SymmetryFunction
+        layout = Layout({1: [SymmetryFunction("G2", (1,), 4.0, 0.1)]})
+        print(type(choose_backend(layout, "auto", torch.device("cpu"))).__name__)
+        choose_backend(layout, "kernels", torch.device("cpu"))
+    """
+    env = dict(os.environ, NUMBA_DISABLE_JIT="1")
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "ReferenceBackend"
+    assert "cannot be used (NUMBA_DISABLE_JIT is set)" in done.stderr
+    assert done.stderr.strip().endswith("ImportError: NUMBA_DISABLE_JIT is set")
+
+
 def test_the_first_compilation_says_so(monkeypatch, capsys):
     monkeypatch.setattr(kernels._Announcer, "silent", False)
     assert kernels.call(njit(lambda x: x + 1), 1) == 2
