@@ -194,6 +194,14 @@ def test_gradcheck(stores, data):
     assert torch.autograd.gradgradcheck(tangent, (d, s))
 
 
+def test_a_batch_on_a_gpu_has_no_index_for_each_number(stores, data):
+    """Indices of 64 bits for each would double the memory of a float32 store."""
+    product = jacobian(stores["float32"], data, cls=DeviceJacobian)
+    indices = [x for x in vars(product).values() if isinstance(x, torch.Tensor)]
+    indices = [x for x in indices if not x.is_floating_point()]
+    assert max(x.numel() for x in indices) == len(product.dg_dr)
+
+
 def test_forces_sum_to_zero(stores, data):
     store = stores["float64"]
     grad_r, _ = jacobian(store, data).vjp(random_like(store)[0])
