@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from .. import properties as keys
 from ..data.statistics import composition_fit, training_targets
-from .elements import ElementIndex, to_atomic_numbers
+from ..descriptors.elements import atomic_number
+from .elements import ElementIndex
 from .shift import ElementShift, sum_over_structures
 
 __all__ = ["ACTIVATIONS", "ElementalAtomwise"]
@@ -123,7 +124,7 @@ class ElementalAtomwise(Transform):
         """
         index = ElementIndex(elements)
         if isinstance(n_in, Mapping):
-            by_number = {to_atomic_numbers([key])[0]: int(n) for key, n in n_in.items()}
+            by_number = {atomic_number(key): int(n) for key, n in n_in.items()}
             missing = set(index.elements) - set(by_number)
             if missing:
                 raise ValueError(f"n_in lacks the elements with atomic numbers {sorted(missing)}")

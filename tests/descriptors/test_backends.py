@@ -176,13 +176,6 @@ def test_isolated_atoms_and_an_empty_pair_list(make_backend):
     assert grad.shape == (0, 3)
 
 
-def test_unknown_element_is_named(make_backend):
-    layout = bf.mixed_layout()
-    r_ij, idx_i, idx_j, _ = crystal_input(layout)
-    with pytest.raises(ValueError, match="Fe"):
-        make_backend(layout).values(r_ij, idx_i, idx_j, torch.tensor([1, 26, 8]))
-
-
 # --- derivatives
 
 

@@ -377,7 +377,7 @@ def test_large_store_is_sampled(tmp_path, monkeypatch):
 def test_errors_name_the_structure(tmp_path):
     data = gas(8)
     data[5].numbers[3] = 79
-    with pytest.raises(ValueError, match="structure 5 contains Au"):
+    with pytest.raises(ValueError, match="structure 5: the model does not know Au"):
         build(tmp_path, data)
     data = gas(3)
     data[1].cell = np.diag([7.0, 7.0, 0.0])

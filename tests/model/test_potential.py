@@ -21,6 +21,7 @@ from schnetpack_softadapt.data.database import write_database
 from schnetpack_softadapt.data.datamodule import SoftAdaptDataModule
 from schnetpack_softadapt.data.neighborlist import NeighborList
 from schnetpack_softadapt.data.structures import Structure
+from schnetpack_softadapt.descriptors.elements import UnknownElementError
 from schnetpack_softadapt.model import ACSF, ACSFPotential, ElementalAtomwise, ForcesAndStress
 
 CUTOFF = 4.5
@@ -316,14 +317,14 @@ def test_nve_conserves_energy(model, tmp_path):
 
 
 def test_unknown_element_is_refused_before_training(database):
-    with pytest.raises(ValueError, match="Au"):
+    with pytest.raises(UnknownElementError, match="structure 0: the model does not know Au"):
         potential(data(database), representation={"elements": ["Cu"]})
 
 
 def test_unknown_element_in_a_structure_is_named(model):
     atoms = alloy(9)
     atoms.numbers[0] = 47
-    with pytest.raises(ValueError, match="Ag"):
+    with pytest.raises(UnknownElementError, match="does not know Ag"):
         evaluate(model, atoms)
 
 
