@@ -7,12 +7,12 @@ from ase.data import chemical_symbols
 from tqdm import tqdm
 
 from ..descriptors.neighbors import neighbor_pairs
+from .cells import MIN_VOLUME_ANG3
 from .structures import Structure
 
 __all__ = ["InvalidStructures", "duplicates", "find_problems", "raise_problems"]
 
 MIN_DISTANCE_ANG = 0.5  # no two nuclei come closer in any data worth learning; H2 has 0.74
-MIN_VOLUME_ANG3 = 1e-6
 
 
 class InvalidStructures(ValueError):

@@ -5,10 +5,11 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
-from ase.data import atomic_numbers, chemical_symbols
+from ase.data import chemical_symbols
 from schnetpack import properties
 from schnetpack.data import AtomsDataModule, SplittingStrategy, calculate_stats
 
+from ..descriptors.elements import atomic_number, check_elements
 from .dataset import InMemoryAtomsData
 from .loading import BatchSource, EpochSampler, InMemoryLoader, as_batch
 from .partition import DEFAULT_SPLIT_FILE, Partition
@@ -144,18 +145,11 @@ class SoftAdaptDataModule(AtomsDataModule):
         """Refuse data with elements that a model does not know.
 
         Raises:
-            ValueError: naming the elements and a structure that contains each.
+            UnknownElementError: naming the elements and the first structure with one of them.
         """
-        known = {atomic_numbers[e] if isinstance(e, str) else int(e) for e in allowed}
-        unknown = [z for z in self.elements if z not in known]
-        if unknown:
-            found = ", ".join(
-                f"{chemical_symbols[z]} (first in structure {self._first_with(z)})" for z in unknown
-            )
-            raise ValueError(
-                f"{self.datapath} contains {found}, which the model does not know; it was made for"
-                f" {', '.join(chemical_symbols[z] for z in sorted(known))}"
-            )
+        known = {atomic_number(e) for e in allowed}
+        first = min((self._first_with(z) for z in self.elements if z not in known), default=None)
+        check_elements(self.elements, known, f"{self.datapath}, structure {first}")
 
     def _first_with(self, number: int) -> int:
         atom = np.argmax(self.dataset.numbers == number)

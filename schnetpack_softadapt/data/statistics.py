@@ -8,6 +8,7 @@ from schnetpack import properties
 from schnetpack.data import AtomsDataModule
 
 from .. import properties as keys
+from .cells import volumes
 from .dataset import InMemoryAtomsData, needs_neighbors
 
 __all__ = ["TrainingTargets", "composition_fit", "element_contributions", "training_targets"]
@@ -82,7 +83,7 @@ class TrainingTargets:
             elements=elements,
             compositions=compositions,
             n_atoms=n_atoms,
-            volumes=np.abs(np.linalg.det(joined(properties.cell, (-1, 3, 3)))),
+            volumes=volumes(joined(properties.cell, (-1, 3, 3))),
             numbers=numbers,
             energy=joined(properties.energy, (-1,)),
             forces=joined(properties.forces, (-1, 3)),

@@ -6,6 +6,8 @@ import numpy as np
 from ase import Atoms
 from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_stress
 
+from .cells import volumes
+
 __all__ = ["Structure"]
 
 
@@ -63,7 +65,7 @@ class Structure:
     @property
     def volume(self) -> float:
         """Cell volume in Ang^3, also of a left-handed cell; 0 without a cell."""
-        return abs(float(np.linalg.det(self.cell)))
+        return float(volumes(self.cell))
 
     @property
     def stress_voigt(self) -> np.ndarray | None:

@@ -14,6 +14,7 @@ from schnetpack.interfaces import SpkCalculator
 from schnetpack.units import convert_units
 from torch import nn
 
+from ..data.cells import stress_volumes
 from .chunks import evaluate_in_chunks
 from .committee import mean_and_spread
 from .evaluate import BatchModel, ComposedModels, Prediction, Structure, activate_stress
@@ -259,14 +260,13 @@ class SoftAdaptCalculator(SpkCalculator):
 
     def _structure(self, atoms: Atoms) -> Structure:
         cell, pbc = atoms.cell.array, atoms.pbc
-        volume = abs(np.linalg.det(cell)) if pbc.any() and self.stress_key is not None else 0.0
+        volume = 0.0 if self.stress_key is None else float(stress_volumes(cell[None], pbc)[0])
         return Structure(
             numbers=np.ascontiguousarray(atoms.numbers, dtype=np.int64),
             positions=atoms.positions,
             cell=cell,
             pbc=pbc,
-            # as in ForcesAndStress
-            volume=volume if volume > 1e-6 else 0.0,
+            volume=volume,
         )
 
     def _check_stress(self, structure: Structure) -> None:

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 from ase.build import bulk
-from ase.data import atomic_masses, atomic_numbers, reference_states
+from ase.data import atomic_masses, reference_states
 from ase.io import write
 
+from ..descriptors.elements import atomic_number, check_elements
 from .n2p2_write import write_text
 
 __all__ = ["write_lammps"]
@@ -87,7 +88,7 @@ def write_lammps(
     text = _INPUT.format(
         boundary=boundary,
         masses="\n".join(
-            f"mass            {k} {atomic_masses[atomic_numbers[symbol]]:.6g}  # {symbol}"
+            f"mass            {k} {atomic_masses[atomic_number(symbol)]:.6g}  # {symbol}"
             for k, symbol in enumerate(elements, start=1)
         ),
         # rounding of the last digit must not make it smaller than the potential's
@@ -106,12 +107,7 @@ def write_lammps(
 
 
 def _write_structure(path: Path, structure: Atoms, elements: Sequence[str]) -> Path:
-    unknown = sorted(set(structure.get_chemical_symbols()) - set(elements))
-    if unknown:
-        raise ValueError(
-            f"the structure contains {', '.join(unknown)}, the potential knows"
-            f" {', '.join(elements)} only"
-        )
+    check_elements(structure.numbers.tolist(), map(atomic_number, elements), path.name)
     if structure.cell.rank < 3:
         raise ValueError(
             "LAMMPS needs a box: give the structure three lattice vectors, for example with"
@@ -133,7 +129,7 @@ def _crystal(elements: Sequence[str]) -> Atoms | None:
     """About 200 atoms of the element's crystal, if it is one that ASE can build."""
     if len(elements) != 1:
         return None
-    state = reference_states[atomic_numbers[elements[0]]] or {}
+    state = reference_states[atomic_number(elements[0])] or {}
     if state.get("symmetry") not in ("fcc", "bcc", "diamond"):
         return None
     cell = bulk(elements[0], cubic=True)

@@ -51,7 +51,7 @@ class AtomsJacobian(NamedTuple):
         values: (n, D) descriptors.
         dg_dstrain: (n, 6, D) sum_p sym(dG/dr_p (x) r_p), Voigt order xx yy zz yz xz xy;
             off-diagonal entries are not doubled.
-        n_blocks: (n,) distinct other atoms within the cutoff.
+        n_blocks: (n,) distinct other atoms in the pair list.
         block_atom: (P,) those atoms by their index in the structure, ascending for each atom.
         block_columns: (P,) int16 which list of columns a block uses.
         dg_dr: (P, 3, W) derivative by the position of the other, images summed, 1/Ang.
@@ -81,7 +81,7 @@ class Part(NamedTuple):
 
 
 def count_blocks(part: Part) -> np.ndarray:
-    """Distinct other atoms near each atom of a part, (n,) int32."""
+    """Distinct other atoms in the pair list of each atom of a part, (n,) int32."""
     idx_i, idx_j, _ = part.pairs
     return _count_distinct(idx_i, idx_j, len(part.numbers))[part.begin : part.end]
 
@@ -95,8 +95,9 @@ def jacobian_of_atoms(
         parts: of different structures, or of one.
         columns: those to keep.
         backend: with a method `jacobian(r_ij, idx_i, idx_j, numbers, dtype=, threads=)` that
-            returns what `kernels.Jacobian` does (with or without the blocks of atoms with
-            themselves, in any order), or else `values` and `vjp`, of which one per column is taken.
+            returns what `kernels.Jacobian` does (a block for every two atoms of the pair list, with
+            or without those of atoms with themselves, in any order), or else `values` and `vjp`, of
+            which one per column is taken.
         dtype: of the results; computed in float64.
     """
     # atoms that take part: those of the parts and their neighbours

@@ -24,45 +24,39 @@ __all__ = ["blocks", "jacobian"]
 
 
 @njit(nogil=True, cache=True)
-def blocks(plan, first, order, r_ij, idx_j, numbers):
-    """Distinct atoms that the functions of each atom depend on.
+def blocks(first, order, idx_j, n_atoms):
+    """Distinct atoms in the pair list of each atom.
+
+    Distances and cutoffs are left alone: a neighbour in whose reach no function is has a block of
+    zeros, and nobody can count other blocks than these.
 
     Returns:
         (block_first (N + 1,), block_atom (n_blocks,), pair_block (P,)): the atoms of i, ascending
         and with i itself, are block_atom[block_first[i]:block_first[i + 1]]; pair_block is the
-        block of each pair counted from block_first[i], -1 beyond the cutoff.
+        block of each pair counted from block_first[i].
     """
-    n_atoms, n_pairs = len(numbers), len(idx_j)
     block_first = np.zeros(n_atoms + 1, np.int64)
-    block_atom = np.empty(n_pairs + n_atoms, np.int32)
-    pair_block = np.full(n_pairs, -1, np.int32)
+    block_atom = np.empty(len(idx_j) + n_atoms, np.int32)
+    pair_block = np.empty(len(idx_j), np.int32)
     seen = np.full(n_atoms, -1, np.int64)
     number = np.empty(n_atoms, np.int32)
     n = 0
     for i in range(n_atoms):
-        species = plan.species[numbers[i]]
-        # the last shell of a species has the largest cutoff
-        limit = plan.shells[plan.shell_first[species + 1] - 1].cutoff ** 2
         begin = n
         block_atom[n] = i
         seen[i] = i
         n += 1
         for k in range(first[i], first[i + 1]):
-            p = order[k]
-            r2 = r_ij[p, 0] ** 2 + r_ij[p, 1] ** 2 + r_ij[p, 2] ** 2
-            if r2 >= limit:
-                continue
-            pair_block[p] = 0
-            if seen[idx_j[p]] != i:
-                seen[idx_j[p]] = i
-                block_atom[n] = idx_j[p]
+            j = idx_j[order[k]]
+            if seen[j] != i:
+                seen[j] = i
+                block_atom[n] = j
                 n += 1
         block_atom[begin:n].sort()
         for b in range(begin, n):
             number[block_atom[b]] = b - begin
         for k in range(first[i], first[i + 1]):
-            if pair_block[order[k]] == 0:
-                pair_block[order[k]] = number[idx_j[order[k]]]
+            pair_block[order[k]] = number[idx_j[order[k]]]
         block_first[i + 1] = n
     return block_first, block_atom[:n].copy(), pair_block
 

@@ -3,7 +3,7 @@
 import numpy as np
 from numba import njit
 
-__all__ = ["pair_forces", "pair_vectors", "volumes"]
+__all__ = ["pair_forces", "pair_vectors"]
 
 
 @njit(nogil=True, cache=True)
@@ -80,15 +80,3 @@ def pair_forces(idx_i, idx_j, r_ij, gradient, idx_m, n_structures):
     for total in virial:
         total[2, 1], total[2, 0], total[1, 0] = total[1, 2], total[0, 2], total[0, 1]
     return forces, virial
-
-
-@njit(nogil=True, cache=True)
-def volumes(cells, pbc):
-    """Volumes (n_structures,) of cells (n_structures, 3, 3), 0 where `pbc` (3 n_structures,) is
-    false in all directions."""
-    result = np.zeros(len(cells))
-    for m in range(len(cells)):
-        if pbc[3 * m] or pbc[3 * m + 1] or pbc[3 * m + 2]:
-            (a, b, c), (d, e, f), (g, h, i) = cells[m, 0], cells[m, 1], cells[m, 2]
-            result[m] = abs(a * (e * i - f * h) + b * (f * g - d * i) + c * (d * h - e * g))
-    return result

@@ -33,10 +33,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ase.data import chemical_symbols
 from filelock import FileLock, Timeout
 
 from schnetpack_softadapt import properties as keys
+from schnetpack_softadapt.descriptors.elements import check_elements
 from schnetpack_softadapt.descriptors.store_build import FORMAT, Build
 from schnetpack_softadapt.descriptors.store_files import (
     Shard,
@@ -65,9 +65,8 @@ def fingerprint(structures: Sequence, layout, dtype: str = "float32") -> tuple[s
         format; (S + 1,) int64.
 
     Raises:
-        ValueError: a structure with an element that the layout does not have.
+        UnknownElementError: a structure with an element that the layout does not have.
     """
-    known = set(layout.elements)
     digest = hashlib.blake2b(
         f"{FORMAT} {layout.fingerprint} {np.dtype(dtype).str}".encode(), digest_size=16
     )
@@ -75,12 +74,7 @@ def fingerprint(structures: Sequence, layout, dtype: str = "float32") -> tuple[s
     for index in range(len(structures)):
         structure = structures[index]
         numbers = np.ascontiguousarray(structure.numbers, np.int64)
-        unknown = sorted(set(numbers.tolist()) - known)
-        if unknown:
-            names = ", ".join(chemical_symbols[z] for z in unknown)
-            raise ValueError(
-                f"structure {index} contains {names}, which has no descriptors in the layout"
-            )
+        check_elements(numbers.tolist(), layout.elements, f"structure {index}")
         first[index + 1] = first[index] + len(numbers)
         digest.update(len(numbers).to_bytes(8, "little"))
         digest.update(numbers)

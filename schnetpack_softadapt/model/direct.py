@@ -21,6 +21,7 @@ from schnetpack.transform import AddOffsets, CastTo32, CastTo64
 from torch import Tensor
 
 from .. import properties as keys
+from ..data.cells import stress_volumes
 from ..descriptors.autograd import choose_backend
 from .acsf import ACSF
 from .atomwise import ElementalAtomwise
@@ -64,7 +65,7 @@ def evaluate_directly(model: NeuralNetworkPotential, inputs: dict[str, Tensor]) 
     if backend is None:
         return False
     # only now: numba takes a second to load
-    from ..descriptors.kernel_pairs import pair_forces, pair_vectors, volumes
+    from ..descriptors.kernel_pairs import pair_forces, pair_vectors
     from ..descriptors.kernels import as_array
     from .compiled_networks import atomic_energies
 
@@ -91,8 +92,8 @@ def evaluate_directly(model: NeuralNetworkPotential, inputs: dict[str, Tensor]) 
         inputs[response.force_key] = torch.from_numpy(forces).to(positions.dtype)
     if response.calc_stress:
         cell = inputs[properties.cell]
-        volume = volumes(as_array(cell, _FLOAT), as_array(inputs[properties.pbc], _BOOL).ravel())
-        if volume.min(initial=1.0) > 1e-6 and keys.stress_mask not in inputs:
+        volume = stress_volumes(as_array(cell, _FLOAT), as_array(inputs[properties.pbc], _BOOL))
+        if volume.min(initial=1.0) > 0 and keys.stress_mask not in inputs:
             virial /= volume[:, None, None]
         else:
             virial *= inverse_volume(inputs).numpy()[:, None, None]

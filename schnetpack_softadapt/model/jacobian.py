@@ -27,7 +27,7 @@ from .. import properties as keys
 from ..descriptors.stored_terms import position_terms
 from .acsf import ACSF
 from .atomwise import ACTIVATIONS, ElementalAtomwise
-from .response import ForcesAndStress
+from .response import ForcesAndStress, inverse_volume
 
 __all__ = ["NetworkJacobian", "potential_jacobian"]
 
@@ -78,7 +78,7 @@ class NetworkJacobian:
             mine = layer.atoms
             table, slots, width = _table(rows[mine], n_rows)
             local = _scatter(layer.local[mine], table, slots, n_rows, width)
-            there = _scatter(torch.ones(len(mine)), table, slots, n_rows, width)
+            there = _scatter(torch.ones_like(mine), table, slots, n_rows, width)
             self._store(out, k, layer.gradient(local, there.to(out.dtype)))
         return out[:, 0]
 
@@ -214,7 +214,11 @@ def potential_jacobian(
     Returns:
         By output key: energies (B, 1, P) in eV, forces (R, 3, P) in eV/Ang, stress (B, 6, P) in
         eV/Ang^3 and Voigt order xx yy zz yz xz xy, over the trainable parameters of the model in
-        their order. None if the batch has no stored descriptors or the model is another.
+        their order; zeros for a stress that is not wanted. None if the batch has no stored
+        descriptors or the model is another.
+
+    Raises:
+        ValueError: as `response.inverse_volume`.
     """
     parts = _parts(model)
     if parts is None or keys.descriptors not in batch or keys.store_dg_dr not in batch:
@@ -241,10 +245,8 @@ def potential_jacobian(
             centers = torch.arange(len(x), device=x.device)
             v = stored.to(dtype) * factor[:, None]
             rows = jacobian.tangents(centers, idx_m, v, n_structures)
-            volume = torch.linalg.det(batch[properties.cell].double()).abs().to(dtype)
-            rows /= volume[:, None, None]
-            # a structure without a volume has no stress; its residuals have the weight zero
-            result[response.stress_key] = rows.nan_to_num_(0.0, 0.0, 0.0)
+            rows *= inverse_volume(batch).to(dtype)[:, None, None]
+            result[response.stress_key] = rows
     return result
 
 

@@ -5,6 +5,7 @@ from schnetpack import atomistic, properties
 from torch.autograd import grad
 
 from .. import properties as keys
+from ..data.cells import stress_volumes
 
 __all__ = ["ForcesAndStress", "inverse_volume"]
 
@@ -97,24 +98,17 @@ def inverse_volume(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     Raises:
         ValueError: a structure without a volume (not checked on a GPU, where the result is nan).
     """
-    cell = inputs[properties.cell].detach().double()
-    volume = (cell[:, 0] * torch.linalg.cross(cell[:, 1], cell[:, 2])).sum(1).abs()
-    wanted = inputs.get(keys.stress_mask)
-    periodic = inputs[properties.pbc].reshape(-1, 3).any(dim=1)
-    valid = (volume > 1e-6) & periodic
-    if wanted is None:
-        if volume.device.type == "cpu" and bool(valid.all()):
-            return volume.reciprocal()
-        wanted = torch.ones_like(valid)
-    else:
-        wanted = wanted.reshape(-1) > 0
+    cell, pbc = inputs[properties.cell].detach().double(), inputs[properties.pbc].reshape(-1, 3)
+    volume = stress_volumes(cell, pbc)
+    valid = volume > 0  # not so of NaN
+    mask = inputs.get(keys.stress_mask)
+    wanted = torch.ones_like(valid) if mask is None else mask.reshape(-1) > 0
     if volume.device.type == "cpu" and bool((wanted & ~valid).any()):
         index = int((wanted & ~valid).nonzero()[0])
         raise ValueError(
             f"stress of structure {index} of the batch is not defined: it has no periodic cell"
-            f" with a volume (volume {float(volume[index]):g} Ang^3, pbc"
-            f" {inputs[properties.pbc].reshape(-1, 3)[index].tolist()}). Give it a cell, or compute"
-            " energy and forces only."
+            f" with a volume (cell {cell[index].tolist()} Ang, pbc {pbc[index].tolist()}). Give it"
+            " a cell, or compute energy and forces only."
         )
-    inverse = torch.where(valid, 1.0 / volume.clamp_min(1e-6), torch.nan)
+    inverse = torch.where(valid, volume.reciprocal(), torch.nan)
     return torch.where(wanted, inverse, 0.0)

@@ -32,6 +32,7 @@ from schnetpack_softadapt.data.split_file import Split, load_split, save_split
 from schnetpack_softadapt.data.statistics import training_targets
 from schnetpack_softadapt.descriptors import store as store_module
 from schnetpack_softadapt.descriptors.autograd import choose_backend
+from schnetpack_softadapt.descriptors.elements import UnknownElementError
 from schnetpack_softadapt.descriptors.layout import Layout, SymmetryFunction
 
 
@@ -341,7 +342,7 @@ def test_unknown_elements_are_named():
     datamodule = made()
     assert datamodule.elements == [29, 79]
     datamodule.check_elements(["Cu", 79])
-    with pytest.raises(ValueError, match=r"contains Au \(first in structure 0\).*made for H, Cu"):
+    with pytest.raises(UnknownElementError, match=r"my.db, structure 0: .* know Au; it was made"):
         datamodule.check_elements(["Cu", "H"])
 
 

@@ -176,13 +176,6 @@ def test_isolated_atoms_and_an_empty_pair_list(make_backend):
     assert grad.shape == (0, 3)
 
 
-def test_unknown_element_is_named(make_backend):
-    layout = bf.mixed_layout()
-    r_ij, idx_i, idx_j, _ = crystal_input(layout)
-    with pytest.raises(ValueError, match="Fe"):
-        make_backend(layout).values(r_ij, idx_i, idx_j, torch.tensor([1, 26, 8]))
-
-
 # --- derivatives
 
 
@@ -245,6 +238,31 @@ def test_second_derivative_by_positions_is_nan(make_backend):
     (grad,) = torch.autograd.grad(energy, r_ij, create_graph=True)
     (second,) = torch.autograd.grad(grad.sum(), r_ij)
     assert torch.all(torch.isnan(second))
+
+
+def test_training_under_detect_anomaly(make_backend):
+    layout = bf.mixed_layout()
+    backend = make_backend(layout)
+    r_ij, *rest = cluster_input(layout, *bf.random_cluster(4))
+    leaf = r_ij.clone().requires_grad_()
+    weights = torch.linspace(-1, 1, layout.n_columns, dtype=torch.float64).requires_grad_()
+
+    def loss_of(r_ij):
+        energy = torch.tanh(pair_descriptors(r_ij, *rest, backend) * weights).sum()
+        return torch.autograd.grad(energy, r_ij, create_graph=True)[0].square().sum()
+
+    (expected,) = torch.autograd.grad(loss_of(leaf), weights)
+    with torch.autograd.detect_anomaly():
+        for r_ij in (leaf, leaf * 1.0):
+            loss = loss_of(r_ij)
+            (found,) = torch.autograd.grad(loss, weights, retain_graph=True)
+            assert torch.equal(found, expected)
+            with pytest.raises(RuntimeError, match=r"second derivative .* was asked for"):
+                torch.autograd.grad(loss, r_ij, retain_graph=True)
+            weights.grad = leaf.grad = None
+            loss.backward()
+            assert torch.equal(weights.grad, expected)
+            assert leaf.grad.isnan().all()
 
 
 def test_derivatives_by_the_tangent_path(make_backend):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from schnetpack_softadapt.descriptors.kernel_pairs import pair_forces, pair_vectors, volumes
+from schnetpack_softadapt.descriptors.kernel_pairs import pair_forces, pair_vectors
 
 POSITIONS = np.random.default_rng(3).normal(size=(7, 3))
 # two clusters of four and three atoms, the pairs of the first not sorted
@@ -55,11 +55,3 @@ def test_index_of_no_atom(wrong):
             pair_vectors(POSITIONS, np.zeros((2, 3)), *indices)
     with pytest.raises(IndexError, match="indices of structures"):
         pair_forces(idx_i[:0], idx_i[:0], np.zeros((0, 3)), np.zeros((0, 3)), idx_i, 7)
-
-
-def test_volumes():
-    cell = np.random.default_rng(6).normal(size=(3, 3))
-    cells = np.array([cell, cell[::-1], cell])  # of both hands
-    pbc = np.array([[True] * 3, [False, False, True], [False] * 3])
-    expected = abs(np.linalg.det(cells)) * [1, 1, 0]
-    np.testing.assert_allclose(volumes(cells, pbc.ravel()), expected, rtol=1e-12)

@@ -122,9 +122,9 @@ def test_errors_name_the_problem(training):
         Scaling({H: 3}, limits=(1.0, 0.0))
     with pytest.raises(ValueError, match="no training atom of Fe"):
         Scaling({H: 3, O: 2, 26: 3}).fit(g, numbers)
-    with pytest.raises(ValueError, match="statistics for O; known: H"):
+    with pytest.raises(ValueError, match="does not know O; it was made for H"):
         Scaling({H: 3}).fit(g, numbers)
-    with pytest.raises(ValueError, match="statistics for O; known: H"):
+    with pytest.raises(ValueError, match="does not know O; it was made for H"):
         Scaling({H: 3})(torch.tensor(g), torch.tensor(numbers))
     g[3, 1] = np.nan
     with pytest.raises(ValueError, match=r"descriptors \[1\]"):

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from ase.build import bulk
 from small_store import CUTOFF, layout, structures
 
 from schnetpack_softadapt.descriptors import store as store_module
@@ -134,6 +135,42 @@ def test_contents_equal_those_of_autograd(data, tmp_path, backend):
             found[:, row - rows[0]] = -found.sum(axis=1)
             np.testing.assert_allclose(found, expected, atol=1e-12)
     assert store.dg_dr.shape[2] < n_columns
+
+
+def test_elements_with_cutoffs_of_their_own(data, tmp_path):
+    """The pair list reaches as far as O needs, the functions of H end before."""
+    s = SymmetryFunction
+    mixed = Layout(
+        {
+            "H": [s("G2", (1,), 3.0, 0.3), s("G4", (1, 8), 3.0, 0.1)],
+            "O": [s("G2", (1,), CUTOFF, 0.3), s("G5", (1, 1), 3.5, 0.1)],
+        }
+    )
+    stores = [
+        build(tmp_path / name.__name__, data, name(mixed), mixed, dtype="float64")
+        for name in (KernelBackend, ReferenceBackend)
+    ]
+    for (name, a), b in zip(arrays(stores[0]).items(), arrays(stores[1]).values(), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-12, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("lattice", "a", "repeat", "shell"),
+    # rounding: the shell is nearer than the cutoff by one formula of the distance, not by another
+    [("fcc", 4.05, 2, 1.0), ("fcc", 4.05, 3, 0.5**0.5), ("bcc", 3.15, 2, 0.75**0.5)],
+)
+def test_a_shell_at_the_cutoff(tmp_path, lattice, a, repeat, shell):
+    crystal = bulk("Al", lattice, a=a).repeat(repeat)
+    crystal.numbers[:] = 1
+    cutoff = a * shell
+    functions = plain_layout(cutoff=cutoff)
+    store = build(tmp_path, [crystal], KernelBackend(functions), functions, dtype="float64")
+    i, j, _, _ = neighbor_pairs(crystal.positions, crystal.cell.array, crystal.pbc, cutoff)
+    expected = sorted({(int(a), int(b)) for a, b in zip(i, j, strict=True) if a != b})
+    rows = np.repeat(np.arange(len(crystal)), np.diff(store.block_first))
+    assert list(zip(rows.tolist(), store.block_atom.tolist(), strict=True)) == expected
+    # all atoms of the lattice are alike, wherever rounding puts the shell
+    np.testing.assert_allclose(store.G, store.G[:1].repeat(len(crystal), 0), atol=1e-12)
 
 
 def test_columns_by_elements():
@@ -340,7 +377,7 @@ def test_large_store_is_sampled(tmp_path, monkeypatch):
 def test_errors_name_the_structure(tmp_path):
     data = gas(8)
     data[5].numbers[3] = 79
-    with pytest.raises(ValueError, match="structure 5 contains Au"):
+    with pytest.raises(ValueError, match="structure 5: the model does not know Au"):
         build(tmp_path, data)
     data = gas(3)
     data[1].cell = np.diag([7.0, 7.0, 0.0])

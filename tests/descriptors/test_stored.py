@@ -181,14 +181,25 @@ def test_gradcheck(stores, data):
     u, d, s = random_like(store)
     u, d, s = (x[:k].clone().requires_grad_() for x, k in ((u, n), (d, n), (s, 2)))
     fixed = positions.detach(), strain.detach()
-    assert torch.autograd.gradcheck(lambda u: stored._Gradient.apply(u, *fixed, product), u)
-    assert torch.autograd.gradgradcheck(lambda u: stored._Gradient.apply(u, *fixed, product), u)
+
+    def gradient(u):
+        return stored._Gradient.apply(u, *fixed, product, None)
 
     def tangent(d, s):
-        return stored._Tangent.apply(d, s, *fixed, product)
+        return stored._Tangent.apply(d, s, *fixed, product, None)
 
+    assert torch.autograd.gradcheck(gradient, u)
+    assert torch.autograd.gradgradcheck(gradient, u)
     assert torch.autograd.gradcheck(tangent, (d, s))
     assert torch.autograd.gradgradcheck(tangent, (d, s))
+
+
+def test_a_batch_on_a_gpu_has_no_index_for_each_number(stores, data):
+    """Indices of 64 bits for each would double the memory of a float32 store."""
+    product = jacobian(stores["float32"], data, cls=DeviceJacobian)
+    indices = [x for x in vars(product).values() if isinstance(x, torch.Tensor)]
+    indices = [x for x in indices if not x.is_floating_point()]
+    assert max(x.numel() for x in indices) == len(product.dg_dr)
 
 
 def test_forces_sum_to_zero(stores, data):
@@ -211,6 +222,37 @@ def test_second_derivatives_by_positions_are_nan(stores, data):
     # also where the energy is linear in the descriptors
     (first,) = torch.autograd.grad(g.sum(), positions, create_graph=True)
     assert torch.autograd.grad(first.square().sum(), positions)[0].isnan().all()
+
+
+def test_training_under_detect_anomaly(stores, data):
+    """The NaN that nobody reads does not stop it; what somebody asks for does."""
+
+    def loss_of(leaves):
+        positions, strain, idx_m, batch = batch_of(stores["float64"], INDICES, data)
+        leaves += [positions, strain]
+        moved, g = descriptors_of_store(positions, strain, idx_m, batch)
+        weights = torch.linspace(-1, 1, g.shape[1], dtype=g.dtype).requires_grad_()
+        energy = torch.tanh(g * weights).sum()
+        grads = torch.autograd.grad(energy, [moved, strain], create_graph=True)
+        return sum((x**2).sum() for x in grads), weights
+
+    loss, weights = loss_of([])
+    (expected,) = torch.autograd.grad(loss, weights)
+    with torch.autograd.detect_anomaly():
+        loss, weights = loss_of(leaves := [])
+        assert torch.equal(torch.autograd.grad(loss, weights, retain_graph=True)[0], expected)
+        for leaf in leaves:
+            with pytest.raises(RuntimeError, match=r"second derivative .* was asked for"):
+                torch.autograd.grad(loss, leaf, retain_graph=True)
+        loss.backward()
+        assert torch.equal(weights.grad, expected)
+        assert all(leaf.grad.isnan().all() for leaf in leaves)
+        # the leaves are not spoiled for what comes after
+        positions, strain = leaves
+        positions.grad = None
+        *_, idx_m, batch = batch_of(stores["float64"], INDICES, data)
+        stored_descriptors(positions, strain, idx_m, batch).sum().backward()
+        assert positions.grad.isfinite().all()
 
 
 def test_nan_stays_within_its_backward_pass(stores, data):

@@ -14,6 +14,8 @@ from schnetpack_softadapt.data.datamodule import SoftAdaptDataModule
 from schnetpack_softadapt.data.neighborlist import NeighborList
 from schnetpack_softadapt.data.structures import Structure
 from schnetpack_softadapt.model import ACSF, ACSFPotential, ElementalAtomwise, ForcesAndStress
+from schnetpack_softadapt.training.losses import EnergyLoss, ForcesLoss, StressLoss
+from schnetpack_softadapt.training.residuals import BatchResiduals
 
 CUTOFF = 4.5
 VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
@@ -152,9 +154,52 @@ def test_structure_without_volume_has_no_stress_rows(database):
     model, batch = potential_and_batch(database, n_hidden=[3])
     batch[properties.cell] = batch[properties.cell].reshape(-1, 3, 3).clone()
     batch[properties.cell][1] = 0.0
+    batch[keys.stress_mask] = torch.tensor([1.0, 0.0, 1.0, 1.0, 1.0])
     stress = model.parameter_jacobian(batch, torch.arange(2))["stress"]
-    assert torch.isfinite(stress).all()
-    assert [bool(rows.any()) for rows in stress[:2]] == [True, False]
+    assert [bool(rows.any()) for rows in stress[:3]] == [True, False, True]
+    batch[keys.stress_mask] = torch.ones(5)
+    with pytest.raises(ValueError, match="structure 1 of the batch is not defined"):
+        model.parameter_jacobian(batch, torch.arange(2))
+
+
+def test_what_is_not_a_number_stays_so(database):
+    """A derivative that is NaN must stop a fit, not weigh nothing in it."""
+    model, batch = potential_and_batch(database, n_hidden=[3])
+    rows = batch[keys.store_rows]
+    for key, output in ((keys.store_dg_dstrain, "stress"), (keys.store_dg_dr, "forces")):
+        spoiled = batch[key].clone()
+        spoiled[rows[0] if output == "stress" else batch[keys.store_block_first][rows[0]]] = np.nan
+        jacobian = model.parameter_jacobian({**batch, key: spoiled}, torch.arange(2))
+        assert jacobian[output][0].isnan().any()
+        assert jacobian["energy"].isfinite().all()
+
+
+def test_a_training_step_on_a_device_waits_for_nothing(database):
+    """On torch's meta device nothing can be read, and tensors of the CPU cannot join in."""
+    model, batch = potential_and_batch(database, n_hidden=[3])
+    model.to("meta")
+    out = model({key: value.to("meta") for key, value in gathered(dict(batch)).items()})
+    sum((out[key] ** 2).sum() for key in ("energy", "forces", "stress")).backward()
+    assert {p.grad.device.type for p in model.parameters()} == {"meta"}
+
+
+def test_new_tensors_are_on_the_device_of_the_batch(database):
+    """A default device that is not that of the batch stands for the reverse, a batch on a GPU."""
+    model, batch = potential_and_batch(database, n_hidden=[3])
+    losses = [EnergyLoss(), ForcesLoss(), StressLoss()]
+    groups = {"energy": None, "forces": None, "stress": torch.tensor([0, 3])}
+    parameters = list(model.parameters())
+
+    def jacobian():
+        pred = model(dict(batch))
+        vectors = {c.component: c.residuals(pred, batch)[0].reshape(-1) for c in losses}
+        residuals = BatchResiduals(losses, vectors, pred, batch, model)
+        return residuals.jacobian(groups, parameters)
+
+    expected = jacobian()
+    with torch.device("meta"):
+        found = jacobian()
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
 
 
 def test_is_declined_where_it_does_not_apply(database):

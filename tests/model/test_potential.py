@@ -23,6 +23,7 @@ from schnetpack_softadapt.data.database import write_database
 from schnetpack_softadapt.data.datamodule import SoftAdaptDataModule
 from schnetpack_softadapt.data.neighborlist import NeighborList
 from schnetpack_softadapt.data.structures import Structure
+from schnetpack_softadapt.descriptors.elements import UnknownElementError
 from schnetpack_softadapt.model import ACSF, ACSFPotential, ElementalAtomwise, ForcesAndStress
 
 CUTOFF = 4.5
@@ -226,6 +227,27 @@ def test_stored_route_equals_computed_route(database, model):
     model.eval()
 
 
+@pytest.mark.parametrize("store", [True, False], ids=["store", "pairs"])
+def test_training_step_under_detect_anomaly(database, model, store):
+    """Through SchNetPack's modules: the second derivative by positions, which nobody reads."""
+    datamodule = data(database, store=store)
+    datamodule.attach_descriptors(model.representation.layout)
+    batch = next(iter(datamodule.val_dataloader()))
+    assert (keys.descriptors in batch) == store
+    batch = {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
+    model.train()
+    gradients = []
+    for check in (False, True):
+        model.zero_grad()
+        with torch.autograd.set_detect_anomaly(check):
+            out = model(dict(batch))
+            sum((out[key] ** 2).sum() for key in ("energy", "forces", "stress")).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    model.eval()
+    assert gradients[0].abs().max() > 0.1
+    assert torch.equal(*gradients)
+
+
 def test_saved_model_holds_no_store(database, tmp_path):
     datamodule = data(database, store=True)
     model = potential(datamodule)
@@ -307,14 +329,14 @@ def test_nve_conserves_energy(model, tmp_path):
 
 
 def test_unknown_element_is_refused_before_training(database):
-    with pytest.raises(ValueError, match="Au"):
+    with pytest.raises(UnknownElementError, match="structure 0: the model does not know Au"):
         potential(data(database), representation={"elements": ["Cu"]})
 
 
 def test_unknown_element_in_a_structure_is_named(model):
     atoms = alloy(9)
     atoms.numbers[0] = 47
-    with pytest.raises(ValueError, match="Ag"):
+    with pytest.raises(UnknownElementError, match="does not know Ag"):
         evaluate(model, atoms)
 
 
