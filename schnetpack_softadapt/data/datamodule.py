@@ -45,7 +45,13 @@ class SoftAdaptDataModule(AtomsDataModule):
         store_jobs: processes or threads that build a store; default all cores.
         num_workers: loader processes; 0 is fastest for data in memory.
         kwargs: further arguments of SchNetPack's AtomsDataModule.
+
+    Attributes:
+        keep_neighbors: whether batches with descriptors from a store carry neighbour lists too. A
+            model sets it to False if it knows that none of its modules reads them.
     """
+
+    keep_neighbors = True
 
     def __init__(
         self,
@@ -93,7 +99,7 @@ class SoftAdaptDataModule(AtomsDataModule):
         self.store_dtype = store_dtype
         self.store_dir = store_dir
         self.store_jobs = store_jobs
-        self._attached: str | None = None
+        self._attached: tuple[str, bool] | None = None
         self._atomrefs = {}
 
     # setup
@@ -219,7 +225,8 @@ class SoftAdaptDataModule(AtomsDataModule):
     def attach_descriptors(self, layout) -> bool:
         """Let batches carry the descriptors of a layout and their derivatives; build the store.
 
-        Models call this when they are set up. Neighbour lists are then no longer made.
+        Models call this when they are set up. Neighbour lists are then made only where
+        `keep_neighbors` says so.
 
         Args:
             layout: `descriptors.layout.Layout`.
@@ -229,7 +236,7 @@ class SoftAdaptDataModule(AtomsDataModule):
         """
         if self.store is False:
             return False
-        if self._attached == layout.fingerprint:
+        if self._attached == (layout.fingerprint, self.keep_neighbors):
             return True
         if not self.cache_transforms or not self._train_dataset.keeps_geometry():
             if self.store is True:
@@ -261,10 +268,10 @@ class SoftAdaptDataModule(AtomsDataModule):
                 raise
             log.warning("no descriptor store in %s (%s): training computes them", folder, error)
             return False
-        stored = StoredDescriptors(store)
+        stored = StoredDescriptors(store, self.keep_neighbors)
         for dataset in (self._train_dataset, self._val_dataset, self._test_dataset):
             dataset.attach(stored)
-        self._attached = layout.fingerprint
+        self._attached = layout.fingerprint, self.keep_neighbors
         return True
 
     # loaders
