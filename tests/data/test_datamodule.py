@@ -2,8 +2,8 @@
 
 import copy
 import dataclasses
-import sys
-from types import ModuleType, SimpleNamespace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,8 +31,9 @@ from schnetpack_softadapt.data.loading import EpochSampler
 from schnetpack_softadapt.data.split_file import Split, load_split, save_split
 from schnetpack_softadapt.data.statistics import training_targets
 from schnetpack_softadapt.descriptors import store as store_module
-from schnetpack_softadapt.descriptors.autograd import choose_backend
 from schnetpack_softadapt.descriptors.layout import Layout, SymmetryFunction
+from schnetpack_softadapt.descriptors.reference import ReferenceBackend
+from schnetpack_softadapt.descriptors.store import DescriptorStore
 
 
 @pytest.fixture(autouse=True)
@@ -433,102 +434,106 @@ def test_transforms_are_told_about_the_data_module():
 # descriptors from a store
 
 
-class Store:
-    """Stands for `descriptors.store.DescriptorStore`; each number says where it belongs."""
-
-    opened: list = []  # noqa: RUF012 cleared by the fixture
-
-    @classmethod
-    def open_or_build(cls, folder, structures, layout, dtype, n_jobs, progress):
-        cls.opened.append((folder, dtype, len(structures)))
-        return cls(structures)
-
-    def __init__(self, structures):
-        n_atoms = np.array([s.n_atoms for s in structures])
-        self.structure_first = np.concatenate([[0], n_atoms.cumsum()])
-        rows = self.structure_first[-1]
-        self.G = np.arange(rows * 2, dtype=np.float32).reshape(rows, 2)
-        self.G.setflags(write=False)  # as a map of a file
-        self.dg_dstrain = torch.arange(rows * 12.0).reshape(rows, 6, 2)
-
-    def tensors(self):
-        return {keys.store_dg_dstrain: self.dg_dstrain}
-
-    def gather(self, rows):
-        return {keys.store_dg_dstrain: self.dg_dstrain[torch.from_numpy(rows)]}
+def radial(cutoff=4.0):
+    functions = [SymmetryFunction("G2", (z,), cutoff, 0.5) for z in (29, 79)]
+    return Layout({29: functions, 79: functions[:1]})
 
 
-LAYOUT = SimpleNamespace(fingerprint="abc")
+LAYOUT = radial()
 
 
 @pytest.fixture
-def fake_store(monkeypatch):
-    module = ModuleType("schnetpack_softadapt.descriptors.store")
-    module.DescriptorStore = Store
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(Store, "opened", [])
-    return Store
+def builds(monkeypatch):
+    """Folders in which stores were opened or built.
+
+    By plain torch: the kernels take long to compile and have tests of their own.
+    """
+    folders = []
+    original = DescriptorStore.open_or_build.__func__
+
+    def recorded(cls, folder, *args, **kwargs):
+        folders.append(folder)
+        return original(cls, folder, *args, **kwargs)
+
+    monkeypatch.setattr(DescriptorStore, "open_or_build", classmethod(recorded))
+    monkeypatch.setattr(store_module, "_default_backend", ReferenceBackend)
+    return folders
 
 
-def test_batches_carry_the_store_and_no_neighbours(fake_store, tmp_path):
-    datamodule = made()
+def with_store(**kwargs):
+    """A data module for a model that reads no neighbour lists."""
+    datamodule = made(**kwargs)
+    datamodule.keep_neighbors = False
+    return datamodule
+
+
+def the_store(datamodule):
+    (path,) = (Path(f"{datamodule.datapath}.descriptors")).glob("descriptors-*[0-9a-f]")
+    return DescriptorStore(path)
+
+
+def test_batches_carry_the_store_and_no_neighbours(builds, tmp_path):
+    datamodule = with_store()
     assert datamodule.attach_descriptors(LAYOUT)
     assert datamodule.attach_descriptors(LAYOUT)  # once is enough
-    assert Store.opened == [(tmp_path / "my.db.descriptors", "float32", 20)]
-    store = Store(datamodule.dataset.structures())
+    assert builds == [tmp_path / "my.db.descriptors"]
+    store = the_store(datamodule)
+    assert (store.dtype, len(store)) == ("float32", 20)
     dataset = datamodule.train_dataset
-    index = datamodule.train_idx[2]
+    rows = np.arange(store.n_rows)[store.rows(datamodule.train_idx[2])]
     batch = dataset.batch([2, 0])
-    rows = range(store.structure_first[index], store.structure_first[index + 1])
-    n_atoms = len(rows)
-    assert batch[keys.store_rows][:n_atoms].tolist() == list(rows)
-    assert np.array_equal(batch[keys.descriptors][:n_atoms], store.G[rows])
+    assert np.array_equal(batch[keys.store_rows][: len(rows)], rows)
+    assert np.array_equal(batch[keys.descriptors][: len(rows)], store.G[rows])
     assert np.array_equal(dataset[2][keys.descriptors], store.G[rows])
     for key in (properties.idx_i, properties.idx_j, properties.offsets):
         assert len(batch[key]) == len(dataset[2][key]) == 0
     assert batch[properties.offsets].dtype == batch[properties.R].dtype
     # the whole arrays, not copied
     again = dataset.batch([1])
-    assert len(batch[keys.store_dg_dstrain]) == len(store.G)
-    assert batch[keys.store_dg_dstrain].data_ptr() == again[keys.store_dg_dstrain].data_ptr()
+    for key in store.tensors():
+        assert batch[key].data_ptr() == again[key].data_ptr()
+    assert np.array_equal(batch[keys.store_dg_dr], store.dg_dr)
 
 
-def test_gathered_batches_carry_their_own_part_of_the_store(fake_store):
+def test_gathered_batches_carry_their_own_part_of_the_store(builds):
     """What leaves the process (GPU, workers)."""
-    datamodule = made()
+    datamodule = with_store()
     datamodule.attach_descriptors(LAYOUT)
     whole, own = (datamodule.train_dataset.batch([3, 0, 2], gather=g) for g in (False, True))
     assert torch.equal(whole[keys.descriptors], own[keys.descriptors])
     rows = whole[keys.store_rows]
     assert torch.equal(own[keys.store_dg_dstrain], whole[keys.store_dg_dstrain][rows])
+    first = whole[keys.store_block_first]
+    blocks = torch.cat([torch.arange(first[r], first[r + 1]) for r in rows])
+    assert torch.equal(own[keys.store_dg_dr], whole[keys.store_dg_dr][blocks])
     assert keys.store_rows not in own
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_the_loader_decides_what_batches_carry(fake_store, num_workers):
-    datamodule = made(num_workers=num_workers)
+def test_the_loader_decides_what_batches_carry(builds, num_workers):
+    datamodule = with_store(num_workers=num_workers)
     datamodule.attach_descriptors(LAYOUT)
     batch = next(iter(datamodule.train_dataloader()))
     is_whole = len(batch[keys.store_dg_dstrain]) == len(datamodule.dataset.numbers)
     assert is_whole == (num_workers == 0)
 
 
-def test_no_neighbour_list_is_made_with_a_store(fake_store):
+def test_no_neighbour_list_is_made_with_a_store(builds):
     class Forbidden(MatScipyNeighborList):
         def _build_neighbor_list(self, *_):
             raise AssertionError("a neighbour list was made")
 
-    datamodule = made(transforms=[Forbidden(cutoff=3.0), CastTo32()])
+    datamodule = with_store(transforms=[Forbidden(cutoff=3.0), CastTo32()])
     datamodule.attach_descriptors(LAYOUT)
     assert len(next(iter(datamodule.train_dataloader()))[properties.idx_i]) == 0
-    datamodule.attach_descriptors(SimpleNamespace(fingerprint="other"))
-    assert len(Store.opened) == 2
+    datamodule.attach_descriptors(radial(3.5))
+    assert len(builds) == 2
 
 
-def test_the_store_can_be_switched_off(fake_store):
+def test_the_store_can_be_switched_off(builds):
     datamodule = made(store=False)
     assert not datamodule.attach_descriptors(LAYOUT)
-    assert Store.opened == []
+    assert builds == []
     assert len(next(iter(datamodule.train_dataloader()))[properties.idx_i]) > 0
     with pytest.raises(ValueError, match="store='maybe'"):
         SoftAdaptDataModule("my.db", store="maybe")
@@ -542,7 +547,7 @@ class Rattle(Transform):
         return inputs
 
 
-def test_transforms_that_change_the_structure_rule_out_a_store(fake_store, caplog):
+def test_transforms_that_change_the_structure_rule_out_a_store(builds, caplog):
     transforms = [MatScipyNeighborList(cutoff=3.0), Rattle()]
     assert not made(transforms=copy.deepcopy(transforms)).attach_descriptors(LAYOUT)
     assert "descriptors are not stored" in caplog.text
@@ -552,36 +557,28 @@ def test_transforms_that_change_the_structure_rule_out_a_store(fake_store, caplo
     assert made(transforms=rigid).attach_descriptors(LAYOUT)
 
 
-def test_the_real_store_holds_each_structures_own_descriptors(monkeypatch):
+def test_the_store_holds_each_structures_own_descriptors(builds):
     """Whatever subset and order they are read in."""
-    functions = [SymmetryFunction("G2", (z,), 4.0, 0.5) for z in (29, 79)]
-    layout = Layout({29: functions, 79: functions[:1]})
-    backend = choose_backend(layout, "reference", torch.device("cpu"))
-    # not the kernels, which take long to compile and have tests of their own
-    monkeypatch.setattr(store_module, "_default_backend", lambda layout: backend)
-    datamodule = made(store_dtype="float64")
+    datamodule = with_store(store_dtype="float64")
     direct = made(store=False, transforms=[MatScipyNeighborList(cutoff=4.0)], split_file=None)
-    assert datamodule.attach_descriptors(layout)
+    assert datamodule.attach_descriptors(LAYOUT)
     batch = datamodule.train_dataset.batch([4, 1, 6])
     pairs = direct.train_dataset.batch([4, 1, 6])
     assert torch.equal(batch[properties.idx], pairs[properties.idx])
     idx_i, idx_j = pairs[properties.idx_i], pairs[properties.idx_j]
     r_ij = pairs[properties.R][idx_j] - pairs[properties.R][idx_i] + pairs[properties.offsets]
-    values = backend.values(r_ij, idx_i, idx_j, pairs[properties.Z])
+    values = ReferenceBackend(LAYOUT).values(r_ij, idx_i, idx_j, pairs[properties.Z])
     # float64 on both sides; sums over neighbours in another order
     assert torch.allclose(batch[keys.descriptors], values, rtol=1e-12, atol=1e-14)
 
 
-def test_a_store_that_cannot_be_written_is_done_without(fake_store, monkeypatch, caplog):
-    def fail(*_, **__):
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(Store, "open_or_build", fail)
+def test_a_store_that_cannot_be_written_is_done_without(builds, monkeypatch, caplog):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     datamodule = made()
     assert not datamodule.attach_descriptors(LAYOUT)
-    assert "No space left" in caplog.text
+    assert "needs 0.00 GB" in caplog.text
     assert len(next(iter(datamodule.train_dataloader()))[properties.idx_i]) > 0
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"needs 0\.00 GB"):
         made(store=True).attach_descriptors(LAYOUT)
 
 
