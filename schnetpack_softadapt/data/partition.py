@@ -4,7 +4,6 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-import fasteners
 import numpy as np
 from schnetpack.data import SplittingStrategy
 
@@ -33,7 +32,9 @@ class Partition:
         split_key: which of the metadata's `groups_ids` the grouped split keeps together.
         seed: of the split; independent of the seed of the training.
         split_file: where the run keeps its split, relative to the run directory, and finds it again
-            when it is resumed. None: nowhere.
+            when it is resumed. None: nowhere. A file outside of the run directory, or one that was
+            not written by this package, is the user's: it is read, whatever the strategy, and never
+            changed; if there is none at an absolute path, the new split is kept there.
     """
 
     num_train: int | float | None
@@ -61,14 +62,16 @@ class Partition:
             split = self._make(dataset, datapath)
         else:
             path = Path(self.split_file)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with fasteners.InterProcessLock(str(path.with_name(f".{path.name}.lock"))):
-                if path.exists():
-                    split = self._load(path, dataset)
-                    self._compare(split, path)
-                else:
-                    split = self._make(dataset, datapath)
-                    save_split(path, split)
+            if not path.exists():
+                split = self._make(dataset, datapath)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                save_split(path, split, replace=False)
+            split = self._load(path, dataset)
+            is_of_run = path.resolve().is_relative_to(Path.cwd().resolve())
+            if is_of_run and split.request is not None:
+                self._compare(split, path)
+            else:
+                split = self._from_users(split, path, dataset)
         for name in ("train", "val"):
             if not getattr(split, name):
                 raise ValueError(
@@ -103,18 +106,11 @@ class Partition:
 
     def _compare(self, split: Split, path: Path) -> None:
         """A resumed run must go on with its own split."""
-        if split.request is not None:
-            changed = {
-                name: (old, self.request[name])
-                for name, old in split.request.items()
-                if name in self.request and old != self.request[name]
-            }
-        else:  # not ours: only absolute sizes can be compared
-            changed = {
-                f"num_{name}": (len(getattr(split, name)), size)
-                for name, size in zip(SUBSETS, self._sizes, strict=True)
-                if isinstance(size, int) and size != len(getattr(split, name))
-            }
+        changed = {
+            name: (old, self.request[name])
+            for name, old in split.request.items()
+            if name in self.request and old != self.request[name]
+        }
         if changed:
             text = ", ".join(f"{k}={old} (now {new})" for k, (old, new) in changed.items())
             raise ValueError(
@@ -130,10 +126,7 @@ class Partition:
     def _make(self, dataset, datapath: str) -> Split:
         given = self._given_file(datapath)
         if given is not None:
-            log.info("split taken from %s", given)
-            split = self._part_of(self._load(given, dataset))
-            if not split.val:
-                split = self._take_validation(split, dataset)
+            split = self._from_users(self._load(given, dataset), given, dataset)
         else:
             strategy = self._strategy(dataset)
             split = Split(*split_with_seed(strategy, self.seed, dataset, *self._sizes))
@@ -152,20 +145,23 @@ class Partition:
         beside = split_path(datapath)
         return beside if self.split_file is not None and beside.exists() else None
 
-    def _part_of(self, split: Split) -> Split:
+    def _from_users(self, split: Split, path: Path, dataset) -> Split:
         """As many structures of each subset as asked for; all where a fraction is given."""
+        log.info("split taken from %s", path)
         parts = []
         for name, size in zip(SUBSETS, self._sizes, strict=True):
             part = getattr(split, name)
             if isinstance(size, int) and size >= 0:
                 if size > len(part):
                     raise ValueError(
-                        f"num_{name}={size}, but the split file has {len(part)} structures for it"
+                        f"num_{name}={size}, but the split file {path} has {len(part)} structures"
+                        " for it"
                     )
                 order = seeded_order(len(part), self.seed)
                 part = sorted(np.array(part, dtype=int)[order[:size]].tolist())
             parts.append(part)
-        return Split(*parts)
+        split = Split(*parts)
+        return split if split.val else self._take_validation(split, dataset)
 
     def _take_validation(self, split: Split, dataset) -> Split:
         """Validation structures from the training set, when files were given for testing only."""

@@ -25,6 +25,7 @@ from schnetpack.transform import (
 from torch.utils.data import DistributedSampler
 
 from schnetpack_softadapt import properties as keys
+from schnetpack_softadapt.data import partition as partition_module
 from schnetpack_softadapt.data.database import write_database
 from schnetpack_softadapt.data.datamodule import SoftAdaptDataModule
 from schnetpack_softadapt.data.loading import EpochSampler
@@ -171,7 +172,7 @@ def test_learning_curves_take_nested_parts_of_a_given_training_set(tmp_path, mon
         monkeypatch.chdir(tmp_path / f"run{n}")
         datamodule = SoftAdaptDataModule("../my.db", num_train=n)
         if n == 13:
-            with pytest.raises(ValueError, match="num_train=13, but the split file has 12"):
+            with pytest.raises(ValueError, match=r"num_train=13, .*split\.npz has 12"):
                 datamodule.setup()
             continue
         datamodule.setup()
@@ -212,15 +213,79 @@ def test_a_split_of_other_data_in_the_run_directory_is_refused():
         SoftAdaptDataModule("other.db").setup()
 
 
-def test_a_split_file_named_by_the_user(tmp_path, monkeypatch):
+# {}: the folder of the user
+@pytest.mark.parametrize("name", ["mine.npz", "{}/mine.npz", "../mine.npz"])
+# with a request: a copy of what another run kept
+@pytest.mark.parametrize("request_", [None, {"num_train": 8}])
+def test_a_split_file_named_by_the_user(tmp_path, monkeypatch, name, request_):
     made(10, split_file=None)
-    save_split("mine.npz", Split([0, 1], [2], [3]))
-    (tmp_path / "run").mkdir()
-    monkeypatch.chdir(tmp_path / "run")
-    in_hydra(monkeypatch, tmp_path)
-    datamodule = SoftAdaptDataModule("my.db", split_file="mine.npz")
+    save_split("mine.npz", Split([0, 1, 2, 3, 4], [5, 6], [7], request_))
+    before = Path("mine.npz").read_bytes()
+    for n in (2, 4):
+        (tmp_path / f"run{n}").mkdir()
+        monkeypatch.chdir(tmp_path / f"run{n}")
+        in_hydra(monkeypatch, tmp_path)
+        for _ in range(2):  # and when it is resumed
+            datamodule = SoftAdaptDataModule("my.db", num_train=n, split_file=name.format(tmp_path))
+            datamodule.setup()
+            assert len(datamodule.train_idx) == n
+            assert set(datamodule.train_idx) < {0, 1, 2, 3, 4}
+            assert parts(datamodule)[1:] == [[5, 6], [7]]
+        # what is not there is named, and nobody is told to remove the file
+        with pytest.raises(ValueError, match=r"mine\.npz has 5 structures") as error:
+            SoftAdaptDataModule("my.db", num_train=6, split_file=f"{tmp_path}/mine.npz").setup()
+        assert "remove" not in str(error.value)
+    assert (tmp_path / "mine.npz").read_bytes() == before
+
+
+def test_a_split_file_in_the_working_folder_that_others_wrote():
+    """As SchNetPack's own data module leaves it."""
+    made(10, split_file=None)
+    np.savez("split.npz", train_idx=[0, 1, 2, 3, 4], val_idx=[5, 6], test_idx=[7])
+    for n in (5, 4):
+        datamodule = SoftAdaptDataModule("my.db", num_train=n)
+        datamodule.setup()
+        assert len(datamodule.train_idx) == n
+
+
+def test_a_split_is_kept_at_an_absolute_path(tmp_path, monkeypatch):
+    splits = []
+    for run in ("run1", "run2"):
+        (tmp_path / run).mkdir()
+        monkeypatch.chdir(tmp_path / run)
+        split_file = str(tmp_path / "splits" / "shared.npz")
+        splits.append(parts(made(path="../my.db", split_file=split_file, split_seed=len(splits))))
+        assert not list(Path.cwd().iterdir())
+    assert splits[0] == splits[1]
+
+
+def test_nothing_but_the_split_is_left_in_the_working_folder(tmp_path):
+    made(10)
+    assert {p.name for p in tmp_path.iterdir()} == {"my.db", "split.npz"}
+
+
+class Unrepeatable(RandomSplit):
+    """Another split each time, whatever the seed."""
+
+    def split(self, dataset, *sizes):
+        order = np.random.default_rng().permutation(len(dataset)).tolist()
+        return [order[:10], order[10:15], order[15:]]
+
+
+def test_processes_that_start_together_get_one_split(tmp_path, monkeypatch):
+    write_database("my.db", labelled_structures(20), "test")
+    save = partition_module.save_split
+
+    def late(path, split, **kwargs):
+        """While this process made its split, another has saved one."""
+        save(path, Split([0], [1], [2], split.request, split.fingerprint))
+        save(path, split, **kwargs)
+
+    monkeypatch.setattr(partition_module, "save_split", late)
+    datamodule = SoftAdaptDataModule("my.db", splitting=Unrepeatable())
     datamodule.setup()
-    assert parts(datamodule) == [[0, 1], [2], [3]]
+    assert parts(datamodule) == [[0], [1], [2]]
+    assert {p.name for p in tmp_path.iterdir()} == {"my.db", "split.npz"}
 
 
 @pytest.mark.parametrize("sizes", [(0, 5, None), (20, 0, 0), (1.0, 0.0, 0.0)])
