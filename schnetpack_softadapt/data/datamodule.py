@@ -11,7 +11,7 @@ from schnetpack.data import AtomsDataModule, SplittingStrategy, calculate_stats
 
 from .dataset import InMemoryAtomsData
 from .loading import BatchSource, EpochSampler, InMemoryLoader, as_batch
-from .partition import DEFAULT_SPLIT_FILE, Partition
+from .partition import DEFAULT_SPLIT_FILE, DEFAULT_SPLIT_KEY, Partition
 from .paths import user_path
 from .statistics import element_contributions
 from .stored import StoredDescriptors
@@ -63,7 +63,7 @@ class SoftAdaptDataModule(AtomsDataModule):
         split_file: str | None = DEFAULT_SPLIT_FILE,
         *,
         splitting: str | SplittingStrategy | None = "auto",
-        split_key: str = "strain_state",
+        split_key: str = DEFAULT_SPLIT_KEY,
         split_seed: int = 0,
         keep_float64: Sequence[str] = (properties.energy,),
         cache_transforms: bool = True,

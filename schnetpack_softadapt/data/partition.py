@@ -5,17 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from schnetpack.data import SplittingStrategy
+from schnetpack.data import RandomSplit, SplittingStrategy
 
 from .paths import user_path
 from .split_file import SUBSETS, Split, load_split, save_split, split_path
-from .splitting import GroupedSplit, SeededRandomSplit, seeded_order, split_with_seed
+from .splitting import BlockSplit, GroupedSplit, SeededRandomSplit, seeded_order, split_with_seed
+from .trajectories import trajectories
 
 __all__ = ["Partition"]
 
 log = logging.getLogger(__name__)
 
 DEFAULT_SPLIT_FILE = "split.npz"
+DEFAULT_SPLIT_KEY = "strain_state"
 
 
 @dataclass
@@ -27,9 +29,10 @@ class Partition:
             rest. Where the split comes from a file, fractions have no effect, and smaller numbers
             take a part of its subsets, larger ones containing the smaller (learning curves).
         strategy: "auto": the split file beside the database, else by groups `split_key` if the
-            database has them, else random; "grouped", "random", or any splitting strategy of
-            SchNetPack: a new split of that kind.
-        split_key: which of the metadata's `groups_ids` the grouped split keeps together.
+            database has them, else random; "grouped", "blocks" (see `BlockSplit`), "random", or any
+            splitting strategy of SchNetPack: a new split of that kind.
+        split_key: which of the metadata's `groups_ids` the grouped split keeps together, and the
+            blocks take for trajectories; these are the `group`s if the database has no other.
         seed: of the split; independent of the seed of the training.
         split_file: where the run keeps its split, relative to the run directory, and finds it again
             when it is resumed. None: nowhere. A file outside of the run directory, or one that was
@@ -41,14 +44,15 @@ class Partition:
     num_val: int | float | None
     num_test: int | float | None
     strategy: str | SplittingStrategy = "auto"
-    split_key: str = "strain_state"
+    split_key: str = DEFAULT_SPLIT_KEY
     seed: int = 0
     split_file: str | None = DEFAULT_SPLIT_FILE
 
     def __post_init__(self):
-        if isinstance(self.strategy, str) and self.strategy not in ("auto", "grouped", "random"):
+        known = ("auto", "grouped", "blocks", "random")
+        if isinstance(self.strategy, str) and self.strategy not in known:
             raise ValueError(
-                f"splitting={self.strategy!r} is not known; choose auto, grouped or random"
+                f"splitting={self.strategy!r} is not known; choose one of {', '.join(known)}"
             )
 
     def find_or_make(self, dataset, datapath: str) -> Split:
@@ -129,6 +133,8 @@ class Partition:
             split = self._from_users(self._load(given, dataset), given, dataset)
         else:
             strategy = self._strategy(dataset)
+            if isinstance(strategy, (RandomSplit, SeededRandomSplit)):
+                _warn_of_trajectories(dataset)
             split = Split(*split_with_seed(strategy, self.seed, dataset, *self._sizes))
         split.request = self.request
         split.fingerprint = dataset.metadata.get("fingerprint")
@@ -176,7 +182,12 @@ class Partition:
     def _strategy(self, dataset) -> SplittingStrategy:
         if isinstance(self.strategy, SplittingStrategy):
             return self.strategy
-        labels = dataset.metadata.get("groups_ids", {}).get(self.split_key)
+        groups_ids = dataset.metadata.get("groups_ids", {})
+        if self.strategy == "blocks":
+            given = self.split_key in groups_ids or self.split_key != DEFAULT_SPLIT_KEY
+            key = self.split_key if given else "group" if "group" in groups_ids else None
+            return BlockSplit(key, self.seed)
+        labels = groups_ids.get(self.split_key)
         if self.strategy == "grouped" or (self.strategy == "auto" and labels is not None):
             if self.strategy == "grouped" or len(set(labels)) >= len(SUBSETS):
                 return GroupedSplit(self.split_key, self.seed)
@@ -184,3 +195,19 @@ class Partition:
                 "only %d group(s) %r: the split is random", len(set(labels)), self.split_key
             )
         return SeededRandomSplit(self.seed)
+
+
+def _warn_of_trajectories(dataset) -> None:
+    found = list(trajectories(dataset.raw, dataset.indices))
+    if found:
+        first = found[0]
+        log.warning(
+            "structures %d to %d%s look like frames of a trajectory: neighbours differ by %.3f Ang,"
+            " others by %.3f Ang. After a random split the test set resembles the training set more"
+            " than new structures do; data.splitting=blocks keeps them apart",
+            dataset.indices[first.begin],
+            dataset.indices[first.end - 1],
+            f" and {len(found) - 1} more series" if len(found) > 1 else "",
+            first.near,
+            first.far,
+        )

@@ -153,6 +153,75 @@ def test_an_unknown_strategy_is_refused():
         made(splitting="groups")
 
 
+def frames(n=60, seed=0, steps_per_period=40, group="run"):
+    """A vibrating crystal: each atom has its own frequency and phase in each direction."""
+    rng = np.random.default_rng(seed)
+    crystal = labelled_structures(3)[2]
+    shape = crystal.positions.shape
+    phase, speed = rng.uniform(0, 2 * np.pi, shape), rng.uniform(0.7, 1.3, shape)
+    time = 2 * np.pi * np.arange(n)[:, None, None] / steps_per_period
+    moved = crystal.positions + 0.1 * np.cos(speed * time + phase)
+    # as written by codes that put atoms back into the cell
+    moved += rng.integers(-1, 2, (n, len(moved[0]), 3)) @ crystal.cell
+    return [dataclasses.replace(crystal, positions=x, group=group, info={}) for x in moved]
+
+
+@pytest.mark.parametrize(
+    ("kind", "warned"),
+    [
+        ("trajectory", "structures 0 to 59 look like"),
+        ("two", "structures 0 to 59 and 1 more series look like"),
+        ("shuffled", ""),
+        ("independent", ""),
+        ("short", ""),
+        ("strained", ""),
+        ("phases", ""),
+    ],
+)
+def test_random_splits_of_trajectories_are_pointed_out(caplog, kind, warned):
+    structures = {
+        "trajectory": frames(),
+        "two": frames() + frames(seed=1, group="another"),
+        "shuffled": [frames()[k] for k in np.random.default_rng(0).permutation(60)],
+        "independent": frames(steps_per_period=1.7),
+        "short": frames(9),
+        # 30 independent structures each
+        "phases": [
+            dataclasses.replace(s, positions=s.positions + np.eye(len(s.positions), 3) * (k // 30))
+            for k, s in enumerate(frames(90, steps_per_period=1.7))
+        ],
+        "strained": [
+            dataclasses.replace(s, positions=s.positions * scale, cell=s.cell * scale)
+            for s, scale in zip(frames(1) * 40, np.linspace(1, 1.1, 40), strict=True)
+        ],
+    }[kind]
+    write_database("my.db", structures, "test")
+    for splitting in ("auto", RandomSplit()):
+        caplog.clear()
+        SoftAdaptDataModule("my.db", split_file=None, splitting=splitting).setup()
+        assert ("look like frames of a trajectory" in caplog.text) == bool(warned)
+        assert warned in caplog.text
+    caplog.clear()
+    SoftAdaptDataModule("my.db", split_file=None, splitting="blocks").setup()
+    assert "look like" not in caplog.text
+
+
+def test_blocks_of_each_group():
+    write_database("my.db", frames(20) + frames(10, group="another"), "test")
+    datamodule = SoftAdaptDataModule("my.db", splitting="blocks")
+    datamodule.setup()
+    assert parts(datamodule) == [
+        [*range(14), *range(20, 27)],
+        [*range(14, 18), *range(27, 29)],
+        [18, 19, 29],
+    ]
+    # groups that the user names
+    by_state = made(20, splitting="blocks", num_train=0.5, num_val=0.5, num_test=0, split_file=None)
+    assert parts(by_state) == [list(range(0, 20, 2)), list(range(1, 20, 2)), []]
+    with pytest.raises(ValueError, match="no groups 'runs' to split by"):
+        made(20, splitting="blocks", split_key="runs", split_file=None)
+
+
 def test_the_split_beside_the_database_is_taken():
     made(10, split_file=None)
     save_split("my.split.npz", Split([0, 1, 2, 3, 4], [5, 6], [7, 8, 9]))
