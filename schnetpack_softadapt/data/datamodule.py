@@ -41,7 +41,8 @@ class SoftAdaptDataModule(AtomsDataModule):
         store: whether models that ask for it get their descriptors and derivatives from a store on
             disk instead of neighbour lists. "auto": yes, unless that is not possible.
         store_dtype: "float32" or "float64".
-        store_dir: folder for stores; default `<datapath>.descriptors`.
+        store_dir: folder for stores; default `<datapath>.descriptors`. A complete new store
+            replaces older ones of the same database.
         store_jobs: processes or threads that build a store; default all cores.
         num_workers: loader processes; 0 is fastest for data in memory.
         kwargs: further arguments of SchNetPack's AtomsDataModule.
@@ -261,6 +262,7 @@ class SoftAdaptDataModule(AtomsDataModule):
                 dtype=self.store_dtype,
                 n_jobs=self.store_jobs,
                 progress=True,
+                database=self.datapath,
                 **ranks,
             )
         except OSError as error:

@@ -664,6 +664,17 @@ def test_no_neighbour_list_is_made_with_a_store(builds):
     assert len(builds) == 2
 
 
+def test_one_store_is_kept_beside_a_database(builds):
+    with_store(store_dtype="float64").attach_descriptors(LAYOUT)
+    datamodule = with_store()
+    datamodule.attach_descriptors(radial(3.5))
+    assert the_store(datamodule).dtype == "float32"  # there is one
+    other = with_store()
+    other.attach_descriptors(LAYOUT)
+    assert len(list(builds[0].iterdir())) == 2  # with the one that is in use
+    assert keys.descriptors in datamodule.train_dataset.batch([0])
+
+
 def test_the_store_can_be_switched_off(builds):
     datamodule = made(store=False)
     assert not datamodule.attach_descriptors(LAYOUT)
