@@ -192,7 +192,7 @@ class InMemoryAtomsData(ASEAtomsData):
     # samples and batches
 
     def attach(self, store: StoredDescriptors | None) -> None:
-        """Take descriptors from a store from now on, instead of neighbour lists."""
+        """Take descriptors from a store from now on; it says whether neighbour lists are made."""
         self.store = store
         self._packed = None
 
@@ -241,8 +241,9 @@ class InMemoryAtomsData(ASEAtomsData):
 
     def _transformed(self, index: int) -> dict[str, torch.Tensor]:
         sample = self._raw.sample(self.indices[index])
+        without_neighbors = self.store is not None and not self.store.keep_neighbors
         for transform in self.transforms:
-            if self.store is not None and needs_neighbors(transform):
+            if without_neighbors and needs_neighbors(transform):
                 continue
             kept = {}
             if isinstance(transform, CastMap):
