@@ -256,7 +256,12 @@ def _add_export(commands) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="best_model, or a run directory with one")
     parser.add_argument("folder", metavar="FOLDER", help="where the files go")
-    parser.add_argument("--structure", metavar="FILE", help="what the LAMMPS input simulates")
+    parser.add_argument(
+        "--structure",
+        metavar="FILE",
+        help="what the LAMMPS input simulates (default: the largest structure of the run's training"
+        " set; where that is not known and there is one element, its crystal)",
+    )
     parser.set_defaults(run=_export)
 
 
@@ -265,9 +270,16 @@ def _export(args) -> None:
 
     from schnetpack_softadapt.deploy.loading import load_potential
     from schnetpack_softadapt.deploy.n2p2 import write_potential
+    from schnetpack_softadapt.deploy.training_data import training_structure
 
+    model = load_potential(args.model)
     structure = ase.io.read(args.structure) if args.structure else None
-    for path in write_potential(load_potential(args.model), args.folder, structure):
+    if structure is None:
+        try:
+            structure = training_structure(args.model)
+        except (OSError, ValueError) as error:
+            print(f"no training structure for LAMMPS ({error}); give --structure", file=sys.stderr)
+    for path in write_potential(model, args.folder, structure):
         print(path)
 
 
