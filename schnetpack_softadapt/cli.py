@@ -254,7 +254,12 @@ def _add_export(commands) -> None:
         " LAMMPS' pair_style hdnnp, and a README. Text files, safe to share: reading them executes"
         " no code, while best_model is a pickle that can.",
     )
-    parser.add_argument("model", metavar="MODEL", help="best_model, or a run directory with one")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="best_model, or a run directory with one: a pickle, which can execute code; export"
+        " only what you trust",
+    )
     parser.add_argument("folder", metavar="FOLDER", help="where the files go")
     parser.add_argument(
         "--structure",
@@ -317,7 +322,12 @@ def _add_check(commands) -> None:
         " equation of state, elastic constants, frequencies at Gamma and the energy deviation in"
         " NVE against the time step. Exit status 1 if a check is not passed.",
     )
-    parser.add_argument("model", metavar="MODEL", help="best_model, run directory, or n2p2 folder")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="best_model or run directory (a pickle, which can execute code: check only what you"
+        " trust), or n2p2 folder (text)",
+    )
     parser.add_argument("structure", metavar="STRUCTURE", help="a file that ASE reads")
     parser.add_argument("--out", default="check", metavar="DIR", help="folder of check.json, plots")
     parser.add_argument(
@@ -326,6 +336,14 @@ def _add_check(commands) -> None:
         metavar="CHECK",
         help="some of: derivatives relax eos elastic phonons nve (default: all)",
     )
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="CHECK.NAME=VALUE",
+        help="options, such as nve.temperature=600 nve.time_steps=0.5,1,2 relax.fmax=1e-4"
+        " phonons.delta=0.02; `--set all` lists them",
+    )
     parser.set_defaults(run=_check)
 
 
@@ -333,11 +351,12 @@ def _check(args) -> int:
     import ase.io
 
     from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator
-    from schnetpack_softadapt.deploy.check import CHECKS, run_checks, summary
+    from schnetpack_softadapt.deploy.check import CHECKS, read_options, run_checks, summary
 
+    options = read_options(args.set)
     atoms = ase.io.read(args.structure)
     atoms.calc = SoftAdaptCalculator(args.model)
-    results = run_checks(atoms, args.only or CHECKS, args.out)
+    results = run_checks(atoms, args.only or CHECKS, args.out, options)
     print(summary(results))
     return int(any(not r.get("ok", True) for r in results.values()))
 
