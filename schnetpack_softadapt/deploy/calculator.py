@@ -48,7 +48,9 @@ class SoftAdaptCalculator(SpkCalculator):
     Args:
         model: a model, its path (`best_model`, a run directory, an n2p2 folder), or several of
             these: a committee, which gives the mean, and the spread over its members as
-            `results["energy_std"]`, `["forces_std"]`, `["stress_std"]`.
+            `results["energy_std"]`, `["forces_std"]`, `["stress_std"]`. A saved model is a pickle,
+            which can execute code when it is loaded: open only what you trust. An n2p2 folder is
+            text that executes nothing.
         dtype: "float64", or "float32" (faster; relaxations to tight forces need float64).
         device: "cpu" or "cuda".
         skin: the neighbour list reaches this much farther than the cutoff and is kept until a pair

@@ -48,7 +48,8 @@ def predict_missing(
     from schnetpack.utils import load_model
 
     with warnings.catch_warnings():
-        # Loading a pickled model is SchNetPack's way; what torch says of it helps no user.
+        # A pickled model can execute code when it is loaded, which is SchNetPack's way; what torch
+        # says of it helps no user.
         warnings.simplefilter("ignore", FutureWarning)
         model = load_model(str(run_dir / "best_model"), device=device).eval()
     datamodule = _datamodule(run_dir, datapath)
@@ -181,7 +182,7 @@ def _to_ase(dataset: Any, key: str, quantity: Quantity) -> float:
     unit = dataset.units[key]
     try:
         return float(convert_units(unit, quantity.ase_unit))
-    except Exception as error:  # the unit parser evaluates text; it raises whatever that raises
+    except Exception as error:  # names are looked up in ase.units; Warning is raised too
         raise ValueError(
             f"{dataset.datapath}: unit {unit!r} of {key} is not one that SchNetPack reads "
             f"({error}); correct the database's metadata"
