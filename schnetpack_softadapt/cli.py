@@ -396,18 +396,35 @@ def _add_export(commands) -> None:
         " LAMMPS' pair_style hdnnp, and a README. Text files, safe to share: reading them executes"
         " no code, while best_model is a pickle that can.",
     )
-    parser.add_argument("model", metavar="MODEL", help="best_model, or a run directory with one")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="best_model, or a run directory with one: a pickle, which can execute code; export"
+        " only what you trust",
+    )
     _add_output(parser, "FOLDER", "where the files go", result="input.nn", required=True)
-    parser.add_argument("--structure", metavar="FILE", help="what the LAMMPS input simulates")
+    parser.add_argument(
+        "--structure",
+        metavar="FILE",
+        help="what the LAMMPS input simulates (default: the largest structure of the run's training"
+        " set; where that is not known and there is one element, its crystal)",
+    )
     parser.set_defaults(run=_export)
 
 
 def _export(args) -> None:
     from schnetpack_softadapt.deploy.loading import load_potential
     from schnetpack_softadapt.deploy.n2p2 import write_potential
+    from schnetpack_softadapt.deploy.training_data import training_structure
 
+    model = load_potential(args.model)
     structure = _read_structure(args.structure) if args.structure else None
-    for path in write_potential(load_potential(args.model), args.out, structure):
+    if structure is None:
+        try:
+            structure = training_structure(args.model)
+        except (OSError, ValueError) as error:
+            print(f"no training structure for LAMMPS ({error}); give --structure", file=sys.stderr)
+    for path in write_potential(model, args.out, structure):
         print(path)
 
 
@@ -446,7 +463,12 @@ def _add_check(commands) -> None:
         " equation of state, elastic constants, frequencies at Gamma and the energy deviation in"
         " NVE against the time step. Exit status 1 if a check is not passed.",
     )
-    parser.add_argument("model", metavar="MODEL", help="best_model, run directory, or n2p2 folder")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="best_model or run directory (a pickle, which can execute code: check only what you"
+        " trust), or n2p2 folder (text)",
+    )
     parser.add_argument("structure", metavar="STRUCTURE", help="a file that ASE reads")
     _add_output(
         parser,
@@ -461,16 +483,25 @@ def _add_check(commands) -> None:
         metavar="CHECK",
         help="some of: derivatives relax eos elastic phonons nve (default: all)",
     )
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="CHECK.NAME=VALUE",
+        help="options, such as nve.temperature=600 nve.time_steps=0.5,1,2 relax.fmax=1e-4"
+        " phonons.delta=0.02; `--set all` lists them",
+    )
     parser.set_defaults(run=_check)
 
 
 def _check(args) -> int:
     from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator
-    from schnetpack_softadapt.deploy.check import CHECKS, run_checks, summary
+    from schnetpack_softadapt.deploy.check import CHECKS, read_options, run_checks, summary
 
+    options = read_options(args.set)
     atoms = _read_structure(args.structure)
     atoms.calc = SoftAdaptCalculator(args.model)
-    results = run_checks(atoms, args.only or CHECKS, args.out)
+    results = run_checks(atoms, args.only or CHECKS, args.out, options)
     print(summary(results))
     return int(any(not r.get("ok", True) for r in results.values()))
 

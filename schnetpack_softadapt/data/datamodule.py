@@ -233,7 +233,8 @@ class SoftAdaptDataModule(AtomsDataModule):
             return False
         if self._attached == (layout.fingerprint, self.keep_neighbors):
             return True
-        if not self.cache_transforms or not self._train_dataset.keeps_geometry():
+        datasets = (self._train_dataset, self._val_dataset, self._test_dataset)
+        if not self.cache_transforms or not all(d.keeps_geometry() for d in datasets):
             if self.store is True:
                 raise ValueError(
                     "store: true, but the transforms change the structures (or are random:"
@@ -265,7 +266,7 @@ class SoftAdaptDataModule(AtomsDataModule):
             log.warning("no descriptor store in %s (%s): training computes them", folder, error)
             return False
         stored = StoredDescriptors(store, self.keep_neighbors)
-        for dataset in (self._train_dataset, self._val_dataset, self._test_dataset):
+        for dataset in datasets:
             dataset.attach(stored)
         self._attached = layout.fingerprint, self.keep_neighbors
         return True

@@ -252,19 +252,24 @@ class InMemoryAtomsData(ASEAtomsData):
             sample.update(kept)
         return sample
 
-    def keeps_geometry(self, n_checked: int = 10) -> bool:
-        """Whether the transforms only shift structures as a whole or atoms by lattice vectors.
-
-        Looks at the first `n_checked` structures.
-        """
+    def keeps_geometry(self) -> bool:
+        """Whether the transforms only shift structures as a whole or atoms by lattice vectors."""
         light = self.without_neighbors()
-        for k in range(min(n_checked, len(light))):
-            before, after = light._raw.sample(light.indices[k]), light._transformed(k)
-            cell = before[properties.cell][0]
-            moved = after[properties.R].double() - before[properties.R]
-            moved -= moved[:1].clone()
-            moved -= torch.round(moved @ torch.linalg.pinv(cell)) @ cell
-            strained = after[properties.cell][0].double() - cell
+        light.prepare()
+        for start in range(0, len(light), 1000):
+            rows = range(start, min(start + 1000, len(light)))
+            after = light._packed.batch(rows)
+            before = self._raw.batch([self.indices[k] for k in rows])
+            if not all(torch.equal(before[k], after[k]) for k in (properties.Z, properties.pbc)):
+                return False
+            cell, idx_m = before[properties.cell], before[properties.idx_m]
+            n_atoms = before[properties.n_atoms]
+            moved = after[properties.R].double() - before[properties.R]  # (N, 3)
+            moved -= moved[n_atoms.cumsum(0) - n_atoms][idx_m]
+            # inverse of the periodic vectors alone where some are zero
+            shifts = torch.einsum("na,nab->nb", moved, torch.linalg.pinv(cell)[idx_m]).round()
+            moved -= torch.einsum("na,nab->nb", shifts, cell[idx_m])
+            strained = after[properties.cell].double() - cell
             if max(moved.abs().max(), strained.abs().max()) > GEOMETRY_TOLERANCE:
                 return False
         return True

@@ -703,6 +703,40 @@ def test_transforms_that_change_the_structure_rule_out_a_store(builds, caplog):
     assert made(transforms=rigid).attach_descriptors(LAYOUT)
 
 
+class ChangeOne(Transform):
+    """Changes one structure: its positions, cell, elements, periodicity or number of atoms."""
+
+    def __init__(self, key, index):
+        super().__init__()
+        self.key, self.index = key, index
+
+    def forward(self, inputs):
+        if inputs[properties.idx].item() == self.index:
+            if self.key == properties.n_atoms:
+                inputs[properties.n_atoms] -= 1
+                for key in (properties.R, properties.Z, "forces"):
+                    inputs[key] = inputs[key][1:]
+            else:
+                first = inputs[self.key].view(-1)[:1]
+                change = {properties.Z: first + 1, properties.pbc: ~first.bool()}
+                first[:] = change.get(self.key, first + 0.01)
+        return inputs
+
+
+KEYS = [properties.R, properties.cell, properties.Z, properties.pbc, properties.n_atoms]
+
+
+@pytest.mark.parametrize("subset", ["train", "val", "test"])
+@pytest.mark.parametrize("key", KEYS)
+def test_one_changed_structure_anywhere_rules_out_a_store(subset, key):
+    splits = {"train": range(20), "val": [20, 21], "test": [22, 23]}
+    np.savez("split.npz", **{f"{name}_idx": list(rows) for name, rows in splits.items()})
+    change = [ChangeOne(key, splits[subset][-1])]
+    transforms = {f"{name}_transforms": change if name == subset else [] for name in splits}
+    datamodule = made(24, num_train=20, num_val=2, num_test=2, **transforms)
+    assert not datamodule.attach_descriptors(LAYOUT)
+
+
 def test_the_store_holds_each_structures_own_descriptors(builds):
     """Whatever subset and order they are read in."""
     datamodule = with_store(store_dtype="float64")
