@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .checks import raise_problems
+from .checks import leave_out_placeholder_stress, raise_problems
 from .database import write_database
 from .importers import ImportOptions, file_of, format_of, read_files
 from .split_file import Split, save_split, split_path
@@ -64,6 +64,7 @@ def convert_files(
         problems += wrong
         remarks += remarked
         n_of[subset] = len(found)
+    remarks += leave_out_placeholder_stress(structures)
     raise_problems(structures, problems, progress=progress)
     summary = summarize(structures, list(dict.fromkeys(remarks)))
     names = [Path(name).name for name in (*files, *val, *test)]
