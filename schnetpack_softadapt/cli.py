@@ -30,11 +30,12 @@ def _add_import(commands) -> None:
         help="labelled structures from other programs' files into a database for training",
         description="Read structures with energies, and forces and stress where there are some,"
         " from anything ASE reads (extended XYZ, OUTCAR, vasprun.xml, trajectories; FILE@INDEX"
-        " selects as in ASE), check them, and write a database in SchNetPack's format: eV, Ang,"
-        " stress positive = tension. Train on it with"
-        " `spktrain experiment=acsf_softadapt data.datapath=my.db`.",
+        " selects as in ASE), from folders (all *.extxyz, *.xyz, *.traj, *.json, input.data, OUTCAR"
+        " and vasprun.xml below them) and from patterns in quotes ('runs/**/*.out'), check them,"
+        " and write a database in SchNetPack's format: eV, Ang, stress positive = tension. Train on"
+        " it with `spktrain experiment=acsf_softadapt data.datapath=my.db`.",
     )
-    parser.add_argument("files", nargs="+", metavar="FILE")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="file, folder or 'PATTERN'")
     parser.add_argument("--out", required=True, metavar="DB", help="database to write, *.db")
     parser.add_argument("--val", nargs="+", default=[], metavar="FILE", help="validation set")
     parser.add_argument("--test", nargs="+", default=[], metavar="FILE", help="test set")
@@ -54,8 +55,18 @@ def _add_import(commands) -> None:
         help="default: energy; free_energy in VASP's own files, since forces derive from it",
     )
     keys.add_argument("--forces-key", metavar="KEY", help="'none' leaves forces out")
-    keys.add_argument("--stress-key", metavar="KEY", help="'none' leaves stress out")
-    keys.add_argument("--group-key", metavar="KEY", help="info entry naming each structure's group")
+    keys.add_argument(
+        "--stress-key",
+        metavar="KEY",
+        help="'none' leaves stress out; default: stress, else virial or virials. A key with"
+        " 'virial' in its name holds -volume * stress, as GAP, MACE and DeePMD have it",
+    )
+    keys.add_argument(
+        "--group-key",
+        metavar="KEY",
+        help="info entry naming each structure's group; default: group or config_type, else the"
+        " folder's name for what was found in a folder or by a pattern, else the file's",
+    )
     keys.add_argument(
         "--split-key",
         nargs="+",

@@ -44,6 +44,12 @@ def with_info(atoms, **info) -> Atoms:
     return copy
 
 
+def with_labels(atoms, **info) -> Atoms:
+    """The same with its calculator, and more labels in `info`."""
+    atoms.info.update(info)
+    return atoms
+
+
 def assert_labels(structure, atoms, **tolerance):
     assert structure.energy == pytest.approx(atoms.calc.results["energy"], **tolerance)
     assert structure.forces == pytest.approx(atoms.calc.results["forces"], **tolerance)
@@ -147,6 +153,66 @@ def test_constraints_do_not_erase_forces():
     write("a.traj", constrained)
     assert run("a.traj", "--out", "my.db") == 0
     assert np.array_equal(read_database("my.db")[0].forces, atoms.calc.results["forces"])
+
+
+@pytest.mark.parametrize("name", ["a.extxyz", "a.traj"])
+@pytest.mark.parametrize(
+    ("key", "options"),
+    [
+        ("virial", []),
+        ("virials", []),
+        ("REF_virials", ["--stress-key", "REF_virials"]),
+    ],
+)
+def test_a_virial_becomes_a_stress_and_its_sign_is_said(name, key, options, capsys):
+    frames = labelled_atoms(3)
+    virials = [-atoms.get_volume() * atoms.get_stress(voigt=False) for atoms in frames]
+    write(
+        name,
+        [
+            with_labels(relabelled(atoms, stress=None), **{key: virial})
+            for atoms, virial in zip(frames, virials, strict=True)
+        ],
+    )
+    assert run(name, "--out", "my.db", *options) == 0
+    for structure, atoms in zip(read_database("my.db"), frames, strict=True):
+        assert structure.stress_voigt == pytest.approx(atoms.calc.results["stress"], **XYZ)
+    assert f"stress is -{key} / volume, a virial in eV that is positive in compression" in (
+        capsys.readouterr().out
+    )
+    # the other sign, for who has it so
+    assert run(name, "--out", "other.db", *options, "--stress-sign", 1) == 0
+    assert read_database("other.db")[0].stress_voigt == pytest.approx(
+        -frames[0].calc.results["stress"], **XYZ
+    )
+    assert f"stress is {key} / volume" in capsys.readouterr().out
+
+
+def test_units_and_order_of_a_virial(capsys):
+    """An energy: its unit is the energy's, and the volume is in the file's length unit."""
+    atoms = labelled_atoms(1)[0]
+    xx, yy, zz, yz, xz, xy = -atoms.get_volume() * atoms.get_stress() / units.Hartree
+    scaled = atoms.copy()
+    scaled.set_cell(atoms.cell.array / units.Bohr, scale_atoms=True)
+    energy = atoms.calc.results["energy"] / units.Hartree
+    write("a.traj", with_info(scaled, energy=energy, virial=np.array([xx, yy, zz, xy, yz, xz])))
+    options = ["--energy-unit", "Ha", "--length-unit", "Bohr", "--stress-order", "vasp"]
+    assert run("a.traj", "--out", "my.db", *options) == 0
+    assert read_database("my.db")[0].stress_voigt == pytest.approx(
+        atoms.calc.results["stress"], rel=1e-12
+    )
+    assert run("a.traj", "--out", "b.db", *options, "--stress-unit", "GPa") == 2
+    assert "'virial' is a virial, an energy: --stress-unit does not" in capsys.readouterr().err
+
+
+def test_a_virial_of_a_molecule_is_masked_and_a_stress_goes_before_a_virial():
+    crystal = with_labels(labelled_atoms(1)[0], virial=np.eye(3))
+    molecule = with_labels(labelled_atoms(1, periodic=False)[0], virial=np.eye(3))
+    write("a.traj", [crystal, molecule])
+    assert run("a.traj", "--out", "my.db") == 0
+    one, two = read_database("my.db")
+    assert one.stress_voigt == pytest.approx(crystal.calc.results["stress"], rel=1e-12)
+    assert two.stress is None
 
 
 def test_missing_stress_is_masked():
