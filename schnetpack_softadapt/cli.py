@@ -64,11 +64,12 @@ def _add_import(commands) -> None:
     keys.add_argument(
         "--group-key",
         metavar="KEY",
-        help="info entry naming each structure's group; default: group or config_type, else the"
-        " folder's name for what was found in a folder or by a pattern, else the file's",
+        help="info entry naming the group; default: group or config_type, else the folder (of what"
+        " was found in one or by a pattern) or the file",
     )
     keys.add_argument(
         "--split-key",
+        dest="split_keys",
         nargs="+",
         default=[],
         metavar="KEY",
@@ -106,26 +107,25 @@ def _add_import(commands) -> None:
         " (xx yy zz xy xz yz), or the six components in quotes; default: voigt, but lammps in"
         " mlearn JSON",
     )
+    units.add_argument(
+        "--repair-stress",
+        nargs="+",
+        default=[],
+        metavar="GROUP=READING",
+        help="read the stresses of a group another way, as a warning may propose: 'GROUP=xx yy zz"
+        " xz yz xy' (what each of xx yy zz yz xz xy really is), GROUP=FACTOR, 'GROUP=FACTOR ORDER'",
+    )
     parser.set_defaults(run=_import)
 
 
 def _import(args) -> None:
     from schnetpack_softadapt.data.convert import convert_files
     from schnetpack_softadapt.data.importers import ImportOptions
+    from schnetpack_softadapt.data.stress_labels import StressRepair
 
+    # the arguments have the names of its fields
     options = ImportOptions(
-        format=args.format,
-        energy_key=args.energy_key,
-        forces_key=args.forces_key,
-        stress_key=args.stress_key,
-        energy_unit=args.energy_unit,
-        length_unit=args.length_unit,
-        forces_unit=args.forces_unit,
-        stress_unit=args.stress_unit,
-        stress_sign=args.stress_sign,
-        stress_order=args.stress_order,
-        group_key=args.group_key,
-        split_keys=tuple(args.split_key),
+        **{name: getattr(args, name) for name in ImportOptions.__dataclass_fields__}
     )
     convert_files(
         args.files,
@@ -133,6 +133,7 @@ def _import(args) -> None:
         val=args.val,
         test=args.test,
         options=options,
+        repairs=[StressRepair.parse(text) for text in args.repair_stress],
         overwrite=args.overwrite,
         progress=sys.stderr.isatty(),
     )

@@ -11,6 +11,7 @@ from .database import write_database
 from .importers import ImportOptions, read_files
 from .sources import Source, find_sources
 from .split_file import Split, save_split, split_path
+from .stress_labels import StressRepair, repair
 from .structures import Structure
 from .summary import Summary, summarize
 
@@ -23,6 +24,7 @@ def convert_files(
     val: Sequence[str | Path] = (),
     test: Sequence[str | Path] = (),
     options: ImportOptions | None = None,
+    repairs: Sequence[StressRepair] = (),
     overwrite: bool = False,
     progress: bool = False,
     say: Callable[[str], None] = print,
@@ -37,6 +39,7 @@ def convert_files(
             database (`my.db`: `my.split.npz`), where the data module finds it. Without `val`, the
             data module takes a part of the training structures for validation.
         options: how labels stand in the files.
+        repairs: stresses of groups to be read another way than the files say.
         overwrite: replace an existing database.
         progress: show progress bars.
         say: gets the messages for the user.
@@ -69,6 +72,8 @@ def convert_files(
         problems += wrong
         remarks += remarked
         n_of[subset] = len(found)
+    repaired = repair(structures, repairs)
+    remarks += repaired
     remarks += leave_out_placeholder_stress(structures)
     raise_problems(structures, problems, progress=progress)
     summary = summarize(structures, list(dict.fromkeys(remarks)))
@@ -80,7 +85,9 @@ def convert_files(
     fingerprint = write_database(
         out,
         structures,
-        provenance=f"imported from {shown}; {_conventions(structures, options)}",
+        provenance="; ".join(
+            [f"imported from {shown}", _conventions(structures, options), *repaired]
+        ),
         overwrite=overwrite,
         progress=progress,
     )
