@@ -2,20 +2,18 @@
 
 import contextlib
 import copy
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from ase.db import connect
 from schnetpack import properties
 from schnetpack.data import ASEAtomsData
 from schnetpack.transform import CastMap, WrapPositions, neighborlist
 from tqdm import tqdm
 
 from .. import properties as keys
-from .database import UNITS
+from .database import UNITS, open_database
 from .packed import PackedSamples
 from .stored import StoredDescriptors
 from .structures import Structure
@@ -56,8 +54,6 @@ class InMemoryAtomsData(ASEAtomsData):
         cache_transforms: bool = True,
         **kwargs,
     ):
-        if not os.path.isfile(datapath):  # ASE would make an empty database of that name
-            raise FileNotFoundError(f"no database at {datapath}")
         self.datapath = datapath
         self._packed: PackedSamples | None = None
         self._metadata: dict | None = None
@@ -77,7 +73,7 @@ class InMemoryAtomsData(ASEAtomsData):
         """Yield the samples of all rows, untransformed, float64."""
         groups = self.metadata.get("groups_ids", {}).get("group")
         names = self.load_properties
-        with connect(self.datapath, use_lock_file=False) as database:
+        with open_database(self.datapath) as database:
             n_rows = database.count()
             if n_rows == 0:
                 raise ValueError(f"{self.datapath} holds no structures")
@@ -131,7 +127,7 @@ class InMemoryAtomsData(ASEAtomsData):
     def metadata(self) -> dict:
         """Metadata of the database, read once."""
         if self._metadata is None:
-            with connect(self.datapath, use_lock_file=False) as database:
+            with open_database(self.datapath) as database:
                 self._metadata = database.metadata
             for key in ("_property_unit_dict", "_distance_unit"):
                 if key not in self._metadata:

@@ -11,6 +11,7 @@ from .database import write_database
 from .datamodule import SoftAdaptDataModule
 from .importers import ImportOptions, read_files
 from .paths import user_path
+from .sources import find_sources
 from .structures import Structure
 
 __all__ = ["MoTe2DataModule", "create_mote2_database", "mote2_structures"]
@@ -25,7 +26,7 @@ def mote2_structures() -> list[Structure]:
     """All structures of the shipped set; group: phase, `info["strain_state"]`: phase and strain."""
     options = ImportOptions(group_key="phase", split_keys=("phase", "strain_x", "strain_y"))
     with resources.as_file(resources.files(__package__) / FOLDER / FILE) as path:
-        structures, _, _ = read_files([path], options)
+        structures, _, _ = read_files(find_sources([path]), options)
     return structures
 
 
