@@ -20,9 +20,13 @@ from schnetpack_softadapt.deploy.parts import UnsupportedModelError
 from schnetpack_softadapt.descriptors.layout import Layout, SymmetryFunction
 from schnetpack_softadapt.model import ElementShift
 
-#: units of the reference potentials; the second one states them itself
-UNITS = {"acsf24_Mo54": ("Ang", "eV"), "H2O_RPBE-D3": (None, None)}
-SIZES = {"acsf24_Mo54": (1.0, 1.0), "H2O_RPBE-D3": (units.Bohr, units.Hartree)}
+#: units of the reference potentials; the others state them themselves
+UNITS = {"HO": (None, None), "acsf24_Mo54": ("Ang", "eV"), "H2O_RPBE-D3": (None, None)}
+SIZES = {
+    "HO": (1.0, 1.0),
+    "acsf24_Mo54": (1.0, 1.0),
+    "H2O_RPBE-D3": (units.Bohr, units.Hartree),
+}
 
 
 def predict(model, atoms):
@@ -68,9 +72,10 @@ def test_order_of_functions_and_rows(name):
         np.testing.assert_array_equal(data.statistics, reference.scaling[number])
 
 
-def test_network_of_n2p2():
+@pytest.mark.parametrize("name", ["HO", "H2O_RPBE-D3"])
+def test_network_of_n2p2(name):
     """Atomic energies and derivatives by the scaled functions, element by element."""
-    reference = load("H2O_RPBE-D3")
+    reference = load(name)
     model = read_potential(reference.folder)
     networks = model.output_modules[0]
     scaled = torch.from_numpy(reference.padded("G_scaled.txt")).requires_grad_()
