@@ -158,11 +158,12 @@ def _add_import(commands) -> None:
         help="labelled structures from other programs' files into a database for training",
         description="Read structures with energies, and forces and stress where there are some,"
         " from anything ASE reads (extended XYZ, OUTCAR, vasprun.xml, trajectories; FILE@INDEX"
-        " selects as in ASE), check them, and write a database in SchNetPack's format: eV, Ang,"
-        " stress positive = tension. Train on it with"
-        " `spktrain experiment=acsf_softadapt data.datapath=my.db`.",
+        " selects as in ASE), from folders (all *.extxyz, *.xyz, *.traj, *.json, input.data, OUTCAR"
+        " and vasprun.xml below them) and from patterns in quotes ('runs/**/*.out'), check them,"
+        " and write a database in SchNetPack's format: eV, Ang, stress positive = tension. Train on"
+        " it with `spktrain experiment=acsf_softadapt data.datapath=my.db`.",
     )
-    parser.add_argument("files", nargs="+", metavar="FILE")
+    parser.add_argument("files", nargs="+", metavar="FILE", help="file, folder or 'PATTERN'")
     parser.add_argument("--out", required=True, metavar="DB", help="database to write, *.db")
     parser.add_argument("--val", nargs="+", default=[], metavar="FILE", help="validation set")
     parser.add_argument("--test", nargs="+", default=[], metavar="FILE", help="test set")
@@ -182,10 +183,21 @@ def _add_import(commands) -> None:
         help="default: energy; free_energy in VASP's own files, since forces derive from it",
     )
     keys.add_argument("--forces-key", metavar="KEY", help="'none' leaves forces out")
-    keys.add_argument("--stress-key", metavar="KEY", help="'none' leaves stress out")
-    keys.add_argument("--group-key", metavar="KEY", help="info entry naming each structure's group")
+    keys.add_argument(
+        "--stress-key",
+        metavar="KEY",
+        help="'none' leaves stress out; default: stress, else virial or virials. A key with"
+        " 'virial' in its name holds -volume * stress, as GAP, MACE and DeePMD have it",
+    )
+    keys.add_argument(
+        "--group-key",
+        metavar="KEY",
+        help="info entry naming the group; default: group or config_type, else the folder (of what"
+        " was found in one or by a pattern) or the file",
+    )
     keys.add_argument(
         "--split-key",
+        dest="split_keys",
         nargs="+",
         default=[],
         metavar="KEY",
@@ -223,26 +235,25 @@ def _add_import(commands) -> None:
         " (xx yy zz xy xz yz), or the six components in quotes; default: voigt, but lammps in"
         " mlearn JSON",
     )
+    units.add_argument(
+        "--repair-stress",
+        nargs="+",
+        default=[],
+        metavar="GROUP=READING",
+        help="read the stresses of a group another way, as a warning may propose: 'GROUP=xx yy zz"
+        " xz yz xy' (what each of xx yy zz yz xz xy really is), GROUP=FACTOR, 'GROUP=FACTOR ORDER'",
+    )
     parser.set_defaults(run=_import)
 
 
 def _import(args) -> None:
     from schnetpack_softadapt.data.convert import convert_files
     from schnetpack_softadapt.data.importers import ImportOptions
+    from schnetpack_softadapt.data.stress_labels import StressRepair
 
+    # the arguments have the names of its fields
     options = ImportOptions(
-        format=args.format,
-        energy_key=args.energy_key,
-        forces_key=args.forces_key,
-        stress_key=args.stress_key,
-        energy_unit=args.energy_unit,
-        length_unit=args.length_unit,
-        forces_unit=args.forces_unit,
-        stress_unit=args.stress_unit,
-        stress_sign=args.stress_sign,
-        stress_order=args.stress_order,
-        group_key=args.group_key,
-        split_keys=tuple(args.split_key),
+        **{name: getattr(args, name) for name in ImportOptions.__dataclass_fields__}
     )
     convert_files(
         args.files,
@@ -250,6 +261,7 @@ def _import(args) -> None:
         val=args.val,
         test=args.test,
         options=options,
+        repairs=[StressRepair.parse(text) for text in args.repair_stress],
         overwrite=args.overwrite,
         progress=sys.stderr.isatty(),
     )
@@ -396,18 +408,35 @@ def _add_export(commands) -> None:
         " LAMMPS' pair_style hdnnp, and a README. Text files, safe to share: reading them executes"
         " no code, while best_model is a pickle that can.",
     )
-    parser.add_argument("model", metavar="MODEL", help="best_model, or a run directory with one")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="best_model, or a run directory with one: a pickle, which can execute code; export"
+        " only what you trust",
+    )
     _add_output(parser, "FOLDER", "where the files go", result="input.nn", required=True)
-    parser.add_argument("--structure", metavar="FILE", help="what the LAMMPS input simulates")
+    parser.add_argument(
+        "--structure",
+        metavar="FILE",
+        help="what the LAMMPS input simulates (default: the largest structure of the run's training"
+        " set; where that is not known and there is one element, its crystal)",
+    )
     parser.set_defaults(run=_export)
 
 
 def _export(args) -> None:
     from schnetpack_softadapt.deploy.loading import load_potential
     from schnetpack_softadapt.deploy.n2p2 import write_potential
+    from schnetpack_softadapt.deploy.training_data import training_structure
 
+    model = load_potential(args.model)
     structure = _read_structure(args.structure) if args.structure else None
-    for path in write_potential(load_potential(args.model), args.out, structure):
+    if structure is None:
+        try:
+            structure = training_structure(args.model)
+        except (OSError, ValueError) as error:
+            print(f"no training structure for LAMMPS ({error}); give --structure", file=sys.stderr)
+    for path in write_potential(model, args.out, structure):
         print(path)
 
 
@@ -446,7 +475,12 @@ def _add_check(commands) -> None:
         " equation of state, elastic constants, frequencies at Gamma and the energy deviation in"
         " NVE against the time step. Exit status 1 if a check is not passed.",
     )
-    parser.add_argument("model", metavar="MODEL", help="best_model, run directory, or n2p2 folder")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="best_model or run directory (a pickle, which can execute code: check only what you"
+        " trust), or n2p2 folder (text)",
+    )
     parser.add_argument("structure", metavar="STRUCTURE", help="a file that ASE reads")
     _add_output(
         parser,
@@ -461,16 +495,25 @@ def _add_check(commands) -> None:
         metavar="CHECK",
         help="some of: derivatives relax eos elastic phonons nve (default: all)",
     )
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="CHECK.NAME=VALUE",
+        help="options, such as nve.temperature=600 nve.time_steps=0.5,1,2 relax.fmax=1e-4"
+        " phonons.delta=0.02; `--set all` lists them",
+    )
     parser.set_defaults(run=_check)
 
 
 def _check(args) -> int:
     from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator
-    from schnetpack_softadapt.deploy.check import CHECKS, run_checks, summary
+    from schnetpack_softadapt.deploy.check import CHECKS, read_options, run_checks, summary
 
+    options = read_options(args.set)
     atoms = _read_structure(args.structure)
     atoms.calc = SoftAdaptCalculator(args.model)
-    results = run_checks(atoms, args.only or CHECKS, args.out)
+    results = run_checks(atoms, args.only or CHECKS, args.out, options)
     print(summary(results))
     return int(any(not r.get("ok", True) for r in results.values()))
 

@@ -1,6 +1,8 @@
-"""Reads the potentials and values of another code in the shared `reference` folder.
+"""Reads potentials and the values that n2p2 computes for them.
 
-Everything stays in the files' own units (the layout's "Ang" are then bohr for H2O_RPBE-D3).
+`HO` lies in `descriptors/reference` with what made it; the larger ones are public data of others in
+the shared `reference` folder. Everything stays in the files' own units (the layout's "Ang" are then
+bohr for H2O_RPBE-D3).
 """
 
 from dataclasses import dataclass
@@ -14,10 +16,12 @@ from schnetpack_softadapt.descriptors.layout import Layout, SymmetryFunction
 
 __all__ = ["NAMES", "ReferencePotential", "load", "pair_list", "read_columns"]
 
-NAMES = ("acsf24_Mo54", "H2O_RPBE-D3")
+NAMES = ("HO", "acsf24_Mo54", "H2O_RPBE-D3")
+
+_OWN = Path(__file__).parent / "descriptors" / "reference"
 
 _CUTOFF_FN = {"1": "cosine", "2": "tanh3"}
-_KINDS = {"2": "G2", "3": "G4", "9": "G5"}
+_KINDS = {"2": "G2", "3": "G4", "9": "G5", "12": "wG2", "13": "wG4"}
 
 
 @dataclass
@@ -47,6 +51,17 @@ class ReferencePotential:
         skip = 3 if name.startswith("dEdG") else 4
         return [np.array(words[skip:], float) for words in read_columns(self.folder / name)]
 
+    def jacobian(self) -> tuple[np.ndarray, np.ndarray]:
+        """dG_i/dR_j (N, N, 3, D) and dG_i/dstrain (N, 3, 3, D), without scaling."""
+        n = len(self.numbers)
+        dg_dr = np.zeros((n, n, 3, self.layout.n_columns))
+        for i, j, k, *derivative in read_columns(self.folder / "dGdr.txt"):
+            dg_dr[int(i), int(j), :, int(k)] = derivative
+        dg_dstrain = np.zeros((n, 3, 3, self.layout.n_columns))
+        for i, k, *derivative in read_columns(self.folder / "dGdstrain.txt"):
+            dg_dstrain[int(i), :, :, int(k)] = np.reshape(np.array(derivative, float), (3, 3))
+        return dg_dr, dg_dstrain
+
     def padded(self, name: str) -> np.ndarray:
         """The rows of `values` padded with zeros to the columns of the layout."""
         rows = self.values(name)
@@ -64,7 +79,7 @@ def read_columns(path: Path) -> list[list[str]]:
 
 def load(name: str) -> ReferencePotential:
     """Read one of `NAMES`; skips the test when the data is not there."""
-    folder = shared_path(f"reference/{name}")
+    folder = _OWN / name if (_OWN / name).exists() else shared_path(f"reference/{name}")
     settings: dict[str, list[str]] = {}
     functions: list[tuple[int, SymmetryFunction]] = []
     lines = read_columns(folder / "input.nn")
@@ -98,15 +113,18 @@ def load(name: str) -> ReferencePotential:
 def _function(words: list[str], cutoff_fn: str) -> tuple[int, SymmetryFunction]:
     """Central element and function of a `symfunction_short` line."""
     center, kind = atomic_numbers[words[0]], _KINDS[words[1]]
-    if kind == "G2":
-        neighbor, eta, r_s, cutoff = words[2:6]
-        return center, SymmetryFunction(
-            kind, (atomic_numbers[neighbor],), cutoff, eta, r_s, cutoff_fn=cutoff_fn
-        )
-    first, second, eta, lam, zeta, cutoff = words[2:8]
-    neighbors = (atomic_numbers[first], atomic_numbers[second])
+    n_neighbors = {"G2": 1, "wG2": 0, "wG4": 0}.get(kind, 2)
+    neighbors = tuple(atomic_numbers[word] for word in words[2 : 2 + n_neighbors])
+    numbers = [float(word) for word in words[2 + n_neighbors :]]
+    zeta = lam = 1.0
+    if kind in ("G2", "wG2"):
+        eta, r_s, cutoff = numbers
+    elif kind == "wG4":
+        eta, r_s, lam, zeta, cutoff = numbers
+    else:
+        eta, lam, zeta, cutoff, r_s = [*numbers, 0.0][:5]
     return center, SymmetryFunction(
-        kind, neighbors, cutoff, eta, zeta=zeta, lam=lam, cutoff_fn=cutoff_fn
+        kind, neighbors, cutoff, eta, r_s, zeta, lam, cutoff_fn=cutoff_fn
     )
 
 

@@ -10,7 +10,14 @@ from ..descriptors.neighbors import neighbor_pairs
 from .cells import MIN_VOLUME_ANG3
 from .structures import Structure
 
-__all__ = ["InvalidStructures", "duplicates", "find_problems", "raise_problems"]
+__all__ = [
+    "InvalidStructures",
+    "duplicates",
+    "find_problems",
+    "leave_out_placeholder_stress",
+    "raise_problems",
+    "where",
+]
 
 MIN_DISTANCE_ANG = 0.5  # no two nuclei come closer in any data worth learning; H2 has 0.74
 
@@ -60,11 +67,6 @@ def _cell_problems(structure: Structure) -> Iterator[str]:
     if flat and not zero.any():
         yield "cell of volume zero: its lattice vectors are linearly dependent"
         return
-    if structure.stress is not None:
-        if not structure.pbc.any():
-            yield "stress without a periodic cell; set pbc, or ignore it with --stress-key none"
-        elif flat:
-            yield "stress with a cell of volume zero; complete the cell, or --stress-key none"
     try:
         distance, i, j = _closest_pair(structure)
     except ValueError as error:  # a cell so flat that it has no neighbours to speak of
@@ -85,6 +87,39 @@ def _closest_pair(structure: Structure) -> tuple[float, int, int]:
     d_ij = np.linalg.norm(r_ij, axis=1)
     k = int(np.argmin(d_ij))
     return float(d_ij[k]), int(min(i[k], j[k])), int(max(i[k], j[k]))
+
+
+def leave_out_placeholder_stress(structures: Sequence[Structure]) -> list[str]:
+    """Set stresses that are no labels to None, in place; returns what was left out, and where.
+
+    A stress needs a periodic cell with a volume; sets that mix molecules and crystals give the
+    molecules any number. Nor is a stress a label that is zero to the last digit where others of
+    the set are not: a crystal at rest has some rounding.
+    """
+    labelled = [(k, s) for k, s in enumerate(structures) if s.stress is not None]
+    undefined = [(k, s) for k, s in labelled if not s.pbc.any() or s.volume < MIN_VOLUME_ANG3]
+    remarks = []
+    if undefined:
+        text = f"stress of {len(undefined)} structure(s) without a periodic cell left out"
+        stated = [(k, s) for k, s in undefined if np.isfinite(s.stress).all() and s.stress.any()]
+        if stated:
+            k, s = stated[0]
+            text += (
+                f"; in {len(stated)} it is not zero (first: {where(s, k)}): if they are periodic,"
+                " their files lack pbc or a lattice vector"
+            )
+        remarks.append(text)
+    for _, s in undefined:
+        s.stress = None
+    zero = [s for s in structures if s.stress is not None and not s.stress.any()]
+    if 0 < len(zero) < sum(s.stress is not None for s in structures):
+        remarks.append(
+            f"stress of {len(zero)} structure(s) is zero to the last digit, taken for a placeholder"
+            " and left out"
+        )
+        for s in zero:
+            s.stress = None
+    return remarks
 
 
 def where(structure: Structure, position: int) -> str:

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .checks import raise_problems
+from .checks import leave_out_placeholder_stress, raise_problems
 from .database import write_database
-from .importers import ImportOptions, file_of, format_of, read_files
+from .importers import ImportOptions, read_files
+from .sources import Source, find_sources
 from .split_file import Split, save_split, split_path
+from .stress_labels import StressRepair, repair
 from .structures import Structure
 from .summary import Summary, summarize
 
@@ -22,6 +24,7 @@ def convert_files(
     val: Sequence[str | Path] = (),
     test: Sequence[str | Path] = (),
     options: ImportOptions | None = None,
+    repairs: Sequence[StressRepair] = (),
     overwrite: bool = False,
     progress: bool = False,
     say: Callable[[str], None] = print,
@@ -29,12 +32,14 @@ def convert_files(
     """Import files into a database in SchNetPack's format; nothing is written if anything is wrong.
 
     Args:
-        files: for training; with neither `val` nor `test`, for a later split.
+        files: files, folders and patterns (see `find_sources`) for training; with neither `val`
+            nor `test`, for a later split.
         out: database to write, ending in `.db`.
         val, test: files of the validation and test sets. Then the split is written beside the
             database (`my.db`: `my.split.npz`), where the data module finds it. Without `val`, the
             data module takes a part of the training structures for validation.
         options: how labels stand in the files.
+        repairs: stresses of groups to be read another way than the files say.
         overwrite: replace an existing database.
         progress: show progress bars.
         say: gets the messages for the user.
@@ -50,20 +55,26 @@ def convert_files(
         raise ValueError(f"--out {out}: the name must end in .db, by which SchNetPack knows it")
     if out.exists() and not overwrite:
         raise FileExistsError(f"{out} exists already; choose another name or give --overwrite")
-    subsets = {"train": list(files), "val": list(val), "test": list(test)}
-    _check_files(subsets)
+    subsets = {
+        subset: find_sources(names)
+        for subset, names in (("train", files), ("val", val), ("test", test))
+    }
+    _refuse_files_given_twice(subsets)
     n_of: dict[str, int] = {}
     structures: list[Structure] = []
     problems: list[str] = []
     remarks: list[str] = []
-    for subset, names in subsets.items():
-        found, wrong, remarked = read_files(names, options, progress) if names else ([], [], [])
+    for subset, sources in subsets.items():
+        found, wrong, remarked = read_files(sources, options, progress)
         for structure in found:
             structure.info["subset"] = subset if val or test else "train"
         structures += found
         problems += wrong
         remarks += remarked
         n_of[subset] = len(found)
+    repaired = repair(structures, repairs)
+    remarks += repaired
+    remarks += leave_out_placeholder_stress(structures)
     raise_problems(structures, problems, progress=progress)
     summary = summarize(structures, list(dict.fromkeys(remarks)))
     names = [Path(name).name for name in (*files, *val, *test)]
@@ -74,7 +85,9 @@ def convert_files(
     fingerprint = write_database(
         out,
         structures,
-        provenance=f"imported from {shown}; {_conventions([*files, *val, *test], options)}",
+        provenance="; ".join(
+            [f"imported from {shown}", _conventions(structures, options), *repaired]
+        ),
         overwrite=overwrite,
         progress=progress,
     )
@@ -87,16 +100,14 @@ def convert_files(
     return summary
 
 
-def _check_files(subsets: dict[str, list]) -> None:
-    """All files exist, and none is given twice: a slip that would leak the test set."""
+def _refuse_files_given_twice(subsets: dict[str, list[Source]]) -> None:
+    """A slip that would leak the test set."""
     seen: dict[str, str] = {}
-    for subset, names in subsets.items():
-        for name in names:
-            if not file_of(name).exists():
-                raise FileNotFoundError(f"no file {file_of(name)}")
-            path = os.path.realpath(name)
+    for subset, sources in subsets.items():
+        for source in map(str, sources):
+            path = os.path.realpath(source)
             if path in seen:
-                raise ValueError(f"{name} is given twice, for {seen[path]} and for {subset}")
+                raise ValueError(f"{source} is given twice, for {seen[path]} and for {subset}")
             seen[path] = subset
 
 
@@ -109,7 +120,7 @@ def _write_split(out: Path, n_of: dict[str, int], fingerprint: str) -> None:
     save_split(split_path(out), Split(train, val, test, fingerprint=fingerprint))
 
 
-def _conventions(files: list[str | Path], options: ImportOptions) -> str:
+def _conventions(structures: list[Structure], options: ImportOptions) -> str:
     """What was assumed of each format; FitSNAP's headers may say otherwise file by file."""
-    formats = sorted({format_of(file, options) for file in files})
+    formats = sorted({s.info["format"] for s in structures})
     return "; ".join(f"format {name}: {options.units(name)}" for name in formats)

@@ -1,21 +1,25 @@
 """Structures in SchNetPack's database format, with units and the stress convention written down."""
 
+import contextlib
 import hashlib
+import json
 import os
-from collections.abc import Iterable, Sequence
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import ase
 import numpy as np
 from ase.data import chemical_symbols
 from ase.db import connect
+from ase.db.core import Database
 from tqdm import tqdm
 
 from .. import __version__
 from .. import properties as keys
 from .structures import Structure
 
-__all__ = ["STRESS_CONVENTION", "UNITS", "write_database"]
+__all__ = ["STRESS_CONVENTION", "UNITS", "open_database", "write_database"]
 
 STRESS_CONVENTION = "(1, 3, 3), symmetric, dE/dstrain / volume: positive = tension"
 
@@ -28,6 +32,35 @@ UNITS = {
     STRESS: "eV/Ang/Ang/Ang",
     keys.stress_mask: "",
 }
+
+
+@contextlib.contextmanager
+def open_database(path: str | os.PathLike) -> Iterator[Database]:
+    """Open an existing database for reading; a damaged one is one error wherever it shows.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is no database, or damaged.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"no database at {path}")
+    try:
+        _refuse_other_tables(path)
+        with connect(path, type="db", use_lock_file=False) as database:
+            yield database
+    except (sqlite3.Error, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"{path} is no ASE database, or damaged ({str(error)[:60]}): copy it again, or make it"
+            " anew with `spk-softadapt import`"
+        ) from None
+
+
+def _refuse_other_tables(path: str | os.PathLike) -> None:
+    """ASE would write its tables into any SQLite file, and into an empty one."""
+    uri = f"{Path(path).absolute().as_uri()}?mode=ro"
+    with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
+        if not connection.execute("select 1 from sqlite_master where name = 'systems'").fetchall():
+            raise sqlite3.DatabaseError("no table of structures")
 
 
 def write_database(

@@ -5,13 +5,14 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
-from ase.data import atomic_numbers, chemical_symbols
+from ase.data import chemical_symbols
 from schnetpack import properties
 from schnetpack.data import AtomsDataModule, SplittingStrategy, calculate_stats
 
+from ..descriptors.elements import atomic_number, check_elements
 from .dataset import InMemoryAtomsData
 from .loading import BatchSource, EpochSampler, InMemoryLoader, as_batch
-from .partition import DEFAULT_SPLIT_FILE, Partition
+from .partition import DEFAULT_SPLIT_FILE, DEFAULT_SPLIT_KEY, Partition
 from .paths import user_path
 from .statistics import element_contributions
 from .stored import StoredDescriptors
@@ -41,11 +42,18 @@ class SoftAdaptDataModule(AtomsDataModule):
         store: whether models that ask for it get their descriptors and derivatives from a store on
             disk instead of neighbour lists. "auto": yes, unless that is not possible.
         store_dtype: "float32" or "float64".
-        store_dir: folder for stores; default `<datapath>.descriptors`.
+        store_dir: folder for stores; default `<datapath>.descriptors`. A complete new store
+            replaces older ones of the same database.
         store_jobs: processes or threads that build a store; default all cores.
         num_workers: loader processes; 0 is fastest for data in memory.
         kwargs: further arguments of SchNetPack's AtomsDataModule.
+
+    Attributes:
+        keep_neighbors: whether batches with descriptors from a store carry neighbour lists too. A
+            model sets it to False if it knows that none of its modules reads them.
     """
+
+    keep_neighbors = True
 
     def __init__(
         self,
@@ -57,7 +65,7 @@ class SoftAdaptDataModule(AtomsDataModule):
         split_file: str | None = DEFAULT_SPLIT_FILE,
         *,
         splitting: str | SplittingStrategy | None = "auto",
-        split_key: str = "strain_state",
+        split_key: str = DEFAULT_SPLIT_KEY,
         split_seed: int = 0,
         keep_float64: Sequence[str] = (properties.energy,),
         cache_transforms: bool = True,
@@ -93,7 +101,7 @@ class SoftAdaptDataModule(AtomsDataModule):
         self.store_dtype = store_dtype
         self.store_dir = store_dir
         self.store_jobs = store_jobs
-        self._attached: str | None = None
+        self._attached: tuple[str, bool] | None = None
         self._atomrefs = {}
 
     # setup
@@ -144,18 +152,11 @@ class SoftAdaptDataModule(AtomsDataModule):
         """Refuse data with elements that a model does not know.
 
         Raises:
-            ValueError: naming the elements and a structure that contains each.
+            UnknownElementError: naming the elements and the first structure with one of them.
         """
-        known = {atomic_numbers[e] if isinstance(e, str) else int(e) for e in allowed}
-        unknown = [z for z in self.elements if z not in known]
-        if unknown:
-            found = ", ".join(
-                f"{chemical_symbols[z]} (first in structure {self._first_with(z)})" for z in unknown
-            )
-            raise ValueError(
-                f"{self.datapath} contains {found}, which the model does not know; it was made for"
-                f" {', '.join(chemical_symbols[z] for z in sorted(known))}"
-            )
+        known = {atomic_number(e) for e in allowed}
+        first = min((self._first_with(z) for z in self.elements if z not in known), default=None)
+        check_elements(self.elements, known, f"{self.datapath}, structure {first}")
 
     def _first_with(self, number: int) -> int:
         atom = np.argmax(self.dataset.numbers == number)
@@ -219,7 +220,8 @@ class SoftAdaptDataModule(AtomsDataModule):
     def attach_descriptors(self, layout) -> bool:
         """Let batches carry the descriptors of a layout and their derivatives; build the store.
 
-        Models call this when they are set up. Neighbour lists are then no longer made.
+        Models call this when they are set up. Neighbour lists are then made only where
+        `keep_neighbors` says so.
 
         Args:
             layout: `descriptors.layout.Layout`.
@@ -229,9 +231,10 @@ class SoftAdaptDataModule(AtomsDataModule):
         """
         if self.store is False:
             return False
-        if self._attached == layout.fingerprint:
+        if self._attached == (layout.fingerprint, self.keep_neighbors):
             return True
-        if not self.cache_transforms or not self._train_dataset.keeps_geometry():
+        datasets = (self._train_dataset, self._val_dataset, self._test_dataset)
+        if not self.cache_transforms or not all(d.keeps_geometry() for d in datasets):
             if self.store is True:
                 raise ValueError(
                     "store: true, but the transforms change the structures (or are random:"
@@ -254,6 +257,7 @@ class SoftAdaptDataModule(AtomsDataModule):
                 dtype=self.store_dtype,
                 n_jobs=self.store_jobs,
                 progress=True,
+                database=self.datapath,
                 **ranks,
             )
         except OSError as error:
@@ -261,10 +265,10 @@ class SoftAdaptDataModule(AtomsDataModule):
                 raise
             log.warning("no descriptor store in %s (%s): training computes them", folder, error)
             return False
-        stored = StoredDescriptors(store)
-        for dataset in (self._train_dataset, self._val_dataset, self._test_dataset):
+        stored = StoredDescriptors(store, self.keep_neighbors)
+        for dataset in datasets:
             dataset.attach(stored)
-        self._attached = layout.fingerprint
+        self._attached = layout.fingerprint, self.keep_neighbors
         return True
 
     # loaders

@@ -2,20 +2,18 @@
 
 import contextlib
 import copy
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from ase.db import connect
 from schnetpack import properties
 from schnetpack.data import ASEAtomsData
 from schnetpack.transform import CastMap, WrapPositions, neighborlist
 from tqdm import tqdm
 
 from .. import properties as keys
-from .database import UNITS
+from .database import UNITS, open_database
 from .packed import PackedSamples
 from .stored import StoredDescriptors
 from .structures import Structure
@@ -56,8 +54,6 @@ class InMemoryAtomsData(ASEAtomsData):
         cache_transforms: bool = True,
         **kwargs,
     ):
-        if not os.path.isfile(datapath):  # ASE would make an empty database of that name
-            raise FileNotFoundError(f"no database at {datapath}")
         self.datapath = datapath
         self._packed: PackedSamples | None = None
         self._metadata: dict | None = None
@@ -77,7 +73,7 @@ class InMemoryAtomsData(ASEAtomsData):
         """Yield the samples of all rows, untransformed, float64."""
         groups = self.metadata.get("groups_ids", {}).get("group")
         names = self.load_properties
-        with connect(self.datapath, use_lock_file=False) as database:
+        with open_database(self.datapath) as database:
             n_rows = database.count()
             if n_rows == 0:
                 raise ValueError(f"{self.datapath} holds no structures")
@@ -131,7 +127,7 @@ class InMemoryAtomsData(ASEAtomsData):
     def metadata(self) -> dict:
         """Metadata of the database, read once."""
         if self._metadata is None:
-            with connect(self.datapath, use_lock_file=False) as database:
+            with open_database(self.datapath) as database:
                 self._metadata = database.metadata
             for key in ("_property_unit_dict", "_distance_unit"):
                 if key not in self._metadata:
@@ -192,7 +188,7 @@ class InMemoryAtomsData(ASEAtomsData):
     # samples and batches
 
     def attach(self, store: StoredDescriptors | None) -> None:
-        """Take descriptors from a store from now on, instead of neighbour lists."""
+        """Take descriptors from a store from now on; it says whether neighbour lists are made."""
         self.store = store
         self._packed = None
 
@@ -241,8 +237,9 @@ class InMemoryAtomsData(ASEAtomsData):
 
     def _transformed(self, index: int) -> dict[str, torch.Tensor]:
         sample = self._raw.sample(self.indices[index])
+        without_neighbors = self.store is not None and not self.store.keep_neighbors
         for transform in self.transforms:
-            if self.store is not None and needs_neighbors(transform):
+            if without_neighbors and needs_neighbors(transform):
                 continue
             kept = {}
             if isinstance(transform, CastMap):
@@ -251,19 +248,24 @@ class InMemoryAtomsData(ASEAtomsData):
             sample.update(kept)
         return sample
 
-    def keeps_geometry(self, n_checked: int = 10) -> bool:
-        """Whether the transforms only shift structures as a whole or atoms by lattice vectors.
-
-        Looks at the first `n_checked` structures.
-        """
+    def keeps_geometry(self) -> bool:
+        """Whether the transforms only shift structures as a whole or atoms by lattice vectors."""
         light = self.without_neighbors()
-        for k in range(min(n_checked, len(light))):
-            before, after = light._raw.sample(light.indices[k]), light._transformed(k)
-            cell = before[properties.cell][0]
-            moved = after[properties.R].double() - before[properties.R]
-            moved -= moved[:1].clone()
-            moved -= torch.round(moved @ torch.linalg.pinv(cell)) @ cell
-            strained = after[properties.cell][0].double() - cell
+        light.prepare()
+        for start in range(0, len(light), 1000):
+            rows = range(start, min(start + 1000, len(light)))
+            after = light._packed.batch(rows)
+            before = self._raw.batch([self.indices[k] for k in rows])
+            if not all(torch.equal(before[k], after[k]) for k in (properties.Z, properties.pbc)):
+                return False
+            cell, idx_m = before[properties.cell], before[properties.idx_m]
+            n_atoms = before[properties.n_atoms]
+            moved = after[properties.R].double() - before[properties.R]  # (N, 3)
+            moved -= moved[n_atoms.cumsum(0) - n_atoms][idx_m]
+            # inverse of the periodic vectors alone where some are zero
+            shifts = torch.einsum("na,nab->nb", moved, torch.linalg.pinv(cell)[idx_m]).round()
+            moved -= torch.einsum("na,nab->nb", shifts, cell[idx_m])
+            strained = after[properties.cell].double() - cell
             if max(moved.abs().max(), strained.abs().max()) > GEOMETRY_TOLERANCE:
                 return False
         return True

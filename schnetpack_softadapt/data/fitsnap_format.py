@@ -14,6 +14,7 @@ from ase.data import atomic_numbers, chemical_symbols
 
 from .conventions import stress_matrix
 from .import_options import NONE, ImportOptions
+from .sources import Source
 from .structures import Structure
 
 __all__ = ["is_fitsnap", "read_fitsnap"]
@@ -34,24 +35,24 @@ def is_fitsnap(path: Path, text: str) -> bool:
 
 
 def read_fitsnap(
-    file: str | Path, options: ImportOptions, remarks: list[str]
+    source: Source, options: ImportOptions, remarks: list[str]
 ) -> Iterator[Structure | str]:
     """Yield the structures of a file, or why one could not be understood.
 
     Units given by the user go before those of the header. The group is the folder, unless the
     user names an entry of the file, such as `Label`.
     """
-    path = Path(file)
     options.refuse_keys("fitsnap")
-    content = json.loads(_without_comments(path.read_text(encoding="utf-8")))
+    content = json.loads(_without_comments(source.path.read_text(encoding="utf-8")))
     if not isinstance(content, dict) or "Dataset" not in content:
         raise ValueError("no 'Dataset' in the file")
     header = content["Dataset"]
     if "Data" not in header:
         raise ValueError("no 'Data' in the 'Dataset'")
+    folder = source.path.absolute().parent.name
     for data in header["Data"]:
         try:
-            yield _convert({**header, **data}, options, path, remarks)
+            yield _convert({**header, **data}, options, folder, remarks)
         except (ValueError, TypeError) as error:
             yield str(error)
 
@@ -64,7 +65,9 @@ def _without_comments(text: str) -> str:
     return text
 
 
-def _convert(data: dict, options: ImportOptions, path: Path, remarks: list[str]) -> Structure:
+def _convert(
+    data: dict, options: ImportOptions, default_group: str, remarks: list[str]
+) -> Structure:
     missing = [k for k in ("Positions", "AtomTypes", "Lattice", "Energy") if k not in data]
     if missing:
         raise ValueError(f"no {', '.join(missing)} in the structure")
@@ -82,9 +85,7 @@ def _convert(data: dict, options: ImportOptions, path: Path, remarks: list[str])
         if unit != lattice_unit and None not in (unit, lattice_unit):
             raise ValueError(f"positions in {unit} but lattice in {lattice_unit}; convert one")
     if "StressStyle" not in data and "Stress" in data and options.stress_unit is None:
-        remarks.append(
-            f"{path.name}: has no StressStyle; stress taken to be in {units.stress_unit}"
-        )
+        remarks.append(f"has no StressStyle; stress taken to be in {units.stress_unit}")
     numbers = _numbers(data)
     n_atoms = data.get("NumAtoms", len(numbers))
     if n_atoms != len(numbers):
@@ -97,7 +98,7 @@ def _convert(data: dict, options: ImportOptions, path: Path, remarks: list[str])
     if options.stress_key != NONE and "Stress" in data:
         stress = stress_matrix(_array(data, "Stress", (3, 3)), factor=units.stress_factor)
     simple = {k: v for k, v in data.items() if isinstance(v, str | int | float)}
-    group, info = options.entries(simple, path.absolute().parent.name)
+    group, info = options.entries(simple, default_group)
     return Structure(
         numbers=numbers,
         positions=(positions @ cell if is_fractional else positions) * units.length_factor,

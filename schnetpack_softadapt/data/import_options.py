@@ -101,10 +101,11 @@ class ImportOptions:
         energy_key, forces_key, stress_key: names of the labels; None for the usual ones, "none" to
             leave a label out. With ASE they are names in the calculator, `info` or `arrays`, and
             the usual energy is `energy`, but for VASP's own files `free_energy`, which their forces
-            derive from.
+            derive from. A stress of a name such as `virial` is -volume * stress, an energy.
         energy_unit, length_unit, forces_unit, stress_unit, stress_sign, stress_order: as in
             `LabelUnits`.
-        group_key: entry that names the group; None: `group` or `config_type`, else the file.
+        group_key: entry that names the group; None: `group` or `config_type`, else the file
+            or its folder.
         split_keys: entries that must agree only within one subset of a split.
     """
 

@@ -51,8 +51,10 @@ def open_journal(path: Path) -> Iterator[Journal]:
     Raises:
         ValueError: another process has it open, or it is no journal.
     """
-    lock = fasteners.InterProcessLock(str(path.with_name(f".{path.name}.lock")))
-    if not lock.acquire(blocking=False):
+    lock_file = path.with_name(f".{path.name}.lock")
+    lock = fasteners.InterProcessLock(str(lock_file))
+    # without links: whoever held the lock has removed the file since it was opened here
+    if not lock.acquire(blocking=False) or os.fstat(lock.lockfile.fileno()).st_nlink == 0:
         raise ValueError(f"another process is writing {path}")
     try:
         journal = Journal(path)
@@ -61,6 +63,8 @@ def open_journal(path: Path) -> Iterator[Journal]:
         finally:
             journal.close()
     finally:
+        with contextlib.suppress(OSError):  # some systems keep the name of an open file
+            lock_file.unlink()
         lock.release()
 
 

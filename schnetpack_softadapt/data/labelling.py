@@ -45,6 +45,8 @@ class CalculatorSpec:
 def import_calculator(path: str) -> Callable:
     """The class or function at "module:name"; modules in the current directory are found too.
 
+    Importing executes the module: use only recipes that you trust.
+
     Raises:
         ValueError: there is none.
     """

@@ -13,6 +13,7 @@ from ase.data import atomic_numbers
 
 from .conventions import stress_matrix
 from .import_options import NONE, ImportOptions, LabelUnits
+from .sources import Source
 from .structures import Structure
 
 __all__ = ["is_mlearn", "read_mlearn"]
@@ -32,27 +33,26 @@ def is_mlearn(path: Path, text: str) -> bool:
 
 
 def read_mlearn(
-    file: str | Path, options: ImportOptions, remarks: list[str]
+    source: Source, options: ImportOptions, remarks: list[str]
 ) -> Iterator[Structure | str]:
     """Yield the structures of a JSON set, or why one could not be understood.
 
     The entries to group and split by are those of each member: group, description, tag, element.
     """
-    path = Path(file)
-    with open(path, encoding="utf-8") as stream:
+    with open(source.path, encoding="utf-8") as stream:
         members = json.load(stream)
     if isinstance(members, dict):
         members = [members]
     units = options.units("mlearn")
     for member in members:
         try:
-            yield _convert(member, options, units, path, remarks)
+            yield _convert(member, options, units, source.group, remarks)
         except (ValueError, TypeError) as error:
             yield str(error)
 
 
 def _convert(
-    member: dict, options: ImportOptions, units: LabelUnits, path: Path, remarks: list[str]
+    member: dict, options: ImportOptions, units: LabelUnits, default_group: str, remarks: list[str]
 ) -> Structure:
     structure = _part(member, "structure", "the member")
     sites = _part(structure, "sites", "its structure")
@@ -70,7 +70,7 @@ def _convert(
     stress = _label(outputs, "stress", options.stress_key)
     if stress is None and "stress" in outputs and options.stress_key is None:
         remarks.append(
-            f"{path.name}: `stress` is not read, since its unit and order are not known;"
+            "`stress` is not read, since its unit and order are not known;"
             " give --stress-key stress --stress-unit --stress-sign --stress-order"
         )
     if forces is not None:
@@ -81,7 +81,7 @@ def _convert(
     if stress is not None:
         stress = stress_matrix(stress, units.stress_components, units.stress_factor)
     simple = {k: v for k, v in member.items() if isinstance(v, str | int | float)}
-    group, info = options.entries(simple, path.stem)
+    group, info = options.entries(simple, default_group)
     if "description" in simple:
         info["description"] = simple["description"]
     return Structure(

@@ -1,17 +1,17 @@
 """The MoTe2 data set that comes with the package: PBE monolayers, strained and perturbed."""
 
+import contextlib
 import hashlib
 import logging
 from functools import cache
 from importlib import resources
 from pathlib import Path
 
-import fasteners
-
 from .database import write_database
 from .datamodule import SoftAdaptDataModule
 from .importers import ImportOptions, read_files
 from .paths import user_path
+from .sources import find_sources
 from .structures import Structure
 
 __all__ = ["MoTe2DataModule", "create_mote2_database", "mote2_structures"]
@@ -26,7 +26,7 @@ def mote2_structures() -> list[Structure]:
     """All structures of the shipped set; group: phase, `info["strain_state"]`: phase and strain."""
     options = ImportOptions(group_key="phase", split_keys=("phase", "strain_x", "strain_y"))
     with resources.as_file(resources.files(__package__) / FOLDER / FILE) as path:
-        structures, _, _ = read_files([path], options)
+        structures, _, _ = read_files(find_sources([path]), options)
     return structures
 
 
@@ -39,17 +39,16 @@ def create_mote2_database(path: str | Path) -> Path:
     path = user_path(path)
     if path.exists():
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with fasteners.InterProcessLock(str(path.with_name(f".{path.name}.lock"))):
-        if not path.exists():  # another process may have made it while this one waited
-            log.info("first use of the MoTe2 set: making %s", path)
-            source = resources.files(__package__) / FOLDER
-            write_database(
-                path,
-                mote2_structures(),
-                provenance=(source / "README.md").read_text(encoding="utf-8"),
-                metadata={"source_sha256": _source_hash()},
-            )
+    log.info("first use of the MoTe2 set: making %s", path)
+    source = resources.files(__package__) / FOLDER
+    # it takes a second: several processes may all make it, the contents are the same
+    with contextlib.suppress(FileExistsError):
+        write_database(
+            path,
+            mote2_structures(),
+            provenance=(source / "README.md").read_text(encoding="utf-8"),
+            metadata={"source_sha256": _source_hash()},
+        )
     return path
 
 

@@ -4,19 +4,20 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-import fasteners
 import numpy as np
-from schnetpack.data import SplittingStrategy
+from schnetpack.data import RandomSplit, SplittingStrategy
 
 from .paths import user_path
 from .split_file import SUBSETS, Split, load_split, save_split, split_path
-from .splitting import GroupedSplit, SeededRandomSplit, seeded_order, split_with_seed
+from .splitting import BlockSplit, GroupedSplit, SeededRandomSplit, seeded_order, split_with_seed
+from .trajectories import trajectories
 
 __all__ = ["Partition"]
 
 log = logging.getLogger(__name__)
 
 DEFAULT_SPLIT_FILE = "split.npz"
+DEFAULT_SPLIT_KEY = "strain_state"
 
 
 @dataclass
@@ -28,26 +29,30 @@ class Partition:
             rest. Where the split comes from a file, fractions have no effect, and smaller numbers
             take a part of its subsets, larger ones containing the smaller (learning curves).
         strategy: "auto": the split file beside the database, else by groups `split_key` if the
-            database has them, else random; "grouped", "random", or any splitting strategy of
-            SchNetPack: a new split of that kind.
-        split_key: which of the metadata's `groups_ids` the grouped split keeps together.
+            database has them, else random; "grouped", "blocks" (see `BlockSplit`), "random", or any
+            splitting strategy of SchNetPack: a new split of that kind.
+        split_key: which of the metadata's `groups_ids` the grouped split keeps together, and the
+            blocks take for trajectories; these are the `group`s if the database has no other.
         seed: of the split; independent of the seed of the training.
         split_file: where the run keeps its split, relative to the run directory, and finds it again
-            when it is resumed. None: nowhere.
+            when it is resumed. None: nowhere. A file outside of the run directory, or one that was
+            not written by this package, is the user's: it is read, whatever the strategy, and never
+            changed; if there is none at an absolute path, the new split is kept there.
     """
 
     num_train: int | float | None
     num_val: int | float | None
     num_test: int | float | None
     strategy: str | SplittingStrategy = "auto"
-    split_key: str = "strain_state"
+    split_key: str = DEFAULT_SPLIT_KEY
     seed: int = 0
     split_file: str | None = DEFAULT_SPLIT_FILE
 
     def __post_init__(self):
-        if isinstance(self.strategy, str) and self.strategy not in ("auto", "grouped", "random"):
+        known = ("auto", "grouped", "blocks", "random")
+        if isinstance(self.strategy, str) and self.strategy not in known:
             raise ValueError(
-                f"splitting={self.strategy!r} is not known; choose auto, grouped or random"
+                f"splitting={self.strategy!r} is not known; choose one of {', '.join(known)}"
             )
 
     def find_or_make(self, dataset, datapath: str) -> Split:
@@ -61,14 +66,16 @@ class Partition:
             split = self._make(dataset, datapath)
         else:
             path = Path(self.split_file)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with fasteners.InterProcessLock(str(path.with_name(f".{path.name}.lock"))):
-                if path.exists():
-                    split = self._load(path, dataset)
-                    self._compare(split, path)
-                else:
-                    split = self._make(dataset, datapath)
-                    save_split(path, split)
+            if not path.exists():
+                split = self._make(dataset, datapath)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                save_split(path, split, replace=False)
+            split = self._load(path, dataset)
+            is_of_run = path.resolve().is_relative_to(Path.cwd().resolve())
+            if is_of_run and split.request is not None:
+                self._compare(split, path)
+            else:
+                split = self._from_users(split, path, dataset)
         for name in ("train", "val"):
             if not getattr(split, name):
                 raise ValueError(
@@ -103,18 +110,11 @@ class Partition:
 
     def _compare(self, split: Split, path: Path) -> None:
         """A resumed run must go on with its own split."""
-        if split.request is not None:
-            changed = {
-                name: (old, self.request[name])
-                for name, old in split.request.items()
-                if name in self.request and old != self.request[name]
-            }
-        else:  # not ours: only absolute sizes can be compared
-            changed = {
-                f"num_{name}": (len(getattr(split, name)), size)
-                for name, size in zip(SUBSETS, self._sizes, strict=True)
-                if isinstance(size, int) and size != len(getattr(split, name))
-            }
+        changed = {
+            name: (old, self.request[name])
+            for name, old in split.request.items()
+            if name in self.request and old != self.request[name]
+        }
         if changed:
             text = ", ".join(f"{k}={old} (now {new})" for k, (old, new) in changed.items())
             raise ValueError(
@@ -130,12 +130,11 @@ class Partition:
     def _make(self, dataset, datapath: str) -> Split:
         given = self._given_file(datapath)
         if given is not None:
-            log.info("split taken from %s", given)
-            split = self._part_of(self._load(given, dataset))
-            if not split.val:
-                split = self._take_validation(split, dataset)
+            split = self._from_users(self._load(given, dataset), given, dataset)
         else:
             strategy = self._strategy(dataset)
+            if isinstance(strategy, (RandomSplit, SeededRandomSplit)):
+                _warn_of_trajectories(dataset)
             split = Split(*split_with_seed(strategy, self.seed, dataset, *self._sizes))
         split.request = self.request
         split.fingerprint = dataset.metadata.get("fingerprint")
@@ -152,20 +151,23 @@ class Partition:
         beside = split_path(datapath)
         return beside if self.split_file is not None and beside.exists() else None
 
-    def _part_of(self, split: Split) -> Split:
+    def _from_users(self, split: Split, path: Path, dataset) -> Split:
         """As many structures of each subset as asked for; all where a fraction is given."""
+        log.info("split taken from %s", path)
         parts = []
         for name, size in zip(SUBSETS, self._sizes, strict=True):
             part = getattr(split, name)
             if isinstance(size, int) and size >= 0:
                 if size > len(part):
                     raise ValueError(
-                        f"num_{name}={size}, but the split file has {len(part)} structures for it"
+                        f"num_{name}={size}, but the split file {path} has {len(part)} structures"
+                        " for it"
                     )
                 order = seeded_order(len(part), self.seed)
                 part = sorted(np.array(part, dtype=int)[order[:size]].tolist())
             parts.append(part)
-        return Split(*parts)
+        split = Split(*parts)
+        return split if split.val else self._take_validation(split, dataset)
 
     def _take_validation(self, split: Split, dataset) -> Split:
         """Validation structures from the training set, when files were given for testing only."""
@@ -180,7 +182,12 @@ class Partition:
     def _strategy(self, dataset) -> SplittingStrategy:
         if isinstance(self.strategy, SplittingStrategy):
             return self.strategy
-        labels = dataset.metadata.get("groups_ids", {}).get(self.split_key)
+        groups_ids = dataset.metadata.get("groups_ids", {})
+        if self.strategy == "blocks":
+            given = self.split_key in groups_ids or self.split_key != DEFAULT_SPLIT_KEY
+            key = self.split_key if given else "group" if "group" in groups_ids else None
+            return BlockSplit(key, self.seed)
+        labels = groups_ids.get(self.split_key)
         if self.strategy == "grouped" or (self.strategy == "auto" and labels is not None):
             if self.strategy == "grouped" or len(set(labels)) >= len(SUBSETS):
                 return GroupedSplit(self.split_key, self.seed)
@@ -188,3 +195,19 @@ class Partition:
                 "only %d group(s) %r: the split is random", len(set(labels)), self.split_key
             )
         return SeededRandomSplit(self.seed)
+
+
+def _warn_of_trajectories(dataset) -> None:
+    found = list(trajectories(dataset.raw, dataset.indices))
+    if found:
+        first = found[0]
+        log.warning(
+            "structures %d to %d%s look like frames of a trajectory: neighbours differ by %.3f Ang,"
+            " others by %.3f Ang. After a random split the test set resembles the training set more"
+            " than new structures do; data.splitting=blocks keeps them apart",
+            dataset.indices[first.begin],
+            dataset.indices[first.end - 1],
+            f" and {len(found) - 1} more series" if len(found) > 1 else "",
+            first.near,
+            first.far,
+        )

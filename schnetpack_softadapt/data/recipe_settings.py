@@ -37,6 +37,8 @@ def shipped_recipes() -> list[str]:
 def load_config(name: str | Path) -> tuple[dict, Path]:
     """Settings from a YAML file, or from a recipe of the package; and the folder they stand in.
 
+    Reading them executes nothing; generating imports the module that `calculator` names.
+
     Raises:
         FileNotFoundError: neither exists.
         ValueError: not YAML, or not a mapping.

@@ -12,6 +12,7 @@ from ase.data import atomic_numbers
 
 from .conventions import stress_matrix
 from .import_options import NONE, ImportOptions, LabelUnits
+from .sources import Source
 from .structures import Structure
 
 __all__ = ["is_runner", "read_runner"]
@@ -27,26 +28,25 @@ def is_runner(path: Path, text: str) -> bool:
 
 
 def read_runner(
-    file: str | Path, options: ImportOptions, remarks: list[str]
+    source: Source, options: ImportOptions, remarks: list[str]
 ) -> Iterator[Structure | str]:
     """Yield the structures of an `input.data`, or why one could not be understood.
 
     The entries to group and split by are `comment` and `line` (of `begin`). Three `stress` lines,
     which some programs add (the rows of the tensor), are read if they are there.
     """
-    path = Path(file)
     options.refuse_keys("runner")
     units = options.units("runner")
     if options.length_unit is None or options.energy_unit is None:
         remarks.append(
-            f"{path.name}: lengths in {units.length_unit}, energies in {units.energy_unit}, as is"
+            f"lengths in {units.length_unit}, energies in {units.energy_unit}, as is"
             " usual in n2p2 and RuNNer (--length-unit Ang --energy-unit eV if not)"
         )
-    for first, lines, is_complete in _blocks(path):
+    for first, lines, is_complete in _blocks(source.path):
         try:
             if not is_complete:
                 raise ValueError(f"the block that begins in line {first} has no 'end'")
-            yield _convert(first, lines, options, units, path, remarks)
+            yield _convert(first, lines, options, units, source.group, remarks)
         except ValueError as error:
             yield str(error)
 
@@ -81,7 +81,7 @@ def _convert(
     lines: list[tuple[int, list[str]]],
     options: ImportOptions,
     units: LabelUnits,
-    path: Path,
+    default_group: str,
     remarks: list[str],
 ) -> Structure:
     rows: dict[str, list[list[float]]] = {"lattice": [], "stress": [], "atom": []}
@@ -117,10 +117,10 @@ def _convert(
     if rows["stress"] and options.stress_key != NONE:
         stress = stress_matrix(np.array(rows["stress"]), factor=units.stress_factor)
         if options.stress_sign is None:
-            remarks.append(f"{path.name}: stress taken as positive = tension (else --stress-sign)")
+            remarks.append("stress taken as positive = tension (else --stress-sign)")
     atoms = np.array(rows["atom"], dtype=np.float64).reshape(-1, 6)
     entries = {"comment": " ".join(comments), "line": first}
-    group, info = options.entries(entries, path.stem)
+    group, info = options.entries(entries, default_group)
     return Structure(
         numbers=np.array(numbers, dtype=np.int64),
         positions=atoms[:, :3] * units.length_factor,

@@ -35,8 +35,11 @@ def split_path(database: str | Path) -> Path:
     return Path(database).with_suffix(".split.npz")
 
 
-def save_split(path: str | Path, split: Split) -> None:
-    """Write SchNetPack's split file (npz with train_idx, val_idx, test_idx), atomically."""
+def save_split(path: str | Path, split: Split, replace: bool = True) -> None:
+    """Write SchNetPack's split file (npz with train_idx, val_idx, test_idx), atomically.
+
+    Without `replace`, a file that is there stays, also one that another process just made.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     arrays = {f"{name}_idx": np.array(getattr(split, name), dtype=np.int64) for name in SUBSETS}
@@ -47,9 +50,22 @@ def save_split(path: str | Path, split: Split) -> None:
     try:
         with open(temporary, "wb") as file:
             np.savez(file, **arrays)
-        os.replace(temporary, path)
+        if replace:
+            os.replace(temporary, path)
+        else:
+            _link(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _link(temporary: Path, path: Path) -> None:
+    """Give a file its name, unless that is taken."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links
+        os.replace(temporary, path)
 
 
 def load_split(path: str | Path, n_structures: int, fingerprint: str | None = None) -> Split:
@@ -64,14 +80,16 @@ def load_split(path: str | Path, n_structures: int, fingerprint: str | None = No
             request = json.loads(str(data["request"])) if "request" in data else None
             made_for = str(data["fingerprint"]) if "fingerprint" in data else None
     except (OSError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is no split file ({error}); remove it") from error
+        raise ValueError(
+            f"{path} is no split file ({error}); choose another with data.split_file=..."
+        ) from error
     problem = _misfit(parts, n_structures)
     if fingerprint is not None and made_for is not None and made_for != fingerprint:
         problem = problem or "its fingerprint is that of another database"
     if problem:
         raise ValueError(
-            f"the split file {path} was made for other data: {problem}; remove it, or choose"
-            " another with data.split_file=..."
+            f"the split file {path} was made for other data: {problem}; choose another with"
+            " data.split_file=..."
         )
     return Split(**parts, request=request, fingerprint=made_for)
 

@@ -1,10 +1,11 @@
-"""Training, validation and test sets: seeded, at random or by group."""
+"""Training, validation and test sets: seeded, at random, by group or in blocks of frames."""
 
 import numpy as np
 import torch
 from schnetpack.data import SplittingStrategy
 
 __all__ = [
+    "BlockSplit",
     "GroupedSplit",
     "SeededRandomSplit",
     "seeded_order",
@@ -83,18 +84,7 @@ class GroupedSplit(SplittingStrategy):
 
     def split(self, dataset, *sizes) -> list[list[int]]:
         """Indices (lists) of each subset; sizes are in structures, as in `split_sizes`."""
-        groups_ids = dataset.metadata.get("groups_ids", {})
-        if self.key not in groups_ids:
-            known = ", ".join(groups_ids) or "none at all"
-            raise ValueError(
-                f"the database has no groups {self.key!r} to split by (it has {known}); choose one"
-                " of them with data.split_key=..., or data.splitting=random"
-            )
-        groups = np.asarray(groups_ids[self.key])
-        if getattr(dataset, "subset_idx", None) is not None:
-            groups = groups[dataset.subset_idx]
-        if len(groups) != len(dataset):
-            raise ValueError(f"{len(groups)} groups {self.key!r} for {len(dataset)} structures")
+        groups = _groups(dataset, self.key)
         missing = np.array(split_sizes(len(dataset), *sizes))
         n_wanted = int((missing > 0).sum())
         uses_all = missing.sum() == len(dataset)
@@ -118,12 +108,68 @@ class GroupedSplit(SplittingStrategy):
         return [sorted(subset) for subset in subsets]
 
 
+class BlockSplit(SplittingStrategy):
+    """Each trajectory is cut into one block of consecutive frames for each subset.
+
+    Neighbouring frames resemble each other; here they meet at the ends of blocks only. If fewer
+    structures are asked for than there are, the blocks still share all frames between them, and
+    the structures are drawn from each block.
+
+    Args:
+        key: of the groups that are trajectories, as for `GroupedSplit`; None: all structures are
+            frames of one.
+        seed: of the drawing.
+    """
+
+    def __init__(self, key: str | None = "group", seed: int = 0):
+        self.key = key
+        self.seed = seed
+
+    def split(self, dataset, *sizes) -> list[list[int]]:
+        """Indices (lists) of each subset; sizes are in structures, as in `split_sizes`."""
+        n = len(dataset)
+        groups = np.zeros(n) if self.key is None else _groups(dataset, self.key)
+        sizes = np.array(split_sizes(n, *sizes))
+        time = np.empty(n)  # from 0 to 1 in each trajectory
+        for group in np.unique(groups):
+            frames = np.flatnonzero(groups == group)
+            time[frames] = (np.arange(len(frames)) + 0.5) / len(frames)
+        # integers, rounded down: no block has fewer frames than are asked for
+        ends = np.cumsum(sizes) * n // max(sizes.sum(), 1)
+        blocks = np.split(np.argsort(time, kind="stable"), ends[:-1])
+        return [
+            sorted(block[seeded_order(len(block), self.seed)[:size]].tolist())
+            for block, size in zip(blocks, sizes, strict=True)
+        ]
+
+
+def _groups(dataset, key: str) -> np.ndarray:
+    """Group (integer) of each structure.
+
+    Raises:
+        ValueError: the database has no such groups.
+    """
+    groups_ids = dataset.metadata.get("groups_ids", {})
+    if key not in groups_ids:
+        known = ", ".join(groups_ids) or "none at all"
+        raise ValueError(
+            f"the database has no groups {key!r} to split by (it has {known}); choose one of them"
+            " with data.split_key=..., or data.splitting=random"
+        )
+    groups = np.asarray(groups_ids[key])
+    if getattr(dataset, "subset_idx", None) is not None:
+        groups = groups[dataset.subset_idx]
+    if len(groups) != len(dataset):
+        raise ValueError(f"{len(groups)} groups {key!r} for {len(dataset)} structures")
+    return groups
+
+
 def split_with_seed(strategy: SplittingStrategy, seed: int, dataset, *sizes) -> list[list[int]]:
     """Indices from any strategy, independent of the random state of training, which is kept.
 
     SchNetPack's own strategies draw from torch's global generator and want absolute sizes.
     """
-    if isinstance(strategy, (GroupedSplit, SeededRandomSplit)):
+    if isinstance(strategy, (BlockSplit, GroupedSplit, SeededRandomSplit)):
         return strategy.split(dataset, *sizes)
     sizes = [
         int(s * len(dataset)) if isinstance(s, float) and s <= 1 else s

@@ -14,19 +14,21 @@ class StoredDescriptors:
 
     Args:
         store: a `descriptors.store.DescriptorStore` of all structures of the database, in order.
+        keep_neighbors: whether samples keep their neighbour lists; otherwise these are empty.
     """
 
-    def __init__(self, store):
+    def __init__(self, store, keep_neighbors: bool = False):
         self._store = store
+        self.keep_neighbors = keep_neighbors
         self._whole = store.tensors()
 
     def sample(self, index: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """Descriptors (n, D) of structure `index` of the database and an empty neighbour list."""
+        """Keys to add to structure `index` of the database, with descriptors (n, D)."""
         first, last = self._store.structure_first[index : index + 2].tolist()
         return {
             keys.descriptors: torch.from_numpy(self._store.G[first:last].copy()),
             keys.store_rows: torch.arange(first, last),
-            **_no_neighbors(dtype),
+            **self._neighbors(dtype),
         }
 
     def batch(self, batch: dict[str, torch.Tensor], gather: bool) -> dict[str, torch.Tensor]:
@@ -44,7 +46,7 @@ class StoredDescriptors:
         )
         result = {
             keys.descriptors: torch.from_numpy(self._store.G.take(rows, axis=0)),
-            **_no_neighbors(batch[properties.R].dtype),
+            **self._neighbors(batch[properties.R].dtype),
         }
         if gather:
             result.update(self._store.gather(rows))
@@ -53,11 +55,12 @@ class StoredDescriptors:
             result[keys.store_rows] = torch.from_numpy(rows)
         return result
 
-
-def _no_neighbors(dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Empty neighbour list, so that SchNetPack's own modules run over it."""
-    return {
-        properties.idx_i: torch.zeros(0, dtype=torch.int64),
-        properties.idx_j: torch.zeros(0, dtype=torch.int64),
-        properties.offsets: torch.zeros(0, 3, dtype=dtype),
-    }
+    def _neighbors(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """An empty neighbour list, over which Strain and PairwiseDistances run."""
+        if self.keep_neighbors:
+            return {}
+        return {
+            properties.idx_i: torch.zeros(0, dtype=torch.int64),
+            properties.idx_j: torch.zeros(0, dtype=torch.int64),
+            properties.offsets: torch.zeros(0, 3, dtype=dtype),
+        }

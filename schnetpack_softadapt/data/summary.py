@@ -11,6 +11,7 @@ from ase.data import chemical_symbols, covalent_radii
 
 from ..descriptors.neighbors import neighbor_pairs
 from .checks import duplicates, where
+from .stress_labels import findings_from_strained_cells
 from .structures import Structure
 
 __all__ = ["Summary", "summarize", "suspicions"]
@@ -239,18 +240,5 @@ def _stresses(structures: Sequence[Structure]) -> list[str]:
         )
     elif rms < 1e-6:  # 0.16 MPa
         found.append(f"stress is tiny, {rms / MPA:.2g} MPa root mean square: another unit?")
-    # the same atoms in a larger cell are under more tension
-    by_atoms: dict[bytes, list[Structure]] = {}
-    for s in labelled:
-        by_atoms.setdefault(np.sort(s.numbers).tobytes(), []).append(s)
-    family = max(by_atoms.values(), key=len)
-    volumes = np.array([s.volume for s in family])
-    pressure = np.array([np.trace(s.stress) for s in family])
-    if len(family) >= 5 and volumes.std() > 0.01 * volumes.mean() and pressure.std() > 0:
-        correlation = float(np.corrcoef(volumes, pressure)[0, 1])
-        if correlation < -0.5:
-            found.append(
-                "smaller cells are under tension: the sign of the stress seems to be the other one"
-                " (--stress-sign -1)"
-            )
+    found += map(str, findings_from_strained_cells(structures))
     return found

@@ -17,7 +17,7 @@ from torch import nn
 from ..data.cells import stress_volumes
 from .chunks import evaluate_in_chunks
 from .committee import mean_and_spread
-from .evaluate import BatchModel, ComposedModels, Prediction, Structure, activate_stress
+from .evaluate import BatchModel, ComposedModels, Prediction, Structure, activate_responses
 from .extrapolation import ExtrapolationMonitor
 from .loading import load_potential
 from .parts import UnsupportedModelError, model_parts
@@ -49,13 +49,16 @@ class SoftAdaptCalculator(SpkCalculator):
     Args:
         model: a model, its path (`best_model`, a run directory, an n2p2 folder), or several of
             these: a committee, which gives the mean, and the spread over its members as
-            `results["energy_std"]`, `["forces_std"]`, `["stress_std"]`.
+            `results["energy_std"]`, `["forces_std"]`, `["stress_std"]`. A saved model is a pickle,
+            which can execute code when it is loaded: open only what you trust. An n2p2 folder is
+            text that executes nothing.
         dtype: "float64", or "float32" (faster; relaxations to tight forces need float64).
         device: "cpu" or "cuda".
         skin: the neighbour list reaches this much farther than the cutoff and is kept until a pair
             could have been missed, Ang.
         max_extrapolations: stop with `ExtrapolationError` when more symmetry functions than this
-            lie outside of the training range in one step; None only counts them.
+            lie outside of the training range (of any member of a committee) in one step; None only
+            counts them.
         neighbor_list: ignored, accepted as `SpkCalculator` asks for one.
         energy_key: name of the energy in the model.
         force_key: name of the forces.
@@ -115,6 +118,8 @@ class SoftAdaptCalculator(SpkCalculator):
         self.model, self.models = models[0], models
         self.device, self.dtype = torch.device(device), dtype
         self.energy_key, self.force_key, self.stress_key = energy_key, force_key, stress_key
+        for loaded in models:
+            self._prepare(loaded)
         self._set_units(energy_unit, position_unit)
         self.cutoff = max(_cutoff(m, cutoff) for m in models) * self.position_conversion
         self.neighbors = SkinList(self.cutoff, skin)
@@ -138,6 +143,20 @@ class SoftAdaptCalculator(SpkCalculator):
         self.atoms_per_chunk = atoms_per_chunk
 
     # --- setting up
+
+    def _prepare(self, model: nn.Module) -> None:
+        """Make a model give all that is asked for, under the names that are asked for."""
+        activate_responses(model, self.force_key, self.stress_key)
+        wanted = [self.energy_key, self.force_key]
+        has_stress = any(getattr(m, "calc_stress", False) for m in model.output_modules)
+        if has_stress and self.stress_key is not None:
+            wanted.append(self.stress_key)
+        missing = [key for key in wanted if key not in model.model_outputs]
+        if missing:
+            raise ValueError(
+                f"the model gives {sorted(model.model_outputs)}, not {' and '.join(missing)}; set"
+                " energy_key, force_key and stress_key, or give the model a Forces module"
+            )
 
     def _set_units(self, energy_unit, position_unit) -> None:
         stated = [dict(getattr(m, "metadata", None) or {}).get("units") or {} for m in self.models]
@@ -178,18 +197,18 @@ class SoftAdaptCalculator(SpkCalculator):
         except UnsupportedModelError as error:
             log.info("calling the model through SchNetPack: %s", error)
             return None
+        if any(part.networks.output_key != self.energy_key for part in parts):
+            log.info("calling the model through SchNetPack: %s is no energy", self.energy_key)
+            return None
         groups: dict = {}
         for part in parts:
             groups.setdefault(part.layout, []).append(part)
-        if len(groups) == 1 and parts[0].scaling.is_fitted:
-            self.extrapolation = ExtrapolationMonitor(
-                parts[0].layout, parts[0].scaling, max_extrapolations
-            )
+        scalings = [part.scaling for part in parts]
+        if len(groups) == 1 and all(scaling.is_fitted for scaling in scalings):
+            self.extrapolation = ExtrapolationMonitor(parts[0].layout, scalings, max_extrapolations)
         return [ComposedModels(group, self.dtype, self.extrapolation) for group in groups.values()]
 
     def _batch_models(self, transforms, additional_inputs) -> list:
-        if self.stress_key is not None:
-            self.models = [activate_stress(m, self.stress_key) for m in self.models]
         return [
             BatchModel(
                 m,

@@ -2,24 +2,66 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
 from ase import Atoms
 
 from .check_dynamics import check_nve, check_phonons
+from .check_elastic import check_elastic
 from .check_plots import plot_checks
-from .check_static import check_derivatives, check_elastic, check_eos, copy_of, relax
+from .check_static import check_derivatives, check_eos, relax
+from .check_structure import copy_of
 
-__all__ = ["CHECKS", "run_checks", "summary"]
+__all__ = ["CHECKS", "read_options", "run_checks", "summary"]
 
-CHECKS = ("derivatives", "relax", "eos", "elastic", "phonons", "nve")
+#: in the order in which they are made
+CHECKS = {
+    "derivatives": check_derivatives,
+    "relax": relax,
+    "eos": check_eos,
+    "elastic": check_elastic,
+    "phonons": check_phonons,
+    "nve": check_nve,
+}
+
+
+def read_options(settings: Iterable[str]) -> dict[str, dict]:
+    """Options of the checks from texts such as "nve.temperature=600", "nve.time_steps=1,2".
+
+    Raises:
+        ValueError: no such option, or no number; with all options and their defaults.
+    """
+    known = {
+        f"{check}.{name}": parameter.default
+        for check, function in CHECKS.items()
+        for name, parameter in signature(function).parameters.items()
+        if parameter.default is not parameter.empty
+    }
+    options: dict[str, dict] = {}
+    for setting in settings:
+        name, _, text = setting.partition("=")
+        try:
+            default = known[name]
+            if isinstance(default, tuple):
+                value = tuple(float(part) for part in text.split(","))
+            else:
+                value = type(default)(text)
+            if not np.isfinite(value).all():
+                raise ValueError(value)
+        except (KeyError, ValueError):
+            listed = " ".join(f"{k}={v}" for k, v in known.items()).replace(", ", ",")
+            raise ValueError(f"{setting!r} sets no option of a check; they are {listed}") from None
+        check, _, name = name.partition(".")
+        options.setdefault(check, {})[name] = value
+    return options
 
 
 def run_checks(
     atoms: Atoms,
-    checks: Sequence[str] = CHECKS,
+    checks: Iterable[str] = tuple(CHECKS),
     folder: str | Path | None = None,
     options: Mapping[str, Mapping] | None = None,
 ) -> dict[str, dict]:
@@ -30,7 +72,8 @@ def run_checks(
     Args:
         atoms: with a calculator.
         checks: names out of `CHECKS`.
-        folder: where `check.json`, `check.png` and `relaxed.extxyz` go, if given.
+        folder: where `check.json`, `check.png` and, after a relaxation, `relaxed.extxyz` go, if
+            given.
         options: further arguments of a check by its name, such as {"nve": {"temperature": 600}}.
 
     Returns:
@@ -44,27 +87,21 @@ def run_checks(
     if unknown:
         raise ValueError(f"unknown checks {sorted(unknown)}; choose from {list(CHECKS)}")
     results: dict[str, dict] = {}
-    structure = copy_of(atoms)
-    functions = {
-        "derivatives": check_derivatives,
-        "eos": check_eos,
-        "elastic": check_elastic,
-        "phonons": check_phonons,
-        "nve": check_nve,
-    }
-    for name in CHECKS:  # in this order, however they were asked for
+    structure, relaxed = copy_of(atoms), None
+    for name, function in CHECKS.items():  # in this order, however they were asked for
         if name not in checks:
             continue
         arguments = (options or {}).get(name, {})
         try:
             if name == "relax":
                 structure, results[name] = relax(structure, **arguments)
+                relaxed = structure
             else:
-                results[name] = functions[name](structure, **arguments)
+                results[name] = function(structure, **arguments)
         except (ValueError, RuntimeError, np.linalg.LinAlgError) as error:
             results[name] = {"ok": False, "failed": str(error)}
     if folder is not None:
-        _write(results, structure, Path(folder))
+        _write(results, relaxed, Path(folder))
     return results
 
 
@@ -97,11 +134,10 @@ def _describe(name: str, r: Mapping) -> str:
             f" {r['bulk_modulus_GPa']:.2f} GPa"
         )
     if name == "elastic":
-        c = r["elastic_constants_GPa"]
-        return (
-            f"C11 {c[0][0]:.1f}, C12 {c[0][1]:.1f}, C33 {c[2][2]:.1f}, C44 {c[3][3]:.1f} GPa,"
-            f" smallest eigenvalue {min(r['eigenvalues_GPa']):.1f} GPa"
-        )
+        constants = ", ".join(f"{k} {c:.1f}" for k, c in _independent(r).items())
+        bulk, shear = (r[f"{k}_modulus_GPa"]["hill"] for k in ("bulk", "shear"))
+        moduli = "unstable" if bulk is None else f"bulk {bulk:.1f}, shear {shear:.1f} (Hill)"
+        return f"{r['space_group']}: {constants}; {moduli} GPa"
     if name == "phonons":
         return (
             f"Gamma: {r['frequencies_THz'][-1]:.3f} THz the highest, {r['n_imaginary']} imaginary,"
@@ -115,11 +151,23 @@ def _describe(name: str, r: Mapping) -> str:
     return f"slope {slope} (2 for a smooth potential); spread in meV/atom: {spreads}"
 
 
-def _write(results: dict[str, dict], structure: Atoms, folder: Path) -> None:
+def _independent(r: Mapping) -> dict[str, float]:
+    """The elastic constants that symmetry leaves, such as C11, C12 and C44 of a cubic crystal."""
+    found: dict[str, float] = {}
+    table = np.array(r["elastic_constants_GPa"])
+    for i, j in zip(*np.triu_indices(6), strict=True):
+        others = [0.0, *map(abs, found.values())]
+        if not np.isclose(abs(table[i, j]), others, rtol=0, atol=1e-6 * table.max()).any():
+            found[f"C{i + 1}{j + 1}"] = float(table[i, j])
+    return found
+
+
+def _write(results: dict[str, dict], relaxed: Atoms | None, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".check.{os.getpid()}.tmp"
     temporary.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
     os.replace(temporary, folder / "check.json")
-    structure.copy().write(temporary, format="extxyz")
-    os.replace(temporary, folder / "relaxed.extxyz")
+    if relaxed is not None:
+        relaxed.copy().write(temporary, format="extxyz")
+        os.replace(temporary, folder / "relaxed.extxyz")
     plot_checks(results, folder / "check.png")

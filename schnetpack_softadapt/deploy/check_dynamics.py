@@ -5,16 +5,14 @@ Conventions as in `check_static`.
 
 import logging
 import math
-import tempfile
 from collections.abc import Sequence
 
 import numpy as np
 from ase import Atoms, units
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
 from ase.md.verlet import VelocityVerlet
-from ase.phonons import Phonons
 
-from .check_static import copy_of
+from .check_structure import bulk_directions, copy_of, progress
 
 __all__ = ["TIME_STEPS", "check_nve", "check_phonons"]
 
@@ -25,7 +23,7 @@ TIME_STEPS = (0.25, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
 def check_phonons(atoms: Atoms, delta: float = 0.01) -> dict:
-    """Frequencies at Gamma of the cell as it stands, by ASE; imaginary ones count as negative.
+    """Frequencies at Gamma of the cell as it stands; imaginary ones count as negative.
 
     Args:
         atoms: with a calculator, relaxed.
@@ -33,26 +31,27 @@ def check_phonons(atoms: Atoms, delta: float = 0.01) -> dict:
     """
     if len(atoms) > 300:
         return {"skipped": f"{len(atoms)} atoms are many; give a smaller cell"}
-    boxed = copy_of(atoms)
-    if boxed.cell.rank < 3:  # ASE wants a reciprocal cell, though Gamma needs none
-        boxed.set_cell(boxed.cell.complete())
-    with tempfile.TemporaryDirectory() as folder:
-        phonons = Phonons(
-            boxed, atoms.calc, supercell=(1, 1, 1), delta=delta, name=f"{folder}/phonon"
-        )
-        phonons.run()
-        phonons.read(acoustic=True)
-        energies = phonons.band_structure([[0.0, 0.0, 0.0]], verbose=False)[0]  # eV
-    # ASE returns imaginary frequencies as negative numbers
-    frequencies = np.sort(np.real(energies)) / (units._hplanck * units.J * 1e12)  # THz
+    moved = copy_of(atoms)
+    hessian = np.zeros((3 * len(atoms), 3 * len(atoms)))  # eV/Ang^2
+    for row in progress(range(len(hessian)), "phonons"):
+        i, k = divmod(row, 3)
+        for sign in (1, -1):
+            moved.positions[i, k] = atoms.positions[i, k] + sign * delta
+            hessian[row] -= sign * moved.get_forces().ravel() / (2 * delta)
+        moved.positions[i, k] = atoms.positions[i, k]
+    masses = np.repeat(atoms.get_masses(), 3)
+    squares = np.linalg.eigvalsh(0.5 * (hessian + hessian.T) / np.sqrt(np.outer(masses, masses)))
+    omega = np.sign(squares) * np.sqrt(np.abs(squares))  # in ASE's inverse unit of time
+    frequencies = 1e3 * units.fs * omega / (2 * np.pi)  # THz
     # turning a molecule costs nothing but for the curvature that the displacement sees
-    n_free = 3 if atoms.pbc.any() else min(6, 3 * len(atoms))
+    is_molecule = not bulk_directions(atoms).any()
+    n_free = min(6, 3 * len(atoms)) if is_molecule else 3
     imaginary = frequencies[frequencies < -0.1]
     return {
         "frequencies_THz": frequencies.tolist(),
         "acoustic_max_THz": float(np.sort(np.abs(frequencies))[: min(3, n_free)].max()),
         "n_imaginary": len(imaginary),
-        "ok": len(imaginary) <= (0 if atoms.pbc.any() else n_free - 3),
+        "ok": len(imaginary) <= n_free - 3,
     }
 
 
@@ -75,12 +74,13 @@ def check_nve(
         time_steps: fs, ascending.
         duration: of each run, fs.
         temperature: of the initial velocities, K; half of it remains in a harmonic crystal.
-        min_atoms: size of the supercell in periodic directions.
+        min_atoms: size of the supercell in the directions of a crystal.
         seed: of the velocities.
     """
     start = copy_of(atoms)
-    while len(start) < min_atoms and start.pbc.any() and start.cell.rank == 3:
-        start = start.repeat([2 if periodic else 1 for periodic in start.pbc])
+    bulk = bulk_directions(start)
+    while len(start) < min_atoms and bulk.any() and start.cell.rank == 3:
+        start = start.repeat(1 + bulk)
     start.calc = atoms.calc
     MaxwellBoltzmannDistribution(start, temperature_K=temperature, rng=np.random.RandomState(seed))
     Stationary(start)
@@ -90,8 +90,11 @@ def check_nve(
         energies: list[float] = []
         dynamics = VelocityVerlet(run, timestep=time_step * units.fs)
         dynamics.attach(lambda run=run, out=energies: out.append(run.get_total_energy()))
+        n_steps = max(4, round(duration / time_step))
         try:
-            dynamics.run(max(4, round(duration / time_step)))
+            with progress(range(n_steps + 1), f"NVE, {time_step:g} fs") as bar:
+                dynamics.attach(bar.update)
+                dynamics.run(n_steps)
             spread = float(np.std(energies)) / len(run)
         except ValueError as error:  # exploded
             log.info("NVE with %g fs: %s", time_step, error)

@@ -58,7 +58,7 @@ def _elastic(axes, r: Mapping) -> None:
     labels = ["xx", "yy", "zz", "yz", "xz", "xy"]
     axes.set_xticks(range(6), labels)
     axes.set_yticks(range(6), labels)
-    axes.set_title("elastic constants (GPa)", fontsize=10)
+    axes.set_title(f"elastic constants (GPa), {r['space_group']}", fontsize=10)
 
 
 def _phonons(axes, r: Mapping) -> None:

@@ -1,4 +1,4 @@
-"""Checks of energies, forces and stress: consistency, equation of state, elastic constants.
+"""Checks of energies, forces and stress: consistency, relaxation, equation of state.
 
 Each check takes a structure with any ASE calculator and returns plain numbers with their units in
 the names, and a verdict `ok`.
@@ -12,23 +12,12 @@ from ase.eos import EquationOfState
 from ase.filters import FrechetCellFilter
 from ase.optimize import BFGS
 from ase.stress import voigt_6_to_full_3x3_strain
-from matscipy.elasticity import fit_elastic_constants
 
-__all__ = ["check_derivatives", "check_elastic", "check_eos", "copy_of", "relax"]
+from .check_structure import bulk_directions, copy_of, progress, why_not_bulk
+
+__all__ = ["check_derivatives", "check_eos", "relax"]
 
 _VOIGT = ("xx", "yy", "zz", "yz", "xz", "xy")
-
-
-def copy_of(atoms: Atoms) -> Atoms:
-    """The structure with its calculator, without constraints."""
-    copied = atoms.copy()
-    copied.calc = atoms.calc
-    copied.set_constraint()
-    return copied
-
-
-def _is_bulk(atoms: Atoms) -> bool:
-    return bool(atoms.pbc.all()) and atoms.cell.rank == 3
 
 
 def _derivative(energy: Callable[[float], float], h: float) -> float:
@@ -55,7 +44,7 @@ def check_derivatives(
     forces = atoms.get_forces()
     n_forces = min(n_forces, forces.size)
     errors = []
-    for index in rng.choice(forces.size, n_forces, replace=False):
+    for index in progress(rng.choice(forces.size, n_forces, replace=False), "forces"):
         i, k = divmod(int(index), 3)
 
         def energy(x: float, i=i, k=k) -> float:
@@ -76,7 +65,7 @@ def check_derivatives(
     if atoms.pbc.any() and atoms.cell.rank == 3:
         stress, volume = atoms.get_stress(), atoms.get_volume()
         differences = []
-        for component in range(6):
+        for component in progress(range(6), "stress"):
 
             def energy(x: float, component=component) -> float:
                 strain = np.zeros(6)
@@ -95,7 +84,7 @@ def check_derivatives(
 
 
 def relax(atoms: Atoms, fmax: float = 1e-3, steps: int = 500) -> tuple[Atoms, dict]:
-    """Relax positions and, along periodic directions, the cell.
+    """Relax positions and, along the directions of a crystal, the cell.
 
     Args:
         atoms: with a calculator; not changed.
@@ -106,16 +95,19 @@ def relax(atoms: Atoms, fmax: float = 1e-3, steps: int = 500) -> tuple[Atoms, di
         The relaxed structure and what changed.
     """
     relaxed = copy_of(atoms)
-    periodic = relaxed.pbc
+    bulk = bulk_directions(relaxed)
     target: Atoms | FrechetCellFilter = relaxed
-    if periodic.any() and relaxed.cell.rank == 3:
-        # no strain along a direction that is not periodic
-        mask = np.outer(periodic, periodic)
-        target = FrechetCellFilter(
-            relaxed, mask=[mask[0, 0], mask[1, 1], mask[2, 2], mask[1, 2], mask[0, 2], mask[0, 1]]
-        )
+    if bulk.any() and relaxed.cell.rank == 3:
+        # no strain along the normal of a slab, where that is an axis
+        normals = relaxed.cell.reciprocal()[~bulk]
+        normals /= np.linalg.norm(normals, axis=1)[:, None]
+        free = ~(np.abs(normals) > 1.0 - 1e-6).any(axis=0)
+        target = FrechetCellFilter(relaxed, mask=np.outer(free, free))
     before = relaxed.get_potential_energy()
-    converged = BFGS(target, logfile=None).run(fmax=fmax, steps=steps)
+    optimizer = BFGS(target, logfile=None)
+    with progress(None, "relax") as bar:
+        optimizer.attach(bar.update)
+        converged = optimizer.run(fmax=fmax, steps=steps)
     lengths = relaxed.cell.cellpar()
     result = {
         "converged": bool(converged),
@@ -125,7 +117,7 @@ def relax(atoms: Atoms, fmax: float = 1e-3, steps: int = 500) -> tuple[Atoms, di
         "cell_angles_deg": lengths[3:].tolist(),
         "ok": bool(converged),
     }
-    if _is_bulk(relaxed):
+    if bulk.all():
         change = 100 * (relaxed.get_volume() / atoms.get_volume() - 1)
         result["volume_change_percent"] = float(change)
     return relaxed, result
@@ -139,10 +131,11 @@ def check_eos(atoms: Atoms, span: float = 0.06, n_points: int = 11) -> dict:
         span: largest relative change of the volume.
         n_points: number of volumes.
     """
-    if not _is_bulk(atoms):
-        return {"skipped": "needs a cell that is periodic in all directions"}
+    reason = why_not_bulk(atoms)
+    if reason is not None:
+        return {"skipped": reason}
     volumes, energies = [], []
-    for factor in np.linspace(1 - span, 1 + span, n_points):
+    for factor in progress(np.linspace(1 - span, 1 + span, n_points), "equation of state"):
         scaled = copy_of(atoms)
         scaled.set_cell(atoms.cell * factor ** (1 / 3), scale_atoms=True)
         volumes.append(float(scaled.get_volume()) / len(atoms))
@@ -159,37 +152,4 @@ def check_eos(atoms: Atoms, span: float = 0.06, n_points: int = 11) -> dict:
         "volumes_Ang3_per_atom": volumes,
         "energies_eV_per_atom": energies,
         "ok": bool(bulk_modulus > 0 and min(volumes) < v0 < max(volumes)),
-    }
-
-
-def check_elastic(atoms: Atoms, delta: float = 2e-3, fmax: float = 1e-3) -> dict:
-    """Elastic constants of a relaxed crystal with relaxed positions, by matscipy.
-
-    Args:
-        atoms: with a calculator, relaxed.
-        delta: strain between steps.
-        fmax: largest force in the relaxation of the positions, eV/Ang.
-    """
-    if not _is_bulk(atoms):
-        return {"skipped": "needs a cell that is periodic in all directions"}
-    constants, errors = fit_elastic_constants(
-        copy_of(atoms),
-        symmetry="triclinic",
-        N_steps=5,
-        delta=delta,
-        optimizer=BFGS,
-        fmax=fmax,
-        steps=200,
-        verbose=False,
-        graphics=False,
-    )
-    constants = constants / units.GPa
-    eigenvalues = np.linalg.eigvalsh(0.5 * (constants + constants.T))
-    return {
-        "elastic_constants_GPa": constants.tolist(),
-        "fit_error_GPa": None if errors is None else float(np.abs(errors).max() / units.GPa),
-        "bulk_modulus_voigt_GPa": float(constants[:3, :3].mean()),
-        "eigenvalues_GPa": eigenvalues.tolist(),
-        # Born's criterion
-        "ok": bool(eigenvalues.min() > 0),
     }

@@ -24,7 +24,7 @@ from .extrapolation import ExtrapolationMonitor
 from .parts import ModelParts
 from .skin import Pairs
 
-__all__ = ["BatchModel", "ComposedModels", "Prediction", "Structure", "activate_stress"]
+__all__ = ["BatchModel", "ComposedModels", "Prediction", "Structure", "activate_responses"]
 
 
 @dataclass
@@ -55,7 +55,7 @@ class ComposedModels:
         parts: the models, taken apart; on the CPU.
         dtype: precision of descriptors and networks where these are torch's; the compiled loops
             and sums over atoms are float64.
-        monitor: counts extrapolations, of the first model's training range.
+        monitor: counts extrapolations.
     """
 
     def __init__(
@@ -189,12 +189,6 @@ class BatchModel:
         self.energy_key, self.force_key, self.stress_key = energy_key, force_key, stress_key
         self.transforms = list(transforms)
         self.additional_inputs = dict(additional_inputs or {})
-        missing = [k for k in (energy_key, force_key) if k not in model.model_outputs]
-        if missing:
-            raise ValueError(
-                f"the model gives {sorted(model.model_outputs)}, not {' and '.join(missing)}; set"
-                " energy_key and force_key, or give the model a Forces module"
-            )
 
     def __call__(self, structure: Structure, pairs: Pairs) -> list[Prediction]:
         """A list of one prediction."""
@@ -242,26 +236,27 @@ class BatchModel:
         return {key: value.clone().to(self.device) for key, value in batch.items()}
 
 
-def activate_stress(model: nn.Module, stress_key: str) -> nn.Module:
-    """Make a model compute stress, in place; one that already does is left as it is.
+def activate_responses(model: nn.Module, force_key: str, stress_key: str | None) -> None:
+    """Make a model compute forces, and stress under a key that is not None, in place.
 
-    SchNetPack's `activate_model_stress` inserts a further Strain each time it is called, which
-    strains twice.
+    Names of what it already computes stay as they are. SchNetPack's `activate_model_stress`
+    inserts a further Strain each time it is called, which strains twice.
     """
-    modules = [m for m in model.output_modules if hasattr(m, "calc_stress")]
-    if not modules:
-        return model
-    if stress_key not in model.model_outputs:
-        module = modules[0]
-        module.calc_stress = True
-        module.stress_key = stress_key
-        module.model_outputs = [*module.model_outputs, stress_key]
-        module.required_derivatives = [*module.required_derivatives, properties.strain]
-    if not any(isinstance(m, Strain) for m in model.input_modules):
-        model.input_modules.insert(0, Strain())
+    module = next((m for m in model.output_modules if hasattr(m, "calc_stress")), None)
+    if module is None:
+        return
+    if not module.calc_forces:
+        module.calc_forces, module.force_key = True, force_key
+    if not module.calc_stress and stress_key is not None:
+        module.calc_stress, module.stress_key = True, stress_key
+    responses = [(module.force_key, properties.R)]
+    if module.calc_stress:
+        responses.append((module.stress_key, properties.strain))
+        if not any(isinstance(m, Strain) for m in model.input_modules):
+            model.input_modules.insert(0, Strain())
+    module.model_outputs, module.required_derivatives = map(list, zip(*responses, strict=True))
     model.collect_derivatives()
     model.collect_outputs()
-    return model
 
 
 def _numpy(tensor: torch.Tensor) -> np.ndarray:

@@ -6,8 +6,10 @@ staying inside does not prove it right, but many at once are the sign of a simul
 """
 
 import logging
+from collections.abc import Sequence
 
 import numpy as np
+import torch
 from ase.data import chemical_symbols
 
 from ..descriptors.layout import Layout
@@ -27,7 +29,8 @@ class ExtrapolationMonitor:
 
     Args:
         layout: the symmetry functions.
-        scaling: holds the ranges.
+        scalings: hold the ranges, one for each model of a committee: what lies outside of the range
+            of any of them counts.
         maximum: largest number allowed in one step; None allows any.
 
     Attributes:
@@ -37,13 +40,16 @@ class ExtrapolationMonitor:
         counts: (n_elements, D) how often each function lay outside.
     """
 
-    def __init__(self, layout: Layout, scaling: Scaling, maximum: int | None = None):
+    def __init__(self, layout: Layout, scalings: Sequence[Scaling], maximum: int | None = None):
         if maximum is not None and maximum < 0:
             raise ValueError(f"max_extrapolations must not be negative, got {maximum}")
         self.layout = layout
         self.maximum = maximum
-        low, high = scaling.bounds()  # (n_elements, D)
-        self._low, self._high = low.detach().cpu().numpy(), high.detach().cpu().numpy()
+        bounds = torch.stack([torch.stack(s.bounds()) for s in scalings]).detach().cpu().numpy()
+        self._low, self._high = (
+            bounds[:, 0].max(axis=0),
+            bounds[:, 1].min(axis=0),
+        )  # (n_elements, D)
         self._numbers: np.ndarray | None = None
         self.reset()
 

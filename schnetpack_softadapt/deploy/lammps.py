@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 from ase.build import bulk
-from ase.data import atomic_masses, atomic_numbers, reference_states
-from ase.io import write
+from ase.data import atomic_masses, reference_states
 
+from ..descriptors.elements import atomic_number, check_elements
 from .n2p2_write import write_text
 
 __all__ = ["write_lammps"]
@@ -58,15 +58,16 @@ def write_lammps(
         folder: an exported potential.
         elements: symbols, the LAMMPS atom types in this order.
         cutoff: largest cutoff radius, Ang.
-        structure: what to simulate; without one, a crystal of about 200 atoms when the potential
-            has a single element whose crystal structure ASE knows, else none is written.
+        structure: what to simulate; it gets some vacuum along directions that are not periodic.
+            Without one, a crystal of about 200 atoms when the potential has a single element whose
+            crystal structure ASE knows, else none is written.
 
     Returns:
         The files written.
 
     Raises:
-        ValueError: the structure has elements that the potential does not know, or a cell that
-            LAMMPS cannot take.
+        ValueError: the structure has elements that the potential does not know, or a periodic
+            direction without a lattice vector.
     """
     folder = Path(folder)
     if structure is None:
@@ -79,7 +80,9 @@ def write_lammps(
             f" format='lammps-data', specorder={list(elements)})`."
         )
     else:
-        files.append(_write_structure(folder / "structure.data", structure, elements))
+        structure = _in_box(structure, cutoff)
+        text = _structure_text(structure, elements)
+        files.append(write_text(folder / "structure.data", text))
         boundary = " ".join("p" if periodic else "f" for periodic in structure.pbc)
         remark = (
             f"`structure.data` holds {len(structure)} atoms, {structure.get_chemical_formula()}."
@@ -87,7 +90,7 @@ def write_lammps(
     text = _INPUT.format(
         boundary=boundary,
         masses="\n".join(
-            f"mass            {k} {atomic_masses[atomic_numbers[symbol]]:.6g}  # {symbol}"
+            f"mass            {k} {atomic_masses[atomic_number(symbol)]:.6g}  # {symbol}"
             for k, symbol in enumerate(elements, start=1)
         ),
         # rounding of the last digit must not make it smaller than the potential's
@@ -105,35 +108,48 @@ def write_lammps(
     return files
 
 
-def _write_structure(path: Path, structure: Atoms, elements: Sequence[str]) -> Path:
-    unknown = sorted(set(structure.get_chemical_symbols()) - set(elements))
-    if unknown:
-        raise ValueError(
-            f"the structure contains {', '.join(unknown)}, the potential knows"
-            f" {', '.join(elements)} only"
-        )
-    if structure.cell.rank < 3:
-        raise ValueError(
-            "LAMMPS needs a box: give the structure three lattice vectors, for example with"
-            " `atoms.center(vacuum=10)`"
-        )
-    if structure.cell.handedness < 0:
-        raise ValueError(
-            "LAMMPS needs a right-handed cell; exchange two lattice vectors of the structure"
-        )
-    structure = structure.copy()
-    structure.wrap()  # LAMMPS loses atoms that stand outside of the box
-    temporary = path.with_name(f".{path.name}.tmp")
-    write(temporary, structure, format="lammps-data", specorder=list(elements), masses=False)
-    temporary.replace(path)
-    return path
+def _in_box(structure: Atoms, vacuum: float) -> Atoms:
+    """The structure in a box as LAMMPS wants it: a along x, b in the xy plane, little tilt."""
+    atoms = structure.copy()
+    atoms.set_constraint()
+    free = np.flatnonzero(~atoms.pbc)
+    if len(free):  # LAMMPS takes no tilt there and loses atoms outside of the box
+        atoms.cell[free] = 0.0
+        atoms.center(vacuum=vacuum, axis=tuple(free))
+    if atoms.cell.rank < 3:
+        raise ValueError("a periodic direction of the structure has no lattice vector")
+    if atoms.cell.handedness < 0:  # then all three directions are periodic
+        atoms.set_cell(atoms.cell[[1, 0, 2]])
+    triangular = np.linalg.qr(atoms.cell.T, mode="r").T
+    box = triangular * np.sign(np.diag(triangular))
+    atoms.set_cell(box, scale_atoms=True)  # turns the whole
+    for row, column in ((2, 1), (2, 0), (1, 0)):
+        box[row] -= np.round(box[row, column] / box[column, column]) * box[column]
+    # rounding must not look like a tilt
+    atoms.set_cell(np.where(np.abs(box) > 1e-12 * box.max(), box, 0.0))
+    atoms.wrap()
+    return atoms
+
+
+def _structure_text(atoms: Atoms, elements: Sequence[str]) -> str:
+    """A data file of a structure from `_in_box`, atom types in the order of `elements`."""
+    check_elements(atoms.numbers.tolist(), map(atomic_number, elements), "the structure")
+    (lx, _, _), (xy, ly, _), (xz, yz, lz) = atoms.cell.array.tolist()
+    lines = [f"{atoms.get_chemical_formula()}, written by schnetpack_softadapt", ""]
+    lines += [f"{len(atoms)} atoms", f"{len(elements)} atom types", ""]
+    lines += [f"0.0 {length!r} {x}lo {x}hi" for length, x in zip((lx, ly, lz), "xyz", strict=True)]
+    lines += [f"{xy!r} {xz!r} {yz!r} xy xz yz", "", "Atoms # atomic", ""]
+    for k, atom in enumerate(atoms, start=1):
+        x, y, z = atom.position.tolist()
+        lines.append(f"{k} {elements.index(atom.symbol) + 1} {x!r} {y!r} {z!r}")
+    return "\n".join(lines) + "\n"
 
 
 def _crystal(elements: Sequence[str]) -> Atoms | None:
     """About 200 atoms of the element's crystal, if it is one that ASE can build."""
     if len(elements) != 1:
         return None
-    state = reference_states[atomic_numbers[elements[0]]] or {}
+    state = reference_states[atomic_number(elements[0])] or {}
     if state.get("symmetry") not in ("fcc", "bcc", "diamond"):
         return None
     cell = bulk(elements[0], cubic=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from schnetpack_softadapt.descriptors.layout import Layout
 from schnetpack_softadapt.descriptors.reference import ReferenceBackend
+from schnetpack_softadapt.descriptors.second_derivative import asked_for, second_derivative
 
 __all__ = ["BACKENDS", "DescriptorBackend", "choose_backend", "descriptors", "pair_descriptors"]
 
@@ -38,10 +39,6 @@ class DescriptorBackend(Protocol):
         """Sum over pairs of dG/dr_ij . tangent, (N, D)."""
 
 
-def _unknown_like(x: Tensor) -> Tensor:
-    return torch.full_like(x, float("nan"))
-
-
 class _Values(torch.autograd.Function):
     @staticmethod
     def forward(ctx, r_ij, idx_i, idx_j, numbers, backend):
@@ -51,7 +48,7 @@ class _Values(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_g):
-        grad_r = _Gradient.apply(grad_g, *ctx.saved_tensors, ctx.backend)
+        grad_r = _Gradient.apply(grad_g, *ctx.saved_tensors, ctx.backend, asked_for)
         return grad_r, None, None, None, None
 
 
@@ -59,7 +56,7 @@ class _Gradient(torch.autograd.Function):
     """grad_g -> grad_g dG/dr, linear in grad_g."""
 
     @staticmethod
-    def forward(ctx, grad_g, r_ij, idx_i, idx_j, numbers, backend):
+    def forward(ctx, grad_g, r_ij, idx_i, idx_j, numbers, backend, _):
         ctx.save_for_backward(r_ij, idx_i, idx_j, numbers)
         ctx.backend = backend
         return backend.vjp(r_ij, idx_i, idx_j, numbers, grad_g)
@@ -67,19 +64,18 @@ class _Gradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx, tangent):
         r_ij = ctx.saved_tensors[0]
-        grad_g = grad_r = None
+        grad_g = None
         if ctx.needs_input_grad[0]:
-            grad_g = _Tangent.apply(tangent, *ctx.saved_tensors, ctx.backend)
-        if ctx.needs_input_grad[1]:
-            grad_r = _unknown_like(r_ij)
-        return grad_g, grad_r, None, None, None, None
+            grad_g = _Tangent.apply(tangent, *ctx.saved_tensors, ctx.backend, asked_for)
+        grad_r = second_derivative(r_ij, ctx.needs_input_grad[1])
+        return grad_g, grad_r, None, None, None, None, None
 
 
 class _Tangent(torch.autograd.Function):
     """tangent -> dG/dr tangent, linear in tangent."""
 
     @staticmethod
-    def forward(ctx, tangent, r_ij, idx_i, idx_j, numbers, backend):
+    def forward(ctx, tangent, r_ij, idx_i, idx_j, numbers, backend, _):
         ctx.save_for_backward(r_ij, idx_i, idx_j, numbers)
         ctx.backend = backend
         return backend.jvp(r_ij, idx_i, idx_j, numbers, tangent)
@@ -87,12 +83,11 @@ class _Tangent(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_g):
         r_ij = ctx.saved_tensors[0]
-        tangent = grad_r = None
+        tangent = None
         if ctx.needs_input_grad[0]:
-            tangent = _Gradient.apply(grad_g, *ctx.saved_tensors, ctx.backend)
-        if ctx.needs_input_grad[1]:
-            grad_r = _unknown_like(r_ij)
-        return tangent, grad_r, None, None, None, None
+            tangent = _Gradient.apply(grad_g, *ctx.saved_tensors, ctx.backend, asked_for)
+        grad_r = second_derivative(r_ij, ctx.needs_input_grad[1])
+        return tangent, grad_r, None, None, None, None, None
 
 
 def pair_descriptors(
@@ -130,8 +125,8 @@ def _kernels(layout: Layout) -> DescriptorBackend:
 @lru_cache(maxsize=1)
 def _warn_no_kernels(message: str) -> None:
     warnings.warn(
-        f"the compiled symmetry functions cannot be imported ({message}); using the slower "
-        "reference backend. Remedy: pip install numba",
+        f"the compiled symmetry functions cannot be used ({message}); using the slower reference"
+        " backend. Remedy: pip install numba, and unset NUMBA_DISABLE_JIT",
         stacklevel=3,
     )
 
@@ -141,7 +136,7 @@ def choose_backend(layout: Layout, backend: str, device: torch.device) -> Descri
 
     Raises:
         ValueError: an unknown name, or "kernels" for a device other than the CPU.
-        ImportError: "kernels" without numba.
+        ImportError: "kernels" without numba, or with NUMBA_DISABLE_JIT.
     """
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}; choose from {BACKENDS}")

@@ -266,17 +266,8 @@ def _most(records: np.ndarray, name: str) -> int:
 
 
 def compile_layout(layout: Layout) -> Plan:
-    """The tables of a layout.
-
-    Raises:
-        ValueError: an unknown cutoff function.
-    """
+    """The tables of a layout."""
     functions = [f for values in layout.functions.values() for f in values]
-    for f in functions:
-        if f.cutoff_fn not in CUTOFF_CODES:
-            raise ValueError(
-                f"unknown cutoff function {f.cutoff_fn!r}; choose from {sorted(CUTOFF_CODES)}"
-            )
     neighbors = sorted({z for f in functions if f.kind not in WEIGHTED for z in f.neighbors})
     channel = np.full(119, len(neighbors), _INT)
     channel[neighbors] = np.arange(len(neighbors))

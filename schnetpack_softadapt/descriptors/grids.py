@@ -13,8 +13,9 @@ from collections.abc import Iterable, Sequence
 from itertools import combinations_with_replacement
 
 import numpy as np
-from ase.data import atomic_numbers, chemical_symbols, covalent_radii
+from ase.data import covalent_radii
 
+from schnetpack_softadapt.descriptors.elements import atomic_number
 from schnetpack_softadapt.descriptors.layout import Layout, SymmetryFunction
 
 __all__ = ["angular_grid", "default_layout", "radial_grid"]
@@ -105,9 +106,10 @@ def default_layout(
             functions and one more angular width; by default from five elements on.
 
     Raises:
-        ValueError: no elements, an unknown symbol, a cutoff within the shortest bond.
+        UnknownElementError: what is no chemical element.
+        ValueError: no elements, a cutoff within the shortest bond.
     """
-    numbers = sorted({_number(element) for element in elements})
+    numbers = sorted({atomic_number(element) for element in elements})
     if not numbers:
         raise ValueError("a layout needs at least one element")
     if angular not in ("G4", "G5", "mixed"):
@@ -156,16 +158,6 @@ def default_layout(
         for pair in combinations_with_replacement(numbers, 2):
             functions[z] += angular_of("", pair, n_angular_widths)
     return Layout(functions)
-
-
-def _number(element: int | str) -> int:
-    if isinstance(element, str):
-        if element not in atomic_numbers:
-            raise ValueError(f"unknown element {element!r}")
-        return atomic_numbers[element]
-    if not 0 < int(element) < len(chemical_symbols):
-        raise ValueError(f"unknown atomic number {element}")
-    return int(element)
 
 
 def _closest(z_i: int, z_j: int) -> float:

@@ -12,12 +12,12 @@ import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from ase.data import chemical_symbols
 from numba import config
 from numba.core import event
 from torch import Tensor
@@ -34,6 +34,7 @@ from schnetpack_softadapt.descriptors import (
     moments,
 )
 from schnetpack_softadapt.descriptors.compiled import compile_layout
+from schnetpack_softadapt.descriptors.elements import check_elements
 from schnetpack_softadapt.descriptors.layout import Layout
 
 __all__ = ["Jacobian", "KernelBackend", "SortedPairs", "as_array", "call", "n_threads"]
@@ -100,7 +101,9 @@ def _stamp_sources() -> None:
     files = [module.__file__ for module in modules]
     stamp = tuple((os.stat(f).st_mtime, os.stat(f).st_size) for f in files)
     for kernel in _KERNELS:
-        kernel._cache._cache_file._source_stamp = stamp
+        # private to numba, and not there under NUMBA_DISABLE_JIT
+        with suppress(AttributeError):
+            kernel._cache._cache_file._source_stamp = stamp
 
 
 _KERNELS = (
@@ -183,10 +186,12 @@ class KernelBackend:
         layout: the functions.
 
     Raises:
-        ValueError: an unknown cutoff function.
+        ImportError: numba is told not to compile.
     """
 
     def __init__(self, layout: Layout):
+        if config.DISABLE_JIT:
+            raise ImportError("NUMBA_DISABLE_JIT is set")
         self.layout = layout
         self._plan = compile_layout(layout)
 
@@ -203,8 +208,8 @@ class KernelBackend:
             (N, D) values of the type of `r_ij`.
 
         Raises:
-            ValueError: an atom of an element that the layout does not know, an index that is not
-                that of an atom, tensors that are not on the CPU.
+            UnknownElementError: an atom of an element that the layout does not know.
+            ValueError: an index that is not that of an atom, tensors that are not on the CPU.
         """
         pairs = self.prepare(r_ij, idx_i, idx_j, numbers)
         return torch.from_numpy(self.values_of(pairs)).to(r_ij.dtype)
@@ -286,20 +291,12 @@ class KernelBackend:
             plan.sizes,
         )
         if status == kernel_geometry.UNKNOWN_ELEMENT:
-            self._explain_unknown(numbers)
+            check_elements(numbers.tolist(), self.layout.elements)
         if status == kernel_geometry.INDEX_OF_NO_ATOM:
             raise ValueError(f"idx_i and idx_j must be from 0 to {len(numbers) - 1}")
         if most >= 65_000:
             raise ValueError(f"an atom has {most} neighbours; the kernels take up to 65,000")
         return SortedPairs(first, order, r_ij, idx_j, numbers, most)
-
-    def _explain_unknown(self, numbers: np.ndarray) -> None:
-        unknown = sorted(set(numbers.tolist()) - set(self.layout.elements))
-        names = [chemical_symbols[z] if 0 < z < len(chemical_symbols) else str(z) for z in unknown]
-        raise ValueError(
-            f"no symmetry functions for {', '.join(names)}; the layout has "
-            f"{', '.join(chemical_symbols[z] for z in self.layout.elements)}"
-        )
 
     def _run(
         self, kernel: Callable, pairs: SortedPairs, *arrays, threads: int | None = None

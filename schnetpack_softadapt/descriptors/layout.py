@@ -3,11 +3,15 @@
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from ase.data import atomic_numbers, chemical_symbols
+from ase.data import chemical_symbols
+
+from schnetpack_softadapt.descriptors.cutoffs import CUTOFFS
+from schnetpack_softadapt.descriptors.elements import atomic_number
 
 __all__ = ["ANGULAR", "KINDS", "RADIAL", "WEIGHTED", "Layout", "SymmetryFunction"]
 
@@ -25,14 +29,18 @@ class SymmetryFunction:
         kind: "G2" radial, "G4" narrow angular (with the distance r_jk), "G5" wide angular; with a
             leading "w" the weighted variant (Gastegger et al., J. Chem. Phys. 148, 241709, 2018),
             which sums over all elements, each neighbour weighted by its atomic number.
-        neighbors: atomic numbers of the neighbours: one for G2, two in ascending order for G4 and
-            G5, none for the weighted kinds.
+        neighbors: atomic numbers (or symbols) of the neighbours: one for G2, two for G4 and G5,
+            none for the weighted kinds; kept as numbers, ascending.
         cutoff: radius beyond which a neighbour does not count, Ang.
         eta: width of the Gaussian, 1/Ang^2.
         r_s: shift of the Gaussian, Ang.
         zeta: angular exponent (angular kinds).
         lam: +1 or -1, the angle at which the angular part is largest is 0 or 180 degrees.
         cutoff_fn: name of a function in `descriptors.cutoffs`.
+
+    Raises:
+        UnknownElementError: a neighbour that is no chemical element.
+        ValueError: a parameter that is out of range or not finite.
     """
 
     kind: str
@@ -48,14 +56,23 @@ class SymmetryFunction:
         if self.kind not in KINDS:
             raise ValueError(f"unknown symmetry function kind {self.kind!r}; choose from {KINDS}")
         n_expected = 0 if self.kind in WEIGHTED else 1 if self.kind in RADIAL else 2
-        neighbors = tuple(sorted(int(z) for z in self.neighbors))
+        neighbors = tuple(sorted(map(atomic_number, self.neighbors)))
         if len(neighbors) != n_expected:
             raise ValueError(
                 f"{self.kind} takes {n_expected} neighbour element(s), got {self.neighbors}"
             )
         object.__setattr__(self, "neighbors", neighbors)
         for name in ("cutoff", "eta", "r_s", "zeta", "lam"):
-            object.__setattr__(self, name, float(getattr(self, name)))
+            value = float(getattr(self, name))
+            if not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number, got {value}")
+            object.__setattr__(self, name, value)
+        if self.cutoff_fn not in CUTOFFS:
+            raise ValueError(
+                f"unknown cutoff function {self.cutoff_fn!r}; choose from {sorted(CUTOFFS)}"
+            )
+        if self.eta < 0:
+            raise ValueError(f"eta must not be negative, got {self.eta}")
         if not self.cutoff > 0:
             raise ValueError(f"cutoff must be positive, got {self.cutoff}")
         if self.kind in ANGULAR and self.lam not in (-1.0, 1.0):
@@ -80,13 +97,14 @@ class Layout:
 
     Args:
         functions: symmetry functions of each central element, by atomic number or symbol.
+
+    Raises:
+        UnknownElementError: a key that is no chemical element.
+        ValueError: an element without functions, or with one of them twice.
     """
 
     def __init__(self, functions: Mapping[int | str, Iterable[SymmetryFunction]]):
-        numbers = {
-            atomic_numbers[key] if isinstance(key, str) else int(key): tuple(value)
-            for key, value in functions.items()
-        }
+        numbers = {atomic_number(key): tuple(value) for key, value in functions.items()}
         self.functions: dict[int, tuple[SymmetryFunction, ...]] = dict(sorted(numbers.items()))
         if not self.functions:
             raise ValueError("a layout needs at least one element")
@@ -126,15 +144,12 @@ class Layout:
     @classmethod
     def from_dict(cls, data: Mapping) -> "Layout":
         """Read what `to_dict` wrote; neighbours may also be given as chemical symbols."""
-
-        def read(entry: Mapping) -> SymmetryFunction:
-            neighbors = tuple(
-                atomic_numbers[z] if isinstance(z, str) else int(z)
-                for z in entry.get("neighbors", ())
-            )
-            return SymmetryFunction(**{**entry, "neighbors": neighbors})
-
-        return cls({key: [read(entry) for entry in values] for key, values in data.items()})
+        return cls(
+            {
+                key: [SymmetryFunction(**{"neighbors": (), **entry}) for entry in values]
+                for key, values in data.items()
+            }
+        )
 
     @cached_property
     def fingerprint(self) -> str:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from ase.data import chemical_symbols
 from torch import Tensor
 
 from schnetpack_softadapt.descriptors.cutoffs import CUTOFFS
+from schnetpack_softadapt.descriptors.elements import check_elements
 from schnetpack_softadapt.descriptors.functions import (
     angular_factors,
     cosine_of_angle,
@@ -131,12 +131,6 @@ class ReferenceBackend:
     def __init__(self, layout: Layout, max_triples: int | None = None):
         if max_triples is not None and max_triples < 1:
             raise ValueError(f"max_triples must be positive, got {max_triples}")
-        for functions in layout.functions.values():
-            for f in functions:
-                if f.cutoff_fn not in CUTOFFS:
-                    raise ValueError(
-                        f"unknown cutoff function {f.cutoff_fn!r}; choose from {sorted(CUTOFFS)}"
-                    )
         self.layout = layout
         self.max_triples = max_triples
         self._groups = _group(layout)
@@ -154,7 +148,7 @@ class ReferenceBackend:
             (N, D) values, differentiable by `r_ij` to any order.
 
         Raises:
-            ValueError: an atom of an element that the layout does not know.
+            UnknownElementError: an atom of an element that the layout does not know.
         """
         blocks: dict[tuple[int, ...], Tensor] = {}
         for columns, term in self._terms(r_ij, idx_i, idx_j, numbers):
@@ -237,11 +231,7 @@ class ReferenceBackend:
         # one transfer, because each makes the host wait for the device
         n_unknown, *totals = torch.stack(counts).tolist()
         if n_unknown:
-            names = [chemical_symbols[z] for z in numbers[~known].unique().tolist()]
-            raise ValueError(
-                f"no symmetry functions for {', '.join(names)}; the layout has "
-                f"{', '.join(chemical_symbols[z] for z in self.layout.elements)}"
-            )
+            check_elements(numbers.tolist(), self.layout.elements)
         return [totals.pop(0) if isinstance(s, Triples) else len(s) for s in sources]
 
 

@@ -12,6 +12,8 @@ import torch
 from ase.data import chemical_symbols
 from torch import Tensor, nn
 
+from schnetpack_softadapt.descriptors.elements import check_elements
+
 __all__ = ["SCALING_MODES", "Scaling"]
 
 SCALING_MODES = ("none", "center", "scale", "scale_center", "sigma")
@@ -108,23 +110,16 @@ class Scaling(nn.Module):
         """Row of the buffers of each atom, (N,).
 
         Raises:
-            ValueError: an atom of another element (an index error on a GPU).
+            UnknownElementError: an atom of another element (an index error on a GPU).
         """
         rows = self._index[numbers]
         if rows.device.type == "cpu" and len(rows) and rows.max() == len(self.elements):
-            self._raise_unknown(set(numbers.tolist()))
+            check_elements(numbers.tolist(), self.elements)
         return rows
 
     def rows_of(self, numbers: np.ndarray) -> np.ndarray:
         """`rows` of an array, on the CPU and without the check."""
         return self._index.numpy()[numbers]
-
-    def _raise_unknown(self, numbers: set[int]) -> None:
-        unknown = sorted(numbers - set(self.elements))
-        raise ValueError(
-            f"no descriptor statistics for {', '.join(chemical_symbols[z] for z in unknown)}; "
-            f"known: {', '.join(chemical_symbols[z] for z in self.elements)}"
-        )
 
     def forward(self, g: Tensor, numbers: Tensor) -> Tensor:
         """Scaled descriptors (N, D) of `g` (N, D) and atomic numbers (N,)."""
@@ -167,16 +162,15 @@ class Scaling(nn.Module):
             batches: descriptors (n, D) and atomic numbers (n,) of a part of the atoms, each.
 
         Raises:
-            ValueError: an element without atoms, an unknown element, a descriptor that is not
-                finite.
+            UnknownElementError: an atom of another element.
+            ValueError: an element without atoms, a descriptor that is not finite.
         """
         n_columns = self.shift.shape[1]
         moments = {z: _Moments(n_columns) for z in self.elements}
         for g, numbers in batches:
             g, numbers = np.asarray(g), np.asarray(numbers)
             present = set(np.unique(numbers).tolist())
-            if present - set(self.elements):
-                self._raise_unknown(present)
+            check_elements(present, self.elements)
             for z in present:
                 moments[z].add(np.asarray(g[numbers == z], dtype=np.float64), chemical_symbols[z])
         missing = [chemical_symbols[z] for z in self.elements if not moments[z].n]

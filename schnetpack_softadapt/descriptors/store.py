@@ -21,6 +21,7 @@ atoms move together; it is not kept. Symmetry functions of one neighbour element
 atoms of another, so W is about 3/5 of D for two elements and 1/2 for three.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -33,17 +34,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ase.data import chemical_symbols
 from filelock import FileLock, Timeout
 
 from schnetpack_softadapt import properties as keys
-from schnetpack_softadapt.descriptors.store_build import FORMAT, Build
+from schnetpack_softadapt.descriptors.elements import check_elements
+from schnetpack_softadapt.descriptors.store_build import FORMAT, Build, wait_for_others
 from schnetpack_softadapt.descriptors.store_files import (
     Shard,
     StoreError,
     checksums,
+    claim,
     file_checksum,
     map_array,
+    remove_store,
 )
 from schnetpack_softadapt.descriptors.store_shards import ShardWorker, array_shapes
 
@@ -65,9 +68,8 @@ def fingerprint(structures: Sequence, layout, dtype: str = "float32") -> tuple[s
         format; (S + 1,) int64.
 
     Raises:
-        ValueError: a structure with an element that the layout does not have.
+        UnknownElementError: a structure with an element that the layout does not have.
     """
-    known = set(layout.elements)
     digest = hashlib.blake2b(
         f"{FORMAT} {layout.fingerprint} {np.dtype(dtype).str}".encode(), digest_size=16
     )
@@ -75,12 +77,7 @@ def fingerprint(structures: Sequence, layout, dtype: str = "float32") -> tuple[s
     for index in range(len(structures)):
         structure = structures[index]
         numbers = np.ascontiguousarray(structure.numbers, np.int64)
-        unknown = sorted(set(numbers.tolist()) - known)
-        if unknown:
-            names = ", ".join(chemical_symbols[z] for z in unknown)
-            raise ValueError(
-                f"structure {index} contains {names}, which has no descriptors in the layout"
-            )
+        check_elements(numbers.tolist(), layout.elements, f"structure {index}")
         first[index + 1] = first[index] + len(numbers)
         digest.update(len(numbers).to_bytes(8, "little"))
         digest.update(numbers)
@@ -108,6 +105,8 @@ class DescriptorStore:
 
     def __init__(self, path: str | Path, expected: str | None = None, full_check: bool = False):
         self.path = Path(path)
+        if not claim(self.path, self):
+            raise StoreError(f"{self.path} is being removed")
         try:
             manifest = json.loads((self.path / "manifest.json").read_bytes())
             shards = [Shard.from_dict(entry) for entry in manifest["shards"]]
@@ -233,12 +232,14 @@ class DescriptorStore:
         backend=None,
         rank: int = 0,
         world_size: int = 1,
+        database: str | Path | None = None,
     ) -> "DescriptorStore":
         """The store of these structures and descriptors, computed first if need be.
 
         Several processes may call this at once: one computes, the others wait for it and open the
-        result. Stores of other data or descriptors lie beside each other in `folder`. A build that
-        was killed goes on where it stopped.
+        result. Stores of several databases may lie in `folder`. A build that was killed goes on
+        where it stopped. When a new store is complete, others of the same database are removed:
+        those that say that they are of it and that no process has open.
 
         Args:
             folder: where stores lie.
@@ -251,9 +252,11 @@ class DescriptorStore:
             backend: computes the Jacobians; by default `autograd.choose_backend` chooses.
             rank, world_size: with `world_size` > 1 all of that many processes, which may run on
                 several machines with a common file system, compute it together.
+            database: the file that holds the structures.
 
         Raises:
-            ValueError: a structure cannot be described, or an unknown dtype.
+            ValueError: a structure cannot be described, an unknown dtype, or other processes that
+                build it give no sign of life.
             OSError: no space left.
         """
         if dtype not in ("float32", "float64"):
@@ -270,11 +273,11 @@ class DescriptorStore:
             if target.exists() and rank == 0:
                 log.warning("the descriptor store %s is computed again: %s", target, error)
         lock = FileLock(target.with_name(f"{target.name}.{rank}.lock"))
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
+        if not _acquired(lock):
             log.warning("another process computes the descriptor store %s; waiting for it", target)
-            lock.acquire(poll_interval=0.2)
+            building = target.with_name(f"{target.name}.building")
+            wait_for_others(lambda: _acquired(lock), f"another process builds {target}", building)
+        database = None if database is None else os.path.realpath(database)
         try:
             try:  # it may have come while this process waited
                 return cls(target, expected)
@@ -284,14 +287,37 @@ class DescriptorStore:
                 backend = _default_backend(layout)
             worker = ShardWorker(structures, structure_first, layout, dtype, backend)
             n_jobs = n_jobs or _n_cores()
+            build = Build(target, expected, worker, n_jobs, progress, rank, world_size, database)
             try:
-                Build(target, expected, worker, n_jobs, progress, rank, world_size).run()
+                build.run()
             except (OSError, StoreError):
                 if rank == 0 or not target.exists():
                     raise  # else rank 0 has finished the store of all ranks meanwhile
-            return cls(target, expected)
+            store = cls(target, expected)
+            if rank == 0 and database is not None:
+                _remove_others(target, database)
+            return store
         finally:
+            if target.exists():
+                # who still waits for a file without a name finds the store complete
+                with contextlib.suppress(OSError):
+                    Path(lock.lock_file).unlink()
             lock.release()
+
+
+def _acquired(lock: FileLock) -> bool:
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    return True
+
+
+def _remove_others(target: Path, database: str) -> None:
+    """Remove what is left of older stores of a database."""
+    for folder in target.parent.glob("descriptors-*"):
+        if folder != target and (size := remove_store(folder, database)):
+            log.info("removed an older descriptor store, %.2f GB: %s", size / 1e9, folder)
 
 
 def _n_cores() -> int:

@@ -18,18 +18,21 @@ import numpy as np
 from tqdm import tqdm
 
 from schnetpack_softadapt.descriptors.store_files import (
+    ORIGIN,
     StoreError,
     append_journal,
     checksums,
+    claim,
     create_array,
     file_checksum,
     map_array,
     read_journal,
+    size_on_disk,
     write_atomically,
 )
 from schnetpack_softadapt.descriptors.store_shards import ShardWorker, array_shapes, in_parallel
 
-__all__ = ["FORMAT", "Build"]
+__all__ = ["FORMAT", "Build", "wait_for_others"]
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +41,9 @@ FORMAT = 1
 
 _POLL_S = 0.2
 _REMIND_S = 60.0
+#: time without a sign of life after which others are taken for dead
+PATIENCE_S = 600.0
+LARGE_BYTES = 1e9
 
 
 @dataclass
@@ -51,6 +57,7 @@ class Build:
         n_jobs: threads.
         progress: show progress bars.
         rank, world_size: this process computes every `world_size`-th shard.
+        database: to which the store belongs; None: nobody knows.
     """
 
     target: Path
@@ -60,6 +67,7 @@ class Build:
     progress: bool = True
     rank: int = 0
     world_size: int = 1
+    database: str | None = None
     folder: Path = field(init=False)
 
     def __post_init__(self):
@@ -75,6 +83,11 @@ class Build:
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.rank == 0 and self.target.exists():
             shutil.rmtree(self.target)  # damaged; whoever still reads it keeps its maps
+        if self.rank == 0 and self.database is not None:
+            text = json.dumps({"database": self.database}).encode()
+            write_atomically(self.folder / ORIGIN, lambda f: f.write(text))
+        if not claim(self.folder, self):
+            raise StoreError(f"{self.folder} is being removed; start again")
         mine = self.worker.shards[self.rank :: self.world_size]
         block_first = self._count(mine)
         paths = self._create(block_first)
@@ -130,11 +143,23 @@ class Build:
                 int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize
                 for shape, dtype in shapes.values()
             )
+            log.log(
+                logging.WARNING if size > LARGE_BYTES else logging.INFO,
+                "descriptor store: %.2f GB in %s, for %d atoms with %d descriptors"
+                " (data.store_dir=... puts it elsewhere, data.store=false does without)",
+                size / 1e9,
+                self.target,
+                len(block_first) - 1,
+                n_columns,
+            )
+            # arrays are made at full length and filled later: what is there may hold nothing yet
+            missing = size - sum(size_on_disk(paths[name]) for name in there)
             free = shutil.disk_usage(self.folder).free
-            if not there and size > free:
+            if missing > free:
                 raise OSError(
-                    f"the descriptor store needs {size / 1e9:.2f} GB, and {self.folder.parent} has"
-                    f" {free / 1e9:.2f} GB left; choose another folder, or fewer descriptors"
+                    f"the descriptor store needs {missing / 1e9:.2f} GB, and {self.folder.parent}"
+                    f" has {free / 1e9:.2f} GB left; choose another folder with data.store_dir=...,"
+                    " fewer descriptors, or data.store=false"
                 )
             for name in shapes.keys() - there:
                 create_array(paths[name], *shapes[name])
@@ -198,12 +223,7 @@ class Build:
             path.unlink()
 
     def _wait(self, ready: Callable[[], bool], what: str) -> None:
-        reminded = time.monotonic()
-        while not ready():
-            if time.monotonic() - reminded > _REMIND_S:
-                reminded = time.monotonic()
-                log.warning("descriptor store, rank %d: waiting for %s", self.rank, what)
-            time.sleep(_POLL_S)
+        wait_for_others(ready, f"rank {self.rank} waits for {what}", self.folder)
 
     def _bar(self, name: str, total: int, done: int, delay: float = 0.0) -> tqdm:
         return tqdm(
@@ -214,6 +234,37 @@ class Build:
             delay=delay,
             disable=not self.progress,
         )
+
+
+def wait_for_others(ready: Callable[[], bool], what: str, folder: Path) -> None:
+    """Wait while other processes build a store in `folder`.
+
+    Raises:
+        StoreError: for `PATIENCE_S` nothing was written there.
+    """
+    last, since, reminded = None, time.monotonic(), time.monotonic()
+    while not ready():
+        now, newest = time.monotonic(), _last_change(folder)
+        if newest != last:
+            last, since = newest, now
+        if now - since > PATIENCE_S:
+            raise StoreError(
+                f"descriptor store: {what}, but for {PATIENCE_S:.0f} s nothing was written to"
+                f" {folder}. End the other processes and start again (what is done is kept), or set"
+                " data.store=false"
+            )
+        if now - reminded > _REMIND_S:
+            reminded = now
+            log.warning("descriptor store: %s", what)
+        time.sleep(_POLL_S)
+
+
+def _last_change(folder: Path) -> int | None:
+    """Time of the last change of a file in a folder, ns; None if there is none."""
+    try:
+        return max((path.stat().st_mtime_ns for path in folder.iterdir()), default=None)
+    except OSError:  # it has just been renamed
+        return None
 
 
 def _is_array(path: Path, shape: tuple, dtype) -> bool:

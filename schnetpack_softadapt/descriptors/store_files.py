@@ -1,10 +1,13 @@
-"""Files of a descriptor store: arrays that many write at once, checksums, the journal of a build.
+"""Files of a descriptor store: arrays that many write at once, checksums, the journal of a build,
+and of which database it is.
 
 Arrays are plain `.npy` files, so that `numpy.load` reads them without this package.
 """
 
+import contextlib
 import json
 import os
+import weakref
 import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -12,18 +15,30 @@ from pathlib import Path
 
 import numpy as np
 
+try:
+    import fcntl
+except ImportError:  # Windows: stores are not claimed, and none is removed
+    fcntl = None
+
 __all__ = [
+    "ORIGIN",
     "Shard",
     "StoreError",
     "append_journal",
     "checksums",
+    "claim",
     "create_array",
     "file_checksum",
     "map_array",
     "read_journal",
+    "remove_store",
+    "size_on_disk",
     "write_atomically",
     "write_rows",
 ]
+
+#: names the database to which a store belongs; locked while somebody builds or reads the store
+ORIGIN = "origin.json"
 
 _CHUNK = 1 << 20  # bytes read at a time for a checksum
 
@@ -173,3 +188,59 @@ def read_journal(folder: Path) -> Iterator[Shard]:
                 yield Shard.from_dict(json.loads(line))
             except (ValueError, KeyError, TypeError, AttributeError):
                 continue
+
+
+def size_on_disk(path: Path) -> int:
+    """Bytes that a file occupies, without the holes of a sparse one where the system tells."""
+    stat = path.stat()
+    return stat.st_blocks * 512 if hasattr(stat, "st_blocks") else stat.st_size
+
+
+def claim(folder: Path, holder: object) -> bool:
+    """Keep `remove_store` away from a store, or one being built, as long as `holder` lives.
+
+    Returns:
+        False if the store is being removed at this moment.
+    """
+    if fcntl is None:
+        return True
+    try:
+        descriptor = os.open(folder / ORIGIN, os.O_RDONLY)
+    except OSError:  # a store that says nothing about its origin: it is never removed
+        return True
+    weakref.finalize(holder, os.close, descriptor)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks, where nothing is removed either
+        pass
+    return True
+
+
+def remove_store(folder: Path, database: str) -> int:
+    """Remove a store, finished or not, if it is of that database and nobody has claimed it.
+
+    Files that are no part of a store stay.
+
+    Returns:
+        the number of bytes that this has freed.
+    """
+    if fcntl is None:
+        return 0
+    try:
+        with open(folder / ORIGIN, "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if json.load(file)["database"] != database:
+                return 0
+            # its description first: what is left after an interruption is no store
+            names = ("manifest.json", "journal-*.jsonl", "*.npy", ORIGIN)
+            paths = [path for name in names for path in sorted(folder.glob(name))]
+            size = sum(map(size_on_disk, paths))
+            for path in paths:
+                path.unlink()
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+    return size

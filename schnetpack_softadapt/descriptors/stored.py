@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from schnetpack_softadapt import properties as keys
+from schnetpack_softadapt.descriptors.second_derivative import asked_for, second_derivative
 from schnetpack_softadapt.descriptors.stored_device import DeviceJacobian
 from schnetpack_softadapt.descriptors.stored_kernels import jvp_atoms, subtract_flow, vjp_atoms
 
@@ -65,10 +66,6 @@ def stored_descriptors(
     return _Values.apply(positions, strain, values, jacobian)
 
 
-def _nan_like(x: Tensor | None, wanted: bool) -> Tensor | None:
-    return x.new_full((), torch.nan).expand_as(x) if wanted else None
-
-
 class _Values(torch.autograd.Function):
     """The stored values, as a function of positions and strain."""
 
@@ -84,16 +81,16 @@ class _Values(torch.autograd.Function):
         if ctx.jacobian.nan_task == _current_task() != -1:
             # This pass differentiates the forces, and NaN has gone to the positions already; the
             # product would be lost in it. A third of the time of a training step.
-            needs = ctx.needs_input_grad
-            return _nan_like(positions, needs[0]), _nan_like(strain, needs[1]), None, None
-        return *_Gradient.apply(u, positions, strain, ctx.jacobian), None, None
+            by_r, by_strain = map(second_derivative, (positions, strain), ctx.needs_input_grad)
+            return by_r, by_strain, None, None
+        return *_Gradient.apply(u, positions, strain, ctx.jacobian, asked_for), None, None
 
 
 class _Gradient(torch.autograd.Function):
     """u -> u dG/dR, u dG/dstrain: linear in u."""
 
     @staticmethod
-    def forward(ctx, u, positions, strain, jacobian):
+    def forward(ctx, u, positions, strain, jacobian, _):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(positions, strain)
         ctx.jacobian = jacobian
@@ -107,17 +104,20 @@ class _Gradient(torch.autograd.Function):
         needs = ctx.needs_input_grad
         u = None
         if needs[0] and not (tangent_r is None and tangent_strain is None):
-            u = _Tangent.apply(tangent_r, tangent_strain, positions, strain, ctx.jacobian)
+            u = _Tangent.apply(
+                tangent_r, tangent_strain, positions, strain, ctx.jacobian, asked_for
+            )
         if needs[1]:
             ctx.jacobian.nan_task = _current_task()
-        return u, _nan_like(positions, needs[1]), _nan_like(strain, needs[2]), None
+        by_r, by_strain = map(second_derivative, (positions, strain), needs[1:3])
+        return u, by_r, by_strain, None, None
 
 
 class _Tangent(torch.autograd.Function):
     """Changes of positions and strain -> change of descriptors: `_Gradient` transposed."""
 
     @staticmethod
-    def forward(ctx, tangent_r, tangent_strain, positions, strain, jacobian):
+    def forward(ctx, tangent_r, tangent_strain, positions, strain, jacobian, _):
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(positions, strain)
         ctx.jacobian = jacobian
@@ -126,15 +126,16 @@ class _Tangent(torch.autograd.Function):
     @staticmethod
     def backward(ctx, u):
         if u is None:
-            return None, None, None, None, None
+            return None, None, None, None, None, None
         positions, strain = ctx.saved_tensors
         needs = ctx.needs_input_grad
-        grad_r, grad_strain = _Gradient.apply(u, positions, strain, ctx.jacobian)
+        grad_r, grad_strain = _Gradient.apply(u, positions, strain, ctx.jacobian, asked_for)
         return (
             grad_r if needs[0] else None,
             grad_strain if needs[1] else None,
-            _nan_like(positions, needs[2]),
-            _nan_like(strain, needs[3]),
+            second_derivative(positions, needs[2]),
+            second_derivative(strain, needs[3]),
+            None,
             None,
         )
 

@@ -54,10 +54,13 @@ class DeviceJacobian:
             lists = None if lists is None else lists[chosen]
         first_atom = torch.searchsorted(idx_m, idx_m)  # (N,) first atom of the same structure
         self.block_j = first_atom[self.block_i] + block_atom
+        # columns of all lists in turn (L W,), and list of each block in the table (N L, W) of the
+        # columns that atoms have in them: an index for each number of the store would outweigh it
         self.columns = None
         if keys.store_columns in batch:
-            columns = batch[keys.store_columns].long()[lists.long()]
-            self.columns = columns + self.block_i[:, None] * self.n_columns  # (P, W) in (N, D)
+            n_lists, self.width = batch[keys.store_columns].shape
+            self.columns = batch[keys.store_columns].reshape(-1)
+            self.block_list = self.block_i * n_lists + lists
 
     def vjp(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """(N, D) -> gradients by positions (N, 3) and strain (B, 3, 3)."""
@@ -65,7 +68,8 @@ class DeviceJacobian:
         if self.columns is None:
             packed = u.index_select(0, self.block_i)  # (P, W)
         else:
-            packed = u.reshape(-1)[self.columns]
+            table = u.index_select(1, self.columns).view(-1, self.width)  # (N L, W)
+            packed = table.index_select(0, self.block_list)
         forces = torch.bmm(self.dg_dr, packed[:, :, None])[:, :, 0]  # (P, 3)
         grad_r = forces.new_zeros(self.n_atoms, 3)
         grad_r.index_add_(0, self.block_j, forces)
@@ -96,5 +100,7 @@ class DeviceJacobian:
         if self.columns is None:
             out.index_add_(0, self.block_i, packed)
         else:
-            out.view(-1).index_add_(0, self.columns.reshape(-1), packed.reshape(-1))
+            table = out.new_zeros(self.n_atoms * len(self.columns) // self.width, self.width)
+            table.index_add_(0, self.block_list, packed)
+            out.index_add_(1, self.columns, table.view(self.n_atoms, -1))
         return out.to(self.dtype)

@@ -4,18 +4,17 @@ import logging
 from collections.abc import Mapping, Sequence
 
 import torch
-from ase.data import chemical_symbols
 from schnetpack import properties
 from schnetpack.transform import Transform
 
 from .. import properties as keys
 from ..data.statistics import training_targets
 from ..descriptors.autograd import BACKENDS, descriptors
+from ..descriptors.elements import check_elements
 from ..descriptors.grids import default_layout
 from ..descriptors.layout import Layout
 from ..descriptors.scaling import Scaling
 from ..descriptors.stored import stored_descriptors
-from .elements import UnknownElementError
 
 __all__ = ["ACSF"]
 
@@ -83,7 +82,6 @@ class ACSF(Transform):
 
     def build(self, elements: Sequence[int | str]) -> None:
         """Generate the default symmetry functions for these elements."""
-        elements = [e if isinstance(e, str) else int(e) for e in elements]
         self._set_layout(default_layout(elements, cutoff=self.cutoff, **self.grid))
 
     def _set_layout(self, layout: Layout) -> None:
@@ -101,12 +99,8 @@ class ACSF(Transform):
             self.build(training_targets(value).elements)
         if hasattr(value, "check_elements"):
             value.check_elements(self.layout.elements)
-        unknown = set(map(int, training_targets(value).elements)) - set(self.layout.elements)
-        if unknown:
-            names = ", ".join(chemical_symbols[z] for z in sorted(unknown))
-            raise UnknownElementError(
-                f"the training data contain {names}, for which the model has no symmetry functions"
-            )
+        elements = training_targets(value).elements.tolist()
+        check_elements(elements, self.layout.elements, "training data")
         if hasattr(value, "attach_descriptors"):
             value.attach_descriptors(self.layout)
         self.scaling.fit_batches(self._training_values(value))

@@ -13,12 +13,16 @@ from torch.nn import functional
 
 from .. import properties as keys
 from ..data.statistics import composition_fit, training_targets
-from .elements import ElementIndex, to_atomic_numbers
+from ..descriptors.elements import atomic_number
+from .elements import ElementIndex
 from .shift import ElementShift, sum_over_structures
 
 __all__ = ["ACTIVATIONS", "ElementalAtomwise"]
 
 log = logging.getLogger(__name__)
+
+# atoms that a GPU evaluates with one copy of the weights: many more than the copy costs
+_TILE = 64
 
 #: smooth functions only: forces need a continuous first derivative
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -121,7 +125,7 @@ class ElementalAtomwise(Transform):
         """
         index = ElementIndex(elements)
         if isinstance(n_in, Mapping):
-            by_number = {to_atomic_numbers([key])[0]: int(n) for key, n in n_in.items()}
+            by_number = {atomic_number(key): int(n) for key, n in n_in.items()}
             missing = set(index.elements) - set(by_number)
             if missing:
                 raise ValueError(f"n_in lacks the elements with atomic numbers {sorted(missing)}")
@@ -179,36 +183,54 @@ class ElementalAtomwise(Transform):
         if n_elements == 1:
             y = self._networks(x[None])[0, :, 0]  # (n_atoms,)
         else:
-            slot, n_slots = _slots(rows, n_elements)
-            packed = x.new_zeros(n_elements * n_slots, x.shape[1]).index_copy(0, slot, x)
-            y = self._networks(packed.view(n_elements, n_slots, x.shape[1])).flatten()[slot]
+            # on a GPU reading the number of atoms of an element would stop the host
+            size = None if rows.device.type == "cpu" else _TILE
+            slot, shape, element = _tiles(rows.clamp_min(0), n_elements, size)
+            packed = x.new_zeros(shape[0] * shape[1], x.shape[1]).index_copy(0, slot, x)
+            y = self._networks(packed.view(*shape, x.shape[1]), element).flatten()[slot]
         if rows.device.type != "cpu" and n_atoms:
             # an unknown element must not pass for a known one; on the CPU ElementIndex has raised
             y = torch.where(rows < 0, torch.nan, y)
         return y * self.scale
 
-    def _networks(self, x: torch.Tensor) -> torch.Tensor:
-        """All networks on x (n_elements, n, n_in); (n_elements, n, 1)."""
+    def _networks(self, x: torch.Tensor, element: torch.Tensor | None = None) -> torch.Tensor:
+        """Networks of elements (n,) on x (n, m, n_in), of all elements if not given; (n, m, 1)."""
         last = len(self.weights) - 1
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            if element is not None:
+                weight, bias = weight[element], bias[element]
             x = torch.baddbmm(bias, x, weight)
             if layer < last:
                 x = ACTIVATIONS[self.activations[layer]](x)
         return x
 
 
-def _slots(rows: torch.Tensor, n_elements: int) -> tuple[torch.Tensor, int]:
-    """Places of the atoms in a padded (n_elements, n_slots) table, and n_slots.
+def _tiles(
+    rows: torch.Tensor, n_elements: int, size: int | None
+) -> tuple[torch.Tensor, tuple[int, int], torch.Tensor | None]:
+    """Places of the atoms in tiles of one element each, padded.
 
-    On the CPU the table is as wide as the most frequent element; on a GPU reading that number
-    would stop the host, so it is as wide as the batch.
+    Args:
+        rows: (n_atoms,) element of each atom, 0 to n_elements - 1.
+        n_elements: their number.
+        size: atoms of a tile; None for one tile per element, as long as the largest needs to be.
+
+    Returns:
+        (slot (n_atoms,), (n_tiles, size), element): an atom is the (slot % size)-th of tile slot //
+        size; `element` (n_tiles,) is None where tile k is that of element k.
     """
-    known = rows.clamp_min(0)
     counts = torch.zeros(n_elements, dtype=torch.long, device=rows.device)
-    counts.index_add_(0, known, torch.ones_like(known))
-    n_slots = int(counts.max()) if rows.device.type == "cpu" and rows.numel() else rows.shape[0]
-    order = torch.argsort(known, stable=True)
+    counts.index_add_(0, rows, torch.ones_like(rows))
+    order = torch.argsort(rows, stable=True)
     first = counts.cumsum(0) - counts
-    rank = torch.empty_like(known)
-    rank[order] = torch.arange(rows.shape[0], device=rows.device) - first[known[order]]
-    return known * n_slots + rank, n_slots
+    rank = torch.empty_like(rows)  # of an atom among those of its element
+    rank[order] = torch.arange(len(rows), device=rows.device) - first[rows[order]]
+    if size is None:
+        size = int(counts.max()) if len(rows) else 0
+        return rows * size + rank, (n_elements, size), None
+    n_tiles = (counts + size - 1) // size  # (n_elements,)
+    ends = n_tiles.cumsum(0)
+    # as many tiles as there could be: their sum is known to the device only
+    tiles = torch.arange(len(rows) // size + n_elements, device=rows.device)
+    element = torch.searchsorted(ends, tiles, right=True).clamp_max(n_elements - 1)
+    return (ends - n_tiles)[rows] * size + rank, (len(tiles), size), element

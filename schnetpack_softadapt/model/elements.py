@@ -3,30 +3,12 @@
 from collections.abc import Sequence
 
 import torch
-from ase.data import atomic_numbers, chemical_symbols
+from ase.data import chemical_symbols
 from torch import nn
 
-__all__ = ["ElementIndex", "UnknownElementError", "to_atomic_numbers"]
+from ..descriptors.elements import atomic_number, check_elements
 
-
-class UnknownElementError(ValueError):
-    """A structure contains an element that the model has no parameters for."""
-
-
-def to_atomic_numbers(elements: Sequence[int | str]) -> tuple[int, ...]:
-    """Ascending atomic numbers of chemical symbols or atomic numbers.
-
-    Raises:
-        ValueError: for a symbol that is no chemical element, or an element given twice.
-    """
-    numbers = []
-    for element in elements:
-        if isinstance(element, str) and element not in atomic_numbers:
-            raise ValueError(f"{element!r} is not a chemical symbol")
-        numbers.append(atomic_numbers[element] if isinstance(element, str) else int(element))
-    if len(set(numbers)) != len(numbers):
-        raise ValueError(f"an element is given twice: {list(elements)}")
-    return tuple(sorted(numbers))
+__all__ = ["ElementIndex"]
 
 
 class ElementIndex(nn.Module):
@@ -34,13 +16,19 @@ class ElementIndex(nn.Module):
 
     Args:
         elements: atomic numbers or symbols that the model knows.
+
+    Raises:
+        UnknownElementError: what is no chemical element.
+        ValueError: an element given twice.
     """
 
     rows: torch.Tensor  # (119,) row of each atomic number, -1 where unknown
 
     def __init__(self, elements: Sequence[int | str]):
         super().__init__()
-        self.elements = to_atomic_numbers(elements)
+        self.elements = tuple(sorted(map(atomic_number, elements)))
+        if len(set(self.elements)) != len(self.elements):
+            raise ValueError(f"an element is given twice: {list(elements)}")
         rows = torch.full((len(chemical_symbols),), -1, dtype=torch.long)
         rows[list(self.elements)] = torch.arange(len(self.elements))
         self.register_buffer("rows", rows, persistent=False)
@@ -59,10 +47,5 @@ class ElementIndex(nn.Module):
         """
         rows = self.rows[numbers]
         if rows.device.type == "cpu" and rows.numel() and int(rows.min()) < 0:
-            unknown = sorted({int(z) for z in numbers[rows < 0]})
-            raise UnknownElementError(
-                f"the model does not know {', '.join(chemical_symbols[z] for z in unknown)}; it was"
-                f" built for {', '.join(chemical_symbols[z] for z in self.elements)}. Train a model"
-                " on data that contain the missing element."
-            )
+            check_elements(numbers.tolist(), self.elements)
         return rows

@@ -78,7 +78,7 @@ class NetworkJacobian:
             mine = layer.atoms
             table, slots, width = _table(rows[mine], n_rows)
             local = _scatter(layer.local[mine], table, slots, n_rows, width)
-            there = _scatter(torch.ones(len(mine)), table, slots, n_rows, width)
+            there = _scatter(torch.ones_like(mine), table, slots, n_rows, width)
             self._store(out, k, layer.gradient(local, there.to(out.dtype)))
         return out[:, 0]
 

@@ -4,7 +4,9 @@ import logging
 from collections.abc import Mapping
 
 from ase.data import chemical_symbols
+from schnetpack import atomistic
 from schnetpack.model import NeuralNetworkPotential
+from schnetpack.transform import AddOffsets, CastTo32, CastTo64, ScaleProperty
 from torch import Tensor
 
 from ..data.statistics import training_targets
@@ -13,10 +15,29 @@ from .atomwise import ElementalAtomwise
 from .direct import evaluate_directly
 from .jacobian import potential_jacobian
 from .response import ForcesAndStress
+from .shift import ElementShift
 
 __all__ = ["ACSFPotential"]
 
 log = logging.getLogger(__name__)
+
+#: modules that read no neighbour list, or only to prepare it for others; ACSF: if there is a store
+_WITHOUT_NEIGHBORS = {
+    ACSF,
+    ElementShift,
+    ElementalAtomwise,
+    ForcesAndStress,
+    AddOffsets,
+    CastTo32,
+    CastTo64,
+    ScaleProperty,
+    atomistic.Aggregation,
+    atomistic.Atomwise,
+    atomistic.Forces,
+    atomistic.PairwiseDistances,
+    atomistic.Response,
+    atomistic.Strain,
+}
 
 
 class ACSFPotential(NeuralNetworkPotential):
@@ -26,6 +47,10 @@ class ACSFPotential(NeuralNetworkPotential):
     the data, the symmetry functions, their scaling, the networks of the elements. Everything is
     stored in the model, so that a saved model needs no data. Arguments are those of
     `schnetpack.model.NeuralNetworkPotential`.
+
+    Descriptors from a store replace the neighbour lists of the batches, unless one of the modules
+    may read these: all modules that are not known here, or whose class does not say
+    `reads_neighbors = False` itself.
 
     Attributes:
         metadata: what a user of the saved model must know: units, elements, symmetry functions,
@@ -69,6 +94,7 @@ class ACSFPotential(NeuralNetworkPotential):
         if isinstance(self.representation, ACSF) and self.representation.layout is None:
             self.representation.build(training_targets(datamodule).elements)
         self._follow_labels(datamodule)
+        datamodule.keep_neighbors = self._reads_neighbors()
         # the networks must exist before the transforms, which fit their scale and shifts
         self._build_networks()
         super().initialize_transforms(datamodule)
@@ -85,6 +111,20 @@ class ACSFPotential(NeuralNetworkPotential):
             )
             log.info("symmetry functions:\n%s", layout.summary())
             log.debug("all of them:\n%s", layout)
+
+    def _reads_neighbors(self) -> bool:
+        """Whether batches need neighbour lists beside stored descriptors."""
+        modules = [self.representation, *self.input_modules, *self.output_modules]
+        # the class itself must be known: what it says need not hold for its subclasses
+        kinds = {type(m) for m in [*modules, *self.postprocessors]} - _WITHOUT_NEIGHBORS
+        kinds = {kind for kind in kinds if kind.__dict__.get("reads_neighbors", True)}
+        if kinds:
+            log.info(
+                "batches carry neighbour lists beside stored descriptors, for %s; a class that"
+                " reads none says so with reads_neighbors = False",
+                ", ".join(sorted(kind.__name__ for kind in kinds)),
+            )
+        return bool(kinds)
 
     def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """The outputs for a batch; in evaluation on the CPU without SchNetPack's modules.

@@ -9,6 +9,7 @@ from schnetpack import properties
 from schnetpack.transform import Transform
 
 from ..data.statistics import composition_fit, training_targets
+from ..descriptors.elements import atomic_number
 
 __all__ = ["ElementShift", "sum_over_structures"]
 
@@ -52,9 +53,7 @@ class ElementShift(Transform):
         self.fit_shifts = shifts is None
         values = torch.zeros(len(chemical_symbols), dtype=torch.float64)
         for symbol, energy in (shifts or {}).items():
-            if symbol not in chemical_symbols:
-                raise ValueError(f"shifts: {symbol!r} is not a chemical symbol")
-            values[chemical_symbols.index(symbol)] = energy
+            values[atomic_number(symbol)] = energy
         self.register_buffer("shift", values)
 
     def datamodule(self, value) -> None:

@@ -42,6 +42,7 @@ def predict_missing(
 
     from ..training.results import predict, write_predictions
 
+    # A pickled model can execute code when it is loaded, which is SchNetPack's way.
     try:
         model = load_model(str(run_dir / "best_model"), device=device)
     except Exception as error:  # a broken pickle can raise anything

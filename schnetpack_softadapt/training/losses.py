@@ -16,13 +16,13 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from ase.data import atomic_numbers
 from schnetpack import properties
 from schnetpack.task import ModelOutput
 
 from .. import properties as keys
 from ..data.cells import volumes
 from ..data.statistics import TrainingTargets
+from ..descriptors.elements import atomic_number
 from .ranks import REAL_KEY
 from .standardize import VOIGT, Standardization
 from .units import unit_factor
@@ -328,7 +328,7 @@ class ForcesLoss(LossComponent):
         **kwargs,
     ):
         super().__init__(name, **kwargs)
-        self.elements = None if elements is None else [_number(e) for e in elements]
+        self.elements = None if elements is None else [atomic_number(e) for e in elements]
         self.atom_weight = atom_weight
 
     def error(self, pred, batch):
@@ -412,11 +412,3 @@ _FUNCTIONS: dict[str, Callable[[torch.Tensor, float | torch.Tensor], torch.Tenso
 def _times(weight: torch.Tensor | None, factor: torch.Tensor) -> torch.Tensor:
     factor = factor.double()
     return factor if weight is None else weight * factor
-
-
-def _number(element: str | int) -> int:
-    if isinstance(element, int):
-        return element
-    if element not in atomic_numbers:
-        raise ValueError(f"{element!r} is not a chemical symbol")
-    return atomic_numbers[element]

@@ -117,7 +117,7 @@ class BatchResiduals(Residuals):
                     f" {n_parameters}: give it all that are trained"
                 )
             if c.kind == "forces":
-                place = torch.searchsorted(atoms, _all(chosen, self._n_atoms))
+                place = torch.searchsorted(atoms, self._all(chosen))
                 value = value if len(place) == len(value) else value.index_select(0, place)
             elif chosen is not None:
                 value = value.index_select(0, chosen)
@@ -125,14 +125,15 @@ class BatchResiduals(Residuals):
             out[name] = (value * factor[:, :, None]).reshape(-1, n_parameters)
         return out
 
-    @property
-    def _n_atoms(self) -> int:
-        return len(self._batch[properties.Z])
+    def _all(self, chosen: Tensor | None) -> Tensor:
+        """Chosen atoms, or all of the batch."""
+        numbers = self._batch[properties.Z]
+        return torch.arange(len(numbers), device=numbers.device) if chosen is None else chosen
 
     def _atoms(self, groups: Mapping[str, Tensor | None]) -> Tensor:
         """Atoms whose forces any component wants, ascending."""
         wanted = [
-            _all(chosen, self._n_atoms)
+            self._all(chosen)
             for name, chosen in groups.items()
             if self._components[name].kind == "forces"
         ]
@@ -147,15 +148,12 @@ class BatchResiduals(Residuals):
         if c.kind == "stress":
             # a residual takes both halves of a symmetric matrix
             factor = factor.reshape(-1, 3, 3)
-            factor = (factor + factor.transpose(1, 2)) * (1 - 0.5 * torch.eye(3).to(factor))
+            eye = torch.eye(3, dtype=factor.dtype, device=factor.device)
+            factor = (factor + factor.transpose(1, 2)) * (1 - 0.5 * eye)
             factor = factor.reshape(-1, 9)[:, VOIGT]
         else:
             factor = factor.reshape(-1, self.n_columns[c.component])
         return factor if chosen is None else factor.index_select(0, chosen)
-
-
-def _all(chosen: Tensor | None, n: int) -> Tensor:
-    return torch.arange(n) if chosen is None else chosen
 
 
 def _backward_passes(values: Tensor, parameters: Sequence[Tensor]) -> Tensor:

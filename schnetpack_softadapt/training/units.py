@@ -18,7 +18,7 @@ def unit_factor(source: str, target: str) -> float:
     known, factor = _PREFIXED.get(head.strip(), (head, 1.0))
     try:
         return float(convert_units(source, "/".join([known, *rest]))) / factor
-    except Exception as error:  # SchNetPack's parser raises whatever eval does
+    except Exception as error:  # its parser looks names up in ase.units, and raises Warning too
         raise ValueError(
             f"cannot convert {source!r} to {target!r}; units are written as in eV, meV, kcal/mol,"
             " eV/Ang, eV/Ang/Ang/Ang, GPa"

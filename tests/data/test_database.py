@@ -1,7 +1,9 @@
 """Our databases through SchNetPack's own classes, whose rules about shapes and units are strict."""
 
+import contextlib
 import dataclasses
 import os
+import sqlite3
 from pathlib import Path
 
 import numpy as np
@@ -206,3 +208,57 @@ def test_other_units_are_not_taken_for_ours(tmp_path, structures):
     write_database(path, structures, "test", metadata={"_distance_unit": "Bohr"})
     with pytest.raises(ValueError, match="lengths in Bohr"):
         read_database(path)
+
+
+def half(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def other_tables(path: Path) -> bytes:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("create table cities (name)")
+        connection.commit()
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (half, "malformed"),
+        (lambda data: data[:-8192] + bytes(8192), "malformed"),
+        (lambda data: b"just words " * 100, "file is not a database"),
+        (lambda data: b"", "no table of structures"),
+        (
+            lambda data: data.replace(b'"_distance_unit"', b"\xff_distance_unit'"),
+            "Could not decode",
+        ),
+        (lambda data: data.replace(b'"_distance_unit":', b'"_distance_unit"='), "Expecting ':'"),
+    ],
+)
+def test_a_damaged_database_is_one_line_that_names_it(damage, message, tmp_path):
+    path = tmp_path / "my.db"
+    write_database(path, labelled_structures(40), "test")
+    path.write_bytes(damage(path.read_bytes()))
+    before = path.read_bytes()
+    for use in (read_database, lambda p: InMemoryAtomsData(str(p))):
+        with pytest.raises(ValueError, match=message) as caught:
+            use(path)
+        assert str(caught.value).startswith(f"{path} is no ASE database, or damaged (")
+        assert "\n" not in str(caught.value)
+        assert caught.value.__suppress_context__  # no traceback of what SQLite said
+    assert path.read_bytes() == before
+
+
+def test_tables_of_others_are_left_as_they_are(tmp_path):
+    """ASE would add its own to them."""
+    path = tmp_path / "my.db"
+    before = other_tables(path)
+    with pytest.raises(ValueError, match="no table of structures"):
+        read_database(path)
+    assert path.read_bytes() == before
+
+
+def test_a_missing_database_is_not_made(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no database at"):
+        InMemoryAtomsData(str(tmp_path / "my.db"))
+    assert list(tmp_path.iterdir()) == []

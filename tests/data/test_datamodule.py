@@ -2,8 +2,8 @@
 
 import copy
 import dataclasses
-import sys
-from types import ModuleType, SimpleNamespace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,14 +25,17 @@ from schnetpack.transform import (
 from torch.utils.data import DistributedSampler
 
 from schnetpack_softadapt import properties as keys
+from schnetpack_softadapt.data import partition as partition_module
 from schnetpack_softadapt.data.database import write_database
 from schnetpack_softadapt.data.datamodule import SoftAdaptDataModule
 from schnetpack_softadapt.data.loading import EpochSampler
 from schnetpack_softadapt.data.split_file import Split, load_split, save_split
 from schnetpack_softadapt.data.statistics import training_targets
 from schnetpack_softadapt.descriptors import store as store_module
-from schnetpack_softadapt.descriptors.autograd import choose_backend
+from schnetpack_softadapt.descriptors.elements import UnknownElementError
 from schnetpack_softadapt.descriptors.layout import Layout, SymmetryFunction
+from schnetpack_softadapt.descriptors.reference import ReferenceBackend
+from schnetpack_softadapt.descriptors.store import DescriptorStore
 
 
 @pytest.fixture(autouse=True)
@@ -151,6 +154,75 @@ def test_an_unknown_strategy_is_refused():
         made(splitting="groups")
 
 
+def frames(n=60, seed=0, steps_per_period=40, group="run"):
+    """A vibrating crystal: each atom has its own frequency and phase in each direction."""
+    rng = np.random.default_rng(seed)
+    crystal = labelled_structures(3)[2]
+    shape = crystal.positions.shape
+    phase, speed = rng.uniform(0, 2 * np.pi, shape), rng.uniform(0.7, 1.3, shape)
+    time = 2 * np.pi * np.arange(n)[:, None, None] / steps_per_period
+    moved = crystal.positions + 0.1 * np.cos(speed * time + phase)
+    # as written by codes that put atoms back into the cell
+    moved += rng.integers(-1, 2, (n, len(moved[0]), 3)) @ crystal.cell
+    return [dataclasses.replace(crystal, positions=x, group=group, info={}) for x in moved]
+
+
+@pytest.mark.parametrize(
+    ("kind", "warned"),
+    [
+        ("trajectory", "structures 0 to 59 look like"),
+        ("two", "structures 0 to 59 and 1 more series look like"),
+        ("shuffled", ""),
+        ("independent", ""),
+        ("short", ""),
+        ("strained", ""),
+        ("phases", ""),
+    ],
+)
+def test_random_splits_of_trajectories_are_pointed_out(caplog, kind, warned):
+    structures = {
+        "trajectory": frames(),
+        "two": frames() + frames(seed=1, group="another"),
+        "shuffled": [frames()[k] for k in np.random.default_rng(0).permutation(60)],
+        "independent": frames(steps_per_period=1.7),
+        "short": frames(9),
+        # 30 independent structures each
+        "phases": [
+            dataclasses.replace(s, positions=s.positions + np.eye(len(s.positions), 3) * (k // 30))
+            for k, s in enumerate(frames(90, steps_per_period=1.7))
+        ],
+        "strained": [
+            dataclasses.replace(s, positions=s.positions * scale, cell=s.cell * scale)
+            for s, scale in zip(frames(1) * 40, np.linspace(1, 1.1, 40), strict=True)
+        ],
+    }[kind]
+    write_database("my.db", structures, "test")
+    for splitting in ("auto", RandomSplit()):
+        caplog.clear()
+        SoftAdaptDataModule("my.db", split_file=None, splitting=splitting).setup()
+        assert ("look like frames of a trajectory" in caplog.text) == bool(warned)
+        assert warned in caplog.text
+    caplog.clear()
+    SoftAdaptDataModule("my.db", split_file=None, splitting="blocks").setup()
+    assert "look like" not in caplog.text
+
+
+def test_blocks_of_each_group():
+    write_database("my.db", frames(20) + frames(10, group="another"), "test")
+    datamodule = SoftAdaptDataModule("my.db", splitting="blocks")
+    datamodule.setup()
+    assert parts(datamodule) == [
+        [*range(14), *range(20, 27)],
+        [*range(14, 18), *range(27, 29)],
+        [18, 19, 29],
+    ]
+    # groups that the user names
+    by_state = made(20, splitting="blocks", num_train=0.5, num_val=0.5, num_test=0, split_file=None)
+    assert parts(by_state) == [list(range(0, 20, 2)), list(range(1, 20, 2)), []]
+    with pytest.raises(ValueError, match="no groups 'runs' to split by"):
+        made(20, splitting="blocks", split_key="runs", split_file=None)
+
+
 def test_the_split_beside_the_database_is_taken():
     made(10, split_file=None)
     save_split("my.split.npz", Split([0, 1, 2, 3, 4], [5, 6], [7, 8, 9]))
@@ -170,7 +242,7 @@ def test_learning_curves_take_nested_parts_of_a_given_training_set(tmp_path, mon
         monkeypatch.chdir(tmp_path / f"run{n}")
         datamodule = SoftAdaptDataModule("../my.db", num_train=n)
         if n == 13:
-            with pytest.raises(ValueError, match="num_train=13, but the split file has 12"):
+            with pytest.raises(ValueError, match=r"num_train=13, .*split\.npz has 12"):
                 datamodule.setup()
             continue
         datamodule.setup()
@@ -211,15 +283,79 @@ def test_a_split_of_other_data_in_the_run_directory_is_refused():
         SoftAdaptDataModule("other.db").setup()
 
 
-def test_a_split_file_named_by_the_user(tmp_path, monkeypatch):
+# {}: the folder of the user
+@pytest.mark.parametrize("name", ["mine.npz", "{}/mine.npz", "../mine.npz"])
+# with a request: a copy of what another run kept
+@pytest.mark.parametrize("request_", [None, {"num_train": 8}])
+def test_a_split_file_named_by_the_user(tmp_path, monkeypatch, name, request_):
     made(10, split_file=None)
-    save_split("mine.npz", Split([0, 1], [2], [3]))
-    (tmp_path / "run").mkdir()
-    monkeypatch.chdir(tmp_path / "run")
-    in_hydra(monkeypatch, tmp_path)
-    datamodule = SoftAdaptDataModule("my.db", split_file="mine.npz")
+    save_split("mine.npz", Split([0, 1, 2, 3, 4], [5, 6], [7], request_))
+    before = Path("mine.npz").read_bytes()
+    for n in (2, 4):
+        (tmp_path / f"run{n}").mkdir()
+        monkeypatch.chdir(tmp_path / f"run{n}")
+        in_hydra(monkeypatch, tmp_path)
+        for _ in range(2):  # and when it is resumed
+            datamodule = SoftAdaptDataModule("my.db", num_train=n, split_file=name.format(tmp_path))
+            datamodule.setup()
+            assert len(datamodule.train_idx) == n
+            assert set(datamodule.train_idx) < {0, 1, 2, 3, 4}
+            assert parts(datamodule)[1:] == [[5, 6], [7]]
+        # what is not there is named, and nobody is told to remove the file
+        with pytest.raises(ValueError, match=r"mine\.npz has 5 structures") as error:
+            SoftAdaptDataModule("my.db", num_train=6, split_file=f"{tmp_path}/mine.npz").setup()
+        assert "remove" not in str(error.value)
+    assert (tmp_path / "mine.npz").read_bytes() == before
+
+
+def test_a_split_file_in_the_working_folder_that_others_wrote():
+    """As SchNetPack's own data module leaves it."""
+    made(10, split_file=None)
+    np.savez("split.npz", train_idx=[0, 1, 2, 3, 4], val_idx=[5, 6], test_idx=[7])
+    for n in (5, 4):
+        datamodule = SoftAdaptDataModule("my.db", num_train=n)
+        datamodule.setup()
+        assert len(datamodule.train_idx) == n
+
+
+def test_a_split_is_kept_at_an_absolute_path(tmp_path, monkeypatch):
+    splits = []
+    for run in ("run1", "run2"):
+        (tmp_path / run).mkdir()
+        monkeypatch.chdir(tmp_path / run)
+        split_file = str(tmp_path / "splits" / "shared.npz")
+        splits.append(parts(made(path="../my.db", split_file=split_file, split_seed=len(splits))))
+        assert not list(Path.cwd().iterdir())
+    assert splits[0] == splits[1]
+
+
+def test_nothing_but_the_split_is_left_in_the_working_folder(tmp_path):
+    made(10)
+    assert {p.name for p in tmp_path.iterdir()} == {"my.db", "split.npz"}
+
+
+class Unrepeatable(RandomSplit):
+    """Another split each time, whatever the seed."""
+
+    def split(self, dataset, *sizes):
+        order = np.random.default_rng().permutation(len(dataset)).tolist()
+        return [order[:10], order[10:15], order[15:]]
+
+
+def test_processes_that_start_together_get_one_split(tmp_path, monkeypatch):
+    write_database("my.db", labelled_structures(20), "test")
+    save = partition_module.save_split
+
+    def late(path, split, **kwargs):
+        """While this process made its split, another has saved one."""
+        save(path, Split([0], [1], [2], split.request, split.fingerprint))
+        save(path, split, **kwargs)
+
+    monkeypatch.setattr(partition_module, "save_split", late)
+    datamodule = SoftAdaptDataModule("my.db", splitting=Unrepeatable())
     datamodule.setup()
-    assert parts(datamodule) == [[0, 1], [2], [3]]
+    assert parts(datamodule) == [[0], [1], [2]]
+    assert {p.name for p in tmp_path.iterdir()} == {"my.db", "split.npz"}
 
 
 @pytest.mark.parametrize("sizes", [(0, 5, None), (20, 0, 0), (1.0, 0.0, 0.0)])
@@ -341,7 +477,7 @@ def test_unknown_elements_are_named():
     datamodule = made()
     assert datamodule.elements == [29, 79]
     datamodule.check_elements(["Cu", 79])
-    with pytest.raises(ValueError, match=r"contains Au \(first in structure 0\).*made for H, Cu"):
+    with pytest.raises(UnknownElementError, match=r"my.db, structure 0: .* know Au; it was made"):
         datamodule.check_elements(["Cu", "H"])
 
 
@@ -433,102 +569,117 @@ def test_transforms_are_told_about_the_data_module():
 # descriptors from a store
 
 
-class Store:
-    """Stands for `descriptors.store.DescriptorStore`; each number says where it belongs."""
-
-    opened: list = []  # noqa: RUF012 cleared by the fixture
-
-    @classmethod
-    def open_or_build(cls, folder, structures, layout, dtype, n_jobs, progress):
-        cls.opened.append((folder, dtype, len(structures)))
-        return cls(structures)
-
-    def __init__(self, structures):
-        n_atoms = np.array([s.n_atoms for s in structures])
-        self.structure_first = np.concatenate([[0], n_atoms.cumsum()])
-        rows = self.structure_first[-1]
-        self.G = np.arange(rows * 2, dtype=np.float32).reshape(rows, 2)
-        self.G.setflags(write=False)  # as a map of a file
-        self.dg_dstrain = torch.arange(rows * 12.0).reshape(rows, 6, 2)
-
-    def tensors(self):
-        return {keys.store_dg_dstrain: self.dg_dstrain}
-
-    def gather(self, rows):
-        return {keys.store_dg_dstrain: self.dg_dstrain[torch.from_numpy(rows)]}
+def radial(cutoff=4.0):
+    functions = [SymmetryFunction("G2", (z,), cutoff, 0.5) for z in (29, 79)]
+    return Layout({29: functions, 79: functions[:1]})
 
 
-LAYOUT = SimpleNamespace(fingerprint="abc")
+LAYOUT = radial()
 
 
 @pytest.fixture
-def fake_store(monkeypatch):
-    module = ModuleType("schnetpack_softadapt.descriptors.store")
-    module.DescriptorStore = Store
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(Store, "opened", [])
-    return Store
+def builds(monkeypatch):
+    """Folders in which stores were opened or built.
+
+    By plain torch: the kernels take long to compile and have tests of their own.
+    """
+    folders = []
+    original = DescriptorStore.open_or_build.__func__
+
+    def recorded(cls, folder, *args, **kwargs):
+        folders.append(folder)
+        return original(cls, folder, *args, **kwargs)
+
+    monkeypatch.setattr(DescriptorStore, "open_or_build", classmethod(recorded))
+    monkeypatch.setattr(store_module, "_default_backend", ReferenceBackend)
+    return folders
 
 
-def test_batches_carry_the_store_and_no_neighbours(fake_store, tmp_path):
-    datamodule = made()
+def with_store(**kwargs):
+    """A data module for a model that reads no neighbour lists."""
+    datamodule = made(**kwargs)
+    datamodule.keep_neighbors = False
+    return datamodule
+
+
+def the_store(datamodule):
+    (path,) = (Path(f"{datamodule.datapath}.descriptors")).glob("descriptors-*[0-9a-f]")
+    return DescriptorStore(path)
+
+
+def test_batches_carry_the_store_and_no_neighbours(builds, tmp_path):
+    datamodule = with_store()
     assert datamodule.attach_descriptors(LAYOUT)
     assert datamodule.attach_descriptors(LAYOUT)  # once is enough
-    assert Store.opened == [(tmp_path / "my.db.descriptors", "float32", 20)]
-    store = Store(datamodule.dataset.structures())
+    assert builds == [tmp_path / "my.db.descriptors"]
+    store = the_store(datamodule)
+    assert (store.dtype, len(store)) == ("float32", 20)
     dataset = datamodule.train_dataset
-    index = datamodule.train_idx[2]
+    rows = np.arange(store.n_rows)[store.rows(datamodule.train_idx[2])]
     batch = dataset.batch([2, 0])
-    rows = range(store.structure_first[index], store.structure_first[index + 1])
-    n_atoms = len(rows)
-    assert batch[keys.store_rows][:n_atoms].tolist() == list(rows)
-    assert np.array_equal(batch[keys.descriptors][:n_atoms], store.G[rows])
+    assert np.array_equal(batch[keys.store_rows][: len(rows)], rows)
+    assert np.array_equal(batch[keys.descriptors][: len(rows)], store.G[rows])
     assert np.array_equal(dataset[2][keys.descriptors], store.G[rows])
     for key in (properties.idx_i, properties.idx_j, properties.offsets):
         assert len(batch[key]) == len(dataset[2][key]) == 0
     assert batch[properties.offsets].dtype == batch[properties.R].dtype
     # the whole arrays, not copied
     again = dataset.batch([1])
-    assert len(batch[keys.store_dg_dstrain]) == len(store.G)
-    assert batch[keys.store_dg_dstrain].data_ptr() == again[keys.store_dg_dstrain].data_ptr()
+    for key in store.tensors():
+        assert batch[key].data_ptr() == again[key].data_ptr()
+    assert np.array_equal(batch[keys.store_dg_dr], store.dg_dr)
 
 
-def test_gathered_batches_carry_their_own_part_of_the_store(fake_store):
+def test_gathered_batches_carry_their_own_part_of_the_store(builds):
     """What leaves the process (GPU, workers)."""
-    datamodule = made()
+    datamodule = with_store()
     datamodule.attach_descriptors(LAYOUT)
     whole, own = (datamodule.train_dataset.batch([3, 0, 2], gather=g) for g in (False, True))
     assert torch.equal(whole[keys.descriptors], own[keys.descriptors])
     rows = whole[keys.store_rows]
     assert torch.equal(own[keys.store_dg_dstrain], whole[keys.store_dg_dstrain][rows])
+    first = whole[keys.store_block_first]
+    blocks = torch.cat([torch.arange(first[r], first[r + 1]) for r in rows])
+    assert torch.equal(own[keys.store_dg_dr], whole[keys.store_dg_dr][blocks])
     assert keys.store_rows not in own
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_the_loader_decides_what_batches_carry(fake_store, num_workers):
-    datamodule = made(num_workers=num_workers)
+def test_the_loader_decides_what_batches_carry(builds, num_workers):
+    datamodule = with_store(num_workers=num_workers)
     datamodule.attach_descriptors(LAYOUT)
     batch = next(iter(datamodule.train_dataloader()))
     is_whole = len(batch[keys.store_dg_dstrain]) == len(datamodule.dataset.numbers)
     assert is_whole == (num_workers == 0)
 
 
-def test_no_neighbour_list_is_made_with_a_store(fake_store):
+def test_no_neighbour_list_is_made_with_a_store(builds):
     class Forbidden(MatScipyNeighborList):
         def _build_neighbor_list(self, *_):
             raise AssertionError("a neighbour list was made")
 
-    datamodule = made(transforms=[Forbidden(cutoff=3.0), CastTo32()])
+    datamodule = with_store(transforms=[Forbidden(cutoff=3.0), CastTo32()])
     datamodule.attach_descriptors(LAYOUT)
     assert len(next(iter(datamodule.train_dataloader()))[properties.idx_i]) == 0
-    datamodule.attach_descriptors(SimpleNamespace(fingerprint="other"))
-    assert len(Store.opened) == 2
+    datamodule.attach_descriptors(radial(3.5))
+    assert len(builds) == 2
 
 
-def test_the_store_can_be_switched_off(fake_store):
+def test_one_store_is_kept_beside_a_database(builds):
+    with_store(store_dtype="float64").attach_descriptors(LAYOUT)
+    datamodule = with_store()
+    datamodule.attach_descriptors(radial(3.5))
+    assert the_store(datamodule).dtype == "float32"  # there is one
+    other = with_store()
+    other.attach_descriptors(LAYOUT)
+    assert len(list(builds[0].iterdir())) == 2  # with the one that is in use
+    assert keys.descriptors in datamodule.train_dataset.batch([0])
+
+
+def test_the_store_can_be_switched_off(builds):
     datamodule = made(store=False)
     assert not datamodule.attach_descriptors(LAYOUT)
-    assert Store.opened == []
+    assert builds == []
     assert len(next(iter(datamodule.train_dataloader()))[properties.idx_i]) > 0
     with pytest.raises(ValueError, match="store='maybe'"):
         SoftAdaptDataModule("my.db", store="maybe")
@@ -542,7 +693,7 @@ class Rattle(Transform):
         return inputs
 
 
-def test_transforms_that_change_the_structure_rule_out_a_store(fake_store, caplog):
+def test_transforms_that_change_the_structure_rule_out_a_store(builds, caplog):
     transforms = [MatScipyNeighborList(cutoff=3.0), Rattle()]
     assert not made(transforms=copy.deepcopy(transforms)).attach_descriptors(LAYOUT)
     assert "descriptors are not stored" in caplog.text
@@ -552,36 +703,62 @@ def test_transforms_that_change_the_structure_rule_out_a_store(fake_store, caplo
     assert made(transforms=rigid).attach_descriptors(LAYOUT)
 
 
-def test_the_real_store_holds_each_structures_own_descriptors(monkeypatch):
+class ChangeOne(Transform):
+    """Changes one structure: its positions, cell, elements, periodicity or number of atoms."""
+
+    def __init__(self, key, index):
+        super().__init__()
+        self.key, self.index = key, index
+
+    def forward(self, inputs):
+        if inputs[properties.idx].item() == self.index:
+            if self.key == properties.n_atoms:
+                inputs[properties.n_atoms] -= 1
+                for key in (properties.R, properties.Z, "forces"):
+                    inputs[key] = inputs[key][1:]
+            else:
+                first = inputs[self.key].view(-1)[:1]
+                change = {properties.Z: first + 1, properties.pbc: ~first.bool()}
+                first[:] = change.get(self.key, first + 0.01)
+        return inputs
+
+
+KEYS = [properties.R, properties.cell, properties.Z, properties.pbc, properties.n_atoms]
+
+
+@pytest.mark.parametrize("subset", ["train", "val", "test"])
+@pytest.mark.parametrize("key", KEYS)
+def test_one_changed_structure_anywhere_rules_out_a_store(subset, key):
+    splits = {"train": range(20), "val": [20, 21], "test": [22, 23]}
+    np.savez("split.npz", **{f"{name}_idx": list(rows) for name, rows in splits.items()})
+    change = [ChangeOne(key, splits[subset][-1])]
+    transforms = {f"{name}_transforms": change if name == subset else [] for name in splits}
+    datamodule = made(24, num_train=20, num_val=2, num_test=2, **transforms)
+    assert not datamodule.attach_descriptors(LAYOUT)
+
+
+def test_the_store_holds_each_structures_own_descriptors(builds):
     """Whatever subset and order they are read in."""
-    functions = [SymmetryFunction("G2", (z,), 4.0, 0.5) for z in (29, 79)]
-    layout = Layout({29: functions, 79: functions[:1]})
-    backend = choose_backend(layout, "reference", torch.device("cpu"))
-    # not the kernels, which take long to compile and have tests of their own
-    monkeypatch.setattr(store_module, "_default_backend", lambda layout: backend)
-    datamodule = made(store_dtype="float64")
+    datamodule = with_store(store_dtype="float64")
     direct = made(store=False, transforms=[MatScipyNeighborList(cutoff=4.0)], split_file=None)
-    assert datamodule.attach_descriptors(layout)
+    assert datamodule.attach_descriptors(LAYOUT)
     batch = datamodule.train_dataset.batch([4, 1, 6])
     pairs = direct.train_dataset.batch([4, 1, 6])
     assert torch.equal(batch[properties.idx], pairs[properties.idx])
     idx_i, idx_j = pairs[properties.idx_i], pairs[properties.idx_j]
     r_ij = pairs[properties.R][idx_j] - pairs[properties.R][idx_i] + pairs[properties.offsets]
-    values = backend.values(r_ij, idx_i, idx_j, pairs[properties.Z])
+    values = ReferenceBackend(LAYOUT).values(r_ij, idx_i, idx_j, pairs[properties.Z])
     # float64 on both sides; sums over neighbours in another order
     assert torch.allclose(batch[keys.descriptors], values, rtol=1e-12, atol=1e-14)
 
 
-def test_a_store_that_cannot_be_written_is_done_without(fake_store, monkeypatch, caplog):
-    def fail(*_, **__):
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(Store, "open_or_build", fail)
+def test_a_store_that_cannot_be_written_is_done_without(builds, monkeypatch, caplog):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
     datamodule = made()
     assert not datamodule.attach_descriptors(LAYOUT)
-    assert "No space left" in caplog.text
+    assert "needs 0.00 GB" in caplog.text
     assert len(next(iter(datamodule.train_dataloader()))[properties.idx_i]) > 0
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"needs 0\.00 GB"):
         made(store=True).attach_descriptors(LAYOUT)
 
 

@@ -18,6 +18,7 @@ from shared import shared_path
 from schnetpack_softadapt.cli import main
 from schnetpack_softadapt.data.dataset import read_database
 from schnetpack_softadapt.data.importers import ImportOptions, format_of, read_files
+from schnetpack_softadapt.data.sources import find_sources
 
 SHEARS = {"yz": (1, 2), "xz": (0, 2), "xy": (0, 1)}
 KBAR = 1e3 * units.bar
@@ -126,7 +127,7 @@ WRITERS = {
 
 
 def read_one(name: str, **options):
-    structures, problems, remarks = read_files([name], ImportOptions(**options))
+    structures, problems, remarks = read_files(find_sources([name]), ImportOptions(**options))
     assert problems == []
     (structure,) = structures
     return structure, remarks
@@ -135,7 +136,7 @@ def read_one(name: str, **options):
 def problem_of(name: str, text: str, **options) -> str:
     with open(name, "w") as file:
         file.write(text)
-    structures, problems, _ = read_files([name], ImportOptions(**options))
+    structures, problems, _ = read_files(find_sources([name]), ImportOptions(**options))
     assert structures == []
     (problem,) = problems
     return problem
@@ -236,7 +237,9 @@ def test_input_data_with_many_blocks_comments_molecules_and_fortran_numbers():
     isolated = "\n".join(x for x in isolated.splitlines() if not x.startswith("lattice")) + "\n"
     with open("input.data", "w") as file:
         file.write(periodic + isolated)
-    structures, problems, _ = read_files(["input.data"], ImportOptions(group_key="comment"))
+    structures, problems, _ = read_files(
+        find_sources(["input.data"]), ImportOptions(group_key="comment")
+    )
     assert problems == []
     assert [s.group for s in structures] == ["AIMD set", ""]
     assert structures[0].forces == pytest.approx(atoms.get_forces(), abs=1e-9)
@@ -248,14 +251,15 @@ def test_input_data_with_many_blocks_comments_molecules_and_fortran_numbers():
 def test_the_reference_structures_of_n2p2():
     path = shared_path("reference/acsf24_Mo54") / "input.data"
     (structure,), problems, _ = read_files(
-        [path], ImportOptions(length_unit="Ang", energy_unit="eV", group_key="comment")
+        find_sources([path]),
+        ImportOptions(length_unit="Ang", energy_unit="eV", group_key="comment"),
     )
     assert problems == []
     assert structure.energy == pytest.approx(-526.30686678)
     assert structure.forces[0] == pytest.approx([-1.20906125, -0.19384507, 2.06867351])
     assert structure.group.startswith("AIMD-NVT")
     path = shared_path("reference/H2O_RPBE-D3") / "input.data"
-    (structure,), problems, _ = read_files([path], ImportOptions())
+    (structure,), problems, _ = read_files(find_sources([path]), ImportOptions())
     mass = structure.to_atoms().get_masses().sum() / structure.volume
     assert mass / (units.kg / units.m**3) == pytest.approx(1000, rel=0.1)  # water, if in bohr
 
@@ -283,14 +287,14 @@ def test_what_stands_outside_the_blocks_is_refused():
     with open("input.data", "w") as file:
         file.write(runner_text(sheared(0, 1)) + "lattice 1 2 3\n")
     with pytest.raises(ValueError, match=r"input.data cannot be read.*outside begin..end"):
-        read_files(["input.data"], ImportOptions())
+        read_files(find_sources(["input.data"]), ImportOptions())
 
 
 def test_keys_are_refused_where_names_are_fixed():
     with open("input.data", "w") as file:
         file.write(runner_text(sheared(0, 1)))
     with pytest.raises(ValueError, match="fixed names"):
-        read_files(["input.data"], ImportOptions(energy_key="E0"))
+        read_files(find_sources(["input.data"]), ImportOptions(energy_key="E0"))
     structure, _ = read_one("input.data", stress_key="none", forces_key="none")
     assert structure.stress is None
     assert structure.forces is None
@@ -303,7 +307,7 @@ def test_group_description_and_split_entries_of_mlearn():
     member = mlearn_member(sheared(0, 1))
     with open("a.json", "w") as file:
         json.dump([member, {**member, "group": "Surface", "tag": "test"}], file)
-    structures, _, _ = read_files(["a.json"], ImportOptions(split_keys=("tag",)))
+    structures, _, _ = read_files(find_sources(["a.json"]), ImportOptions(split_keys=("tag",)))
     assert [s.group for s in structures] == ["Elastic", "Surface"]
     assert [s.info["strain_state"] for s in structures] == ["train", "test"]
     assert structures[0].info["description"] == "sheared"
@@ -347,7 +351,7 @@ def test_mistakes_in_mlearn_name_file_and_structure(change, message):
     good = mlearn_member(sheared(0, 1))
     with open("a.json", "w") as file:
         json.dump([good, change(good)], file)
-    structures, problems, _ = read_files(["a.json"], ImportOptions(format="mlearn"))
+    structures, problems, _ = read_files(find_sources(["a.json"]), ImportOptions(format="mlearn"))
     assert len(structures) == 1
     assert problems[0].startswith("a.json, structure 1: ")
     assert message in problems[0]

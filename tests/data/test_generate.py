@@ -238,6 +238,7 @@ def test_labels_and_provenance_and_the_way_into_a_database(capsys):
         assert atoms.info["calculator"] == "ase.calculators.emt:EMT"
         assert isinstance(atoms.info["child_seed"], int | np.integer)
     assert "labelled     12 (12 of them now)" in capsys.readouterr().out
+    assert not list(Path().glob("*lock"))
     options = ["--split-key", "prototype", "strain_state", "--out", "my.db"]
     assert main(["import", "out.extxyz", *options]) == 0
     assert len(read_database("my.db")) == 12

@@ -44,6 +44,12 @@ def with_info(atoms, **info) -> Atoms:
     return copy
 
 
+def with_labels(atoms, **info) -> Atoms:
+    """The same with its calculator, and more labels in `info`."""
+    atoms.info.update(info)
+    return atoms
+
+
 def assert_labels(structure, atoms, **tolerance):
     assert structure.energy == pytest.approx(atoms.calc.results["energy"], **tolerance)
     assert structure.forces == pytest.approx(atoms.calc.results["forces"], **tolerance)
@@ -149,11 +155,100 @@ def test_constraints_do_not_erase_forces():
     assert np.array_equal(read_database("my.db")[0].forces, atoms.calc.results["forces"])
 
 
+@pytest.mark.parametrize("name", ["a.extxyz", "a.traj"])
+@pytest.mark.parametrize(
+    ("key", "options"),
+    [
+        ("virial", []),
+        ("virials", []),
+        ("REF_virials", ["--stress-key", "REF_virials"]),
+    ],
+)
+def test_a_virial_becomes_a_stress_and_its_sign_is_said(name, key, options, capsys):
+    frames = labelled_atoms(3)
+    virials = [-atoms.get_volume() * atoms.get_stress(voigt=False) for atoms in frames]
+    write(
+        name,
+        [
+            with_labels(relabelled(atoms, stress=None), **{key: virial})
+            for atoms, virial in zip(frames, virials, strict=True)
+        ],
+    )
+    assert run(name, "--out", "my.db", *options) == 0
+    for structure, atoms in zip(read_database("my.db"), frames, strict=True):
+        assert structure.stress_voigt == pytest.approx(atoms.calc.results["stress"], **XYZ)
+    assert f"stress is -{key} / volume, a virial in eV that is positive in compression" in (
+        capsys.readouterr().out
+    )
+    # the other sign, for who has it so
+    assert run(name, "--out", "other.db", *options, "--stress-sign", 1) == 0
+    assert read_database("other.db")[0].stress_voigt == pytest.approx(
+        -frames[0].calc.results["stress"], **XYZ
+    )
+    assert f"stress is {key} / volume" in capsys.readouterr().out
+
+
+def test_units_and_order_of_a_virial(capsys):
+    """An energy: its unit is the energy's, and the volume is in the file's length unit."""
+    atoms = labelled_atoms(1)[0]
+    xx, yy, zz, yz, xz, xy = -atoms.get_volume() * atoms.get_stress() / units.Hartree
+    scaled = atoms.copy()
+    scaled.set_cell(atoms.cell.array / units.Bohr, scale_atoms=True)
+    energy = atoms.calc.results["energy"] / units.Hartree
+    write("a.traj", with_info(scaled, energy=energy, virial=np.array([xx, yy, zz, xy, yz, xz])))
+    options = ["--energy-unit", "Ha", "--length-unit", "Bohr", "--stress-order", "vasp"]
+    assert run("a.traj", "--out", "my.db", *options) == 0
+    assert read_database("my.db")[0].stress_voigt == pytest.approx(
+        atoms.calc.results["stress"], rel=1e-12
+    )
+    assert run("a.traj", "--out", "b.db", *options, "--stress-unit", "GPa") == 2
+    assert "'virial' is a virial, an energy: --stress-unit does not" in capsys.readouterr().err
+
+
+def test_a_virial_of_a_molecule_is_masked_and_a_stress_goes_before_a_virial():
+    crystal = with_labels(labelled_atoms(1)[0], virial=np.eye(3))
+    molecule = with_labels(labelled_atoms(1, periodic=False)[0], virial=np.eye(3))
+    write("a.traj", [crystal, molecule])
+    assert run("a.traj", "--out", "my.db") == 0
+    one, two = read_database("my.db")
+    assert one.stress_voigt == pytest.approx(crystal.calc.results["stress"], rel=1e-12)
+    assert two.stress is None
+
+
 def test_missing_stress_is_masked():
     frames = labelled_atoms(3)
     write("a.traj", [frames[0], relabelled(frames[1], stress=None), frames[2]])
     assert run("a.traj", "--out", "my.db") == 0
     assert [s.stress is None for s in read_database("my.db")] == [False, True, False]
+
+
+def placeholders(stress):
+    """Two crystals between a molecule, and a slab without its third lattice vector."""
+    molecules = labelled_atoms(2, periodic=False)
+    slab = moved(labelled_atoms(1), 0, cell=np.diag([8.0, 8.0, 0.0]), pbc=[1, 1, 0])[0]
+    dummies = [relabelled(atoms, stress=stress) for atoms in (molecules[0], slab)]
+    one, two = labelled_atoms(2)
+    return [one, dummies[0], two, dummies[1]]
+
+
+@pytest.mark.parametrize("stress", [np.zeros(6), np.full(6, np.nan), np.full(6, 0.1)])
+def test_placeholders_of_molecules_among_crystals_are_masked(stress, capsys):
+    write("a.traj", placeholders(stress))
+    assert run("a.traj", "--out", "my.db") == 0
+    assert [s.stress is None for s in read_database("my.db")] == [False, True, False, True]
+    out = capsys.readouterr().out
+    assert "(4 with forces, 2 with stress)" in out
+    assert "stress of 2 structure(s) without a periodic cell left out" in out
+    # a number that is no placeholder may mean that the file lost its pbc
+    assert ("in 2 it is not zero (first: a.traj, structure 1)" in out) == (stress[0] == 0.1)
+
+
+def test_a_stress_of_exactly_zero_among_others_is_masked(capsys):
+    frames = labelled_atoms(3)
+    write("a.traj", [frames[0], relabelled(frames[1], stress=np.zeros(6)), frames[2]])
+    assert run("a.traj", "--out", "my.db") == 0
+    assert [s.stress is None for s in read_database("my.db")] == [False, True, False]
+    assert "stress of 1 structure(s) is zero to the last digit" in capsys.readouterr().out
 
 
 def test_energies_only():
@@ -271,9 +366,7 @@ def cases():
         "forces not finite .first on atom 1": broken(forces=nan_forces),
         "stress not finite": broken(stress=np.full(6, np.nan)),
         "no forces, although other structures": broken(forces=None),
-        "stress without a periodic cell": moved(frames, 1, pbc=False),
         "volume zero: its lattice vectors": moved(frames, 1, cell=flat),
-        "stress with a cell of volume zero": moved(frames, 1, cell=gone, pbc=[1, 1, 0]),
         "periodic along lattice vector 2, which is zero": moved(frames, 1, cell=gone),
         "atoms 0 and 1 are 0.374 Ang apart": moved(frames, 1, positions=close),
         "atoms 0 and 1 are 0.300 Ang apart": moved(frames, 1, positions=through_wall),

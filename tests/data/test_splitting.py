@@ -8,6 +8,7 @@ from schnetpack.data import RandomSplit
 
 from schnetpack_softadapt.data.split_file import Split, load_split, save_split
 from schnetpack_softadapt.data.splitting import (
+    BlockSplit,
     GroupedSplit,
     SeededRandomSplit,
     split_sizes,
@@ -53,6 +54,44 @@ def test_a_random_split_would_part_groups():
     train, _, test = SeededRandomSplit(3).split(data, 0.7, 0.2, 0.1)
     groups = np.array(data.metadata["groups_ids"]["strain_state"])
     assert set(groups[train].tolist()) & set(groups[test].tolist())
+
+
+def test_blocks_of_each_trajectory():
+    """Also where the frames of one stand between those of another."""
+    rng = np.random.default_rng(0)
+    groups = rng.permutation(np.repeat([0, 1, 2, 3], [100, 37, 1, 262]))
+    data = Data(groups.tolist())
+    parts = BlockSplit("strain_state").split(data, 0.7, 0.2, 0.1)
+    assert [len(p) for p in parts] == [280, 80, 40]
+    assert sorted(k for part in parts for k in part) == list(range(400))
+    for group in range(4):
+        frames = np.flatnonzero(groups == group)
+        subset = np.array([next(s for s in range(3) if k in parts[s]) for k in frames])
+        assert (np.diff(subset) >= 0).all()  # training, then validation, then test
+        for s, fraction in enumerate((0.7, 0.2, 0.1)):
+            assert abs((subset == s).sum() - fraction * len(frames)) <= 1
+    (frames,) = BlockSplit(None).split(data, 10)
+    assert len(frames) == 10
+
+
+def test_fewer_structures_are_drawn_from_all_of_their_block():
+    data = Data(n=1000)
+    train, val, test = BlockSplit(None, seed=1).split(data, 60, 20, 20)
+    assert [len(p) for p in (train, val, test)] == [60, 20, 20]
+    assert max(train) < 600 <= min(val)
+    assert max(val) < 800 <= min(test)
+    assert train != list(range(60))
+    # 60 numbers drawn from 600: the probability of a gap of 100 is 60 (5/6)^60 = 0.001
+    assert np.diff([0, *train, 600]).max() < 100
+    assert BlockSplit(None, seed=1).split(data, 60, 20, 20)[0] == train
+    assert BlockSplit(None, seed=2).split(data, 60, 20, 20)[0] != train
+
+
+@pytest.mark.parametrize("sizes", [(3, 3, 3), (5, 5, 1), (10, 0, 1), (11, 0, 0), (1, 1, 1)])
+def test_blocks_have_the_sizes_that_are_asked_for(sizes):
+    parts = BlockSplit(None).split(Data(n=11), *sizes)
+    assert [len(p) for p in parts] == list(sizes)
+    assert len({k for part in parts for k in part}) == sum(sizes)
 
 
 @pytest.mark.parametrize("cls", [GroupedSplit, SeededRandomSplit])

@@ -1,5 +1,6 @@
 """The ASE calculator: right where SpkCalculator is not (each test names what goes wrong there)."""
 
+import itertools
 import logging
 import pickle
 
@@ -346,6 +347,44 @@ def test_units():
         SoftAdaptCalculator([model, make_model()])
 
 
+@pytest.mark.parametrize("device_way", [calculated, through_schnetpack])
+def test_names_of_the_model(device_way):
+    """Names that are not the usual ones find their numbers and their unit."""
+    expected = calculated(mo(), make_model())
+    model = make_model()
+    networks, response = model.output_modules
+    networks.output_key = response.energy_key = networks.shifts.output_key = "U"
+    networks.model_outputs[0] = networks.shifts.model_outputs[0] = "U"
+    response.force_key, response.stress_key = "F", "S"
+    response.model_outputs = ["F", "S"]
+    model.collect_outputs()
+    model.metadata = {"units": {"U": "kcal/mol"}}
+    renamed = device_way(mo(), model, energy_key="U", force_key="F", stress_key="S")
+    factor = units.kcal / units.mol
+    for name in ("energy", "forces", "stress"):
+        np.testing.assert_allclose(
+            renamed.calc.get_property(name, renamed),
+            factor * expected.calc.get_property(name, expected),
+            rtol=1e-9,
+            atol=1e-13,
+        )
+
+
+@pytest.mark.parametrize("device_way", [calculated, through_schnetpack])
+def test_forces_and_stress_of_a_model_that_was_trained_on_energies(device_way):
+    expected = calculated(mo(), make_model())
+    model = make_model()
+    model.output_modules[1].calc_forces = model.output_modules[1].calc_stress = False
+    model.output_modules[1].model_outputs = []
+    model.output_modules[1].required_derivatives = []
+    model.collect_outputs()
+    model.collect_derivatives()
+    atoms = device_way(mo(), model)
+    # sums over some hundred pairs in another order
+    np.testing.assert_allclose(atoms.get_forces(), expected.get_forces(), atol=1e-12)
+    np.testing.assert_allclose(atoms.get_stress(), expected.get_stress(), atol=1e-12)
+
+
 # --- errors
 
 
@@ -370,8 +409,11 @@ def test_errors():
     with pytest.raises(ValueError, match="give `cutoff`"):
         SoftAdaptCalculator(model)
     assert SoftAdaptCalculator(model, cutoff=4.0).cutoff == 4.0
-    with pytest.raises(ValueError, match="not eenergy"):
-        SoftAdaptCalculator(make_schnet(), energy_key="eenergy")
+    for make, wrong in itertools.product(
+        (make_model, lambda: make_schnet(stress=True)), ("energy_key", "force_key", "stress_key")
+    ):
+        with pytest.raises(ValueError, match=r"the model gives \[.*\], not misspelt"):
+            SoftAdaptCalculator(make(), **{wrong: "misspelt"})
     with pytest.raises(StressNotDefinedError, match="stress_key=None"):
         calculated(mo(), make_model(), stress_key=None).get_stress()
     model = make_schnet()
@@ -461,6 +503,22 @@ def test_extrapolation_can_stop_the_run():
         SoftAdaptCalculator(make_model(), max_extrapolations=-1)
     with pytest.raises(ValueError, match="needs models with symmetry functions"):
         SoftAdaptCalculator(make_schnet(), max_extrapolations=1)
+
+
+@pytest.mark.parametrize("narrow", [0, 1])
+def test_extrapolation_of_any_member_counts(narrow):
+    """Members trained on other structures have other ranges, whichever comes first."""
+    models = [make_model(0), make_model(1)]
+    committee = calculated(mo(0.05), models)
+    committee.get_potential_energy()
+    assert committee.calc.extrapolation.n_last == 0
+    scaling = models[narrow].representation.scaling
+    scaling.maximum[:] = scaling.minimum  # saw a single atom of each element
+    atoms = calculated(mo(0.05), models)
+    alone = calculated(mo(0.05), models[narrow])
+    atoms.get_potential_energy()
+    alone.get_potential_energy()
+    assert atoms.calc.extrapolation.n_last == alone.calc.extrapolation.n_last > 0
 
 
 def test_training_atoms_are_inside():

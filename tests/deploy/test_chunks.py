@@ -219,7 +219,7 @@ def test_errors_are_those_of_evaluation_at_once():
     for atoms, words in (
         (exploded, "has exploded"),
         (flat, "lattice vector 2"),
-        (unknown, "no symmetry functions for H, O"),
+        (unknown, "does not know H, O"),
     ):
         for size in (None, 2):
             with pytest.raises(ValueError, match=words):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms, units
-from ase.io import read
 from deploy_models import make_layout, make_model, mo, mote2
 from n2p2_reference import NAMES, load
 from schnetpack.transform import AddOffsets
@@ -21,9 +20,13 @@ from schnetpack_softadapt.deploy.parts import UnsupportedModelError
 from schnetpack_softadapt.descriptors.layout import Layout, SymmetryFunction
 from schnetpack_softadapt.model import ElementShift
 
-#: units of the reference potentials; the second one states them itself
-UNITS = {"acsf24_Mo54": ("Ang", "eV"), "H2O_RPBE-D3": (None, None)}
-SIZES = {"acsf24_Mo54": (1.0, 1.0), "H2O_RPBE-D3": (units.Bohr, units.Hartree)}
+#: units of the reference potentials; the others state them themselves
+UNITS = {"HO": (None, None), "acsf24_Mo54": ("Ang", "eV"), "H2O_RPBE-D3": (None, None)}
+SIZES = {
+    "HO": (1.0, 1.0),
+    "acsf24_Mo54": (1.0, 1.0),
+    "H2O_RPBE-D3": (units.Bohr, units.Hartree),
+}
 
 
 def predict(model, atoms):
@@ -69,9 +72,10 @@ def test_order_of_functions_and_rows(name):
         np.testing.assert_array_equal(data.statistics, reference.scaling[number])
 
 
-def test_network_of_n2p2():
+@pytest.mark.parametrize("name", ["HO", "H2O_RPBE-D3"])
+def test_network_of_n2p2(name):
     """Atomic energies and derivatives by the scaled functions, element by element."""
-    reference = load("H2O_RPBE-D3")
+    reference = load(name)
     model = read_potential(reference.folder)
     networks = model.output_modules[0]
     scaled = torch.from_numpy(reference.padded("G_scaled.txt")).requires_grad_()
@@ -393,45 +397,3 @@ def test_refused_models(tmp_path):
     with pytest.raises(N2P2FormatError, match="not in n2p2's order"):
         write_files(potential, tmp_path)
     assert not list(tmp_path.iterdir())  # nothing half written
-
-
-# --- LAMMPS
-
-
-def test_lammps_files(tmp_path):
-    structure = mote2()
-    structure.positions += 20.0  # LAMMPS loses atoms outside of the box
-    write_potential(make_model(), tmp_path, structure)
-    text = (tmp_path / "in.lammps").read_text()
-    assert "units           metal" in text
-    assert "pair_style      hdnnp 4.51 dir" in text
-    assert "pair_coeff      * * Mo Te" in text
-    assert "fix             1 all nve" in text
-    assert "mass            2 127.6  # Te" in text
-    data = read(tmp_path / "structure.data", format="lammps-data", atom_style="atomic")
-    assert len(data) == len(structure)
-    assert data.get_volume() == pytest.approx(structure.get_volume())
-    scaled = data.get_scaled_positions(wrap=False)
-    assert scaled.min() > -1e-6
-    assert scaled.max() < 1 + 1e-6
-    readme = (tmp_path / "README.md").read_text()
-    assert "executes no code" in readme
-    assert len(readme.splitlines()) <= 11
-
-
-def test_lammps_structures(tmp_path):
-    """A crystal for one element, none for a compound, and boxes that LAMMPS refuses."""
-    model = make_model(layout=Layout({"Mo": make_layout().functions[42][6:]}))
-    write_potential(model, tmp_path / "Mo")
-    assert "Atoms" in (tmp_path / "Mo/structure.data").read_text()
-    write_potential(make_model(), tmp_path / "MoTe2")
-    assert not (tmp_path / "MoTe2/structure.data").exists()
-    assert "write yours" in (tmp_path / "MoTe2/README.md").read_text()
-    with pytest.raises(ValueError, match="contains Te, the potential knows Mo only"):
-        write_potential(model, tmp_path / "a", mote2())
-    with pytest.raises(ValueError, match="LAMMPS needs a box"):
-        write_potential(model, tmp_path / "b", Atoms("Mo"))
-    left = mo()
-    left.set_cell(left.cell[[1, 0, 2]])
-    with pytest.raises(ValueError, match="right-handed"):
-        write_potential(model, tmp_path / "c", left)

@@ -4,11 +4,21 @@ import math
 from itertools import combinations
 
 import numpy as np
+import torch
 from n2p2_reference import pair_list
 
 from schnetpack_softadapt.descriptors.layout import Layout, SymmetryFunction
 
-__all__ = ["brute_force", "mixed_layout", "perturbed_crystal", "random_cluster"]
+__all__ = [
+    "assert_columns_close",
+    "brute_force",
+    "by_positions",
+    "by_strain",
+    "mixed_layout",
+    "pair_jacobian",
+    "perturbed_crystal",
+    "random_cluster",
+]
 
 
 def _cut(name: str, r: float, cutoff: float) -> float:
@@ -125,3 +135,47 @@ def pairs_of(positions, cell, pbc, cutoff, seed: int | None = 0):
     r_ij, idx_i, idx_j = pair_list(positions, cell, pbc, cutoff)
     order = np.random.default_rng(seed).permutation(len(r_ij))
     return r_ij[order], idx_i[order], idx_j[order]
+
+
+def assert_columns_close(actual, expected, elements, tolerance: float) -> None:
+    """Every function agrees to `tolerance` of its own largest value.
+
+    Args:
+        actual, expected: (n, ..., D).
+        elements: (n,) atomic number of the atom to which each row belongs; a column holds another
+            function for each.
+    """
+    actual, expected, elements = (np.asarray(x) for x in (actual, expected, elements))
+    assert actual.shape == expected.shape
+    for z in np.unique(elements):
+        mine, theirs = (x[elements == z].reshape(-1, x.shape[-1]) for x in (actual, expected))
+        error, size = np.abs(mine - theirs).max(axis=0), np.abs(theirs).max(axis=0)
+        # so written that NaN fails; a function that is zero must be exactly that
+        wrong = np.flatnonzero(~(error <= tolerance * size))
+        assert not len(wrong), f"columns {wrong} of {z}: {error[wrong]} of {size[wrong]}"
+
+
+def pair_jacobian(backend, inputs) -> torch.Tensor:
+    """dG_i/dr_ij of all columns by the backend's `vjp`, (P, 3, D); `inputs` as for `vjp`."""
+    n_columns = backend.layout.n_columns
+    columns = []
+    for column in range(n_columns):
+        grad_g = inputs[0].new_zeros(len(inputs[3]), n_columns)
+        grad_g[:, column] = 1.0  # a pair belongs to one atom
+        columns.append(backend.vjp(*inputs, grad_g))
+    return torch.stack(columns, dim=2)
+
+
+def by_positions(jacobian, idx_i, idx_j, n_atoms: int) -> np.ndarray:
+    """dG_i/dR_k (N, N, 3, D), images summed, of a `pair_jacobian`."""
+    out = np.zeros((n_atoms, n_atoms, *jacobian.shape[1:]))
+    np.add.at(out, (idx_i, idx_j), jacobian)
+    np.add.at(out, (idx_i, idx_i), -jacobian)
+    return out
+
+
+def by_strain(jacobian, r_ij, idx_i, n_atoms: int) -> np.ndarray:
+    """sum_j dG_i/dr_ij (x) r_ij (N, 3, 3, D) of a `pair_jacobian`."""
+    out = np.zeros((n_atoms, 3, *jacobian.shape[1:]))
+    np.add.at(out, idx_i, np.asarray(jacobian)[:, :, None] * np.asarray(r_ij)[:, None, :, None])
+    return out

@@ -1,4 +1,5 @@
 import json
+import math
 import pickle
 
 import pytest
@@ -72,6 +73,14 @@ def test_fingerprint_knows_the_order():
         (("G2", (1, 8), 4.0, 1.0), r"takes 1 neighbour element\(s\)"),
         (("wG2", (1,), 4.0, 1.0), r"takes 0 neighbour element\(s\)"),
         (("G2", (1,), 0.0, 1.0), "cutoff must be positive"),
+        (("G2", (1,), math.inf, 1.0), "cutoff must be a finite number"),
+        (("G2", (1,), math.nan, 1.0), "cutoff must be a finite number"),
+        (("G2", (1,), 4.0, math.nan), "eta must be a finite number"),
+        (("G2", (1,), 4.0, math.inf), "eta must be a finite number"),
+        (("G2", (1,), 4.0, -0.1), "eta must not be negative"),
+        (("G2", (1,), 4.0, 1.0, math.nan), "r_s must be a finite number"),
+        (("G4", (1, 1), 4.0, 1.0, 0.0, math.inf), "zeta must be a finite number"),
+        (("G2", (1,), 4.0, 1.0, 0.0, 1.0, 1.0, "step"), r"cutoff function 'step'.*cosine"),
         (("G4", (1, 1), 4.0, 1.0, 0.0, 0.5), "zeta must be at least 1"),
         (("G4", (1, 1), 4.0, 1.0, 0.0, 1.0, 0.5), r"lam must be \+1 or -1"),
     ],

@@ -18,7 +18,7 @@ from ase.build import bulk
 from small_store import CUTOFF, layout, structures
 
 from schnetpack_softadapt.descriptors import store as store_module
-from schnetpack_softadapt.descriptors import store_shards
+from schnetpack_softadapt.descriptors import store_build, store_shards
 from schnetpack_softadapt.descriptors.jacobian import Columns
 from schnetpack_softadapt.descriptors.kernels import KernelBackend
 from schnetpack_softadapt.descriptors.layout import Layout, SymmetryFunction
@@ -377,7 +377,7 @@ def test_large_store_is_sampled(tmp_path, monkeypatch):
 def test_errors_name_the_structure(tmp_path):
     data = gas(8)
     data[5].numbers[3] = 79
-    with pytest.raises(ValueError, match="structure 5 contains Au"):
+    with pytest.raises(ValueError, match="structure 5: the model does not know Au"):
         build(tmp_path, data)
     data = gas(3)
     data[1].cell = np.diag([7.0, 7.0, 0.0])
@@ -405,9 +405,100 @@ def test_full_disk_is_seen_before_the_work(tmp_path, monkeypatch):
     usage = SimpleNamespace(free=1000)
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     backend = Polynomials()
-    with pytest.raises(OSError, match=r"needs 0\.00 GB"):
-        build(tmp_path, backend=backend)
+    for _ in range(2):  # and again when the empty arrays are there
+        with pytest.raises(OSError, match=r"needs 0\.00 GB.*data\.store=false"):
+            build(tmp_path, backend=backend)
+        monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1e9))
+        with pytest.raises(InterruptedError):
+            build(tmp_path, backend=Interrupted())
+        monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     assert backend.n_calls == 0
+
+
+class Interrupted(Polynomials):
+    """A build that ends before its first shard."""
+
+    def jacobian(self, *args, **kwargs):
+        raise InterruptedError
+
+
+@pytest.mark.parametrize(("large", "level"), [(1e9, "INFO"), (1e3, "WARNING")])
+def test_size_and_place_are_said_before_the_work(tmp_path, caplog, monkeypatch, large, level):
+    monkeypatch.setattr(store_build, "LARGE_BYTES", large)
+    caplog.set_level(logging.INFO)
+
+    class Watching(Polynomials):
+        def jacobian(self, *args, **kwargs):
+            self.said = [r for r in caplog.records if "data.store=false" in r.getMessage()]
+            return super().jacobian(*args, **kwargs)
+
+    backend = Watching()
+    store = build(tmp_path, backend=backend)
+    (record,) = backend.said
+    assert record.levelname == level
+    assert record.getMessage().startswith(
+        f"descriptor store: {store.nbytes / 1e9:.2f} GB in {store.path}, for 1200 atoms with 4"
+    )
+    caplog.clear()
+    build(tmp_path)
+    assert caplog.text == ""
+
+
+# --- older stores
+
+
+def stores(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_new_store_replaces_older_ones_of_its_database(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    older = build(tmp_path, database="a.db").path
+    with pytest.raises(InterruptedError):
+        build(tmp_path, gas(seed=1), Interrupted(), database="a.db")
+    assert len(list(tmp_path.glob("*.building"))) == 1
+    new = build(tmp_path, gas(seed=2), database=os.path.abspath("a.db"))
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == [new.path]
+    assert f"removed an older descriptor store, 0.00 GB: {older}" in caplog.text
+    assert_same(new, build(tmp_path / "fresh", gas(seed=2)))
+
+
+def test_what_is_not_certainly_an_older_store_of_the_database_stays(tmp_path):
+    other = build(tmp_path, gas(seed=1), database="b.db").path
+    unknown = build(tmp_path, gas(seed=2)).path
+    in_use = build(tmp_path, gas(seed=3), database="a.db")
+    new = build(tmp_path, gas(seed=4), database="a.db").path
+    (new / "notes.txt").write_text("mine")
+    damaged = tmp_path / "descriptors-damaged"
+    damaged.mkdir()
+    (damaged / "origin.json").write_text("{")
+    newer = build(tmp_path, gas(seed=5), database="a.db").path
+    kept = {path.name for path in (other, unknown, in_use.path, damaged, newer)}
+    assert stores(tmp_path) == {*kept, new.name}
+    assert stores(new) == {"notes.txt"}
+    for path in (other, unknown, in_use.path, newer):
+        DescriptorStore(path, full_check=True)
+    released = in_use.path.name
+    del in_use
+    newest = build(tmp_path, gas(seed=6), database="a.db").path.name
+    assert stores(tmp_path) == {*kept - {released, newer.name}, new.name, newest}
+
+
+def test_a_store_that_another_process_builds_stays(tmp_path, small_shards):
+    process = Company(tmp_path, delay=0.05, database="a.db")
+    wait_for(lambda: n_shards(tmp_path) >= 2)
+    build(tmp_path, gas(seed=1), database="a.db")
+    assert len(list(tmp_path.glob("*.building"))) == 1
+    assert process.n_calls() == 40
+    backend = Polynomials()
+    build(tmp_path, backend=backend)
+    assert backend.n_calls == 0
+
+
+def test_no_lock_files_are_left(tmp_path, small_shards):
+    processes = [Company(tmp_path, 0.01) for _ in range(3)]
+    assert sorted(process.n_calls() for process in processes) == [0, 0, 40]
+    assert stores(tmp_path) == {build(tmp_path).path.name}
 
 
 # --- interruptions and company
@@ -511,6 +602,36 @@ def test_ranks_share_the_work(tmp_path, small_shards):
     # and the next time all of them open it
     ranks = [Company(tmp_path, 0.01, rank=rank, world_size=3) for rank in range(3)]
     assert [process.n_calls() for process in ranks] == [0, 0, 0]
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(store_build, "PATIENCE_S", 0.5)
+
+
+def test_a_rank_that_does_not_come_is_not_waited_for_forever(tmp_path, small_shards, impatient):
+    message = r"rank 0 waits for the other ranks to count.*nothing was written.*data\.store=false"
+    with pytest.raises(StoreError, match=message):
+        build(tmp_path, rank=0, world_size=2)
+
+
+def test_a_process_that_hangs_is_not_waited_for_forever(tmp_path, small_shards, impatient):
+    process = Company(tmp_path, delay=60)
+    wait_for(lambda: list(tmp_path.glob("*.building/dg_dr.npy")))
+    with pytest.raises(StoreError, match=r"another process builds .*nothing was written"):
+        build(tmp_path)
+    process.kill()
+    assert len(build(tmp_path)) == 40
+
+
+def test_a_process_that_works_is_waited_for(tmp_path, small_shards, impatient):
+    """Much longer than the patience with one that does nothing."""
+    process = Company(tmp_path, delay=0.05)
+    wait_for(lambda: n_shards(tmp_path) >= 1)
+    began = time.monotonic()
+    build(tmp_path, backend=Interrupted())
+    assert time.monotonic() - began > 1
+    assert process.n_calls() == 40
 
 
 def test_damage_of_counts_is_found(tmp_path, small_shards, monkeypatch):

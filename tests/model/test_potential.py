@@ -23,6 +23,7 @@ from schnetpack_softadapt.data.database import write_database
 from schnetpack_softadapt.data.datamodule import SoftAdaptDataModule
 from schnetpack_softadapt.data.neighborlist import NeighborList
 from schnetpack_softadapt.data.structures import Structure
+from schnetpack_softadapt.descriptors.elements import UnknownElementError
 from schnetpack_softadapt.model import ACSF, ACSFPotential, ElementalAtomwise, ForcesAndStress
 
 CUTOFF = 4.5
@@ -130,13 +131,20 @@ def test_a_run_says_little_of_its_many_functions(database, caplog):
     assert str(layout) in caplog.text
 
 
-def test_scaled_training_descriptors_are_in_range(model, database):
+def test_scaled_training_descriptors_have_mean_zero_and_range_one(model, database):
     datamodule = data(database)
+    scaled, numbers = [], []
     for sample in (datamodule.train_dataset[k] for k in range(8)):
-        scaled = model.representation(
-            {**sample, properties.Rij: PairwiseDistances()(dict(sample))[properties.Rij].double()}
-        )[keys.scalar_representation]
-        assert scaled.abs().max() <= 1.0 + 1e-9
+        r_ij = PairwiseDistances()(dict(sample))[properties.Rij].double()
+        inputs = model.representation({**sample, properties.Rij: r_ij})
+        scaled.append(inputs[keys.scalar_representation])
+        numbers.append(sample[properties.Z])
+    scaled, numbers = torch.cat(scaled), torch.cat(numbers)
+    for z, n in model.representation.layout.n_functions.items():
+        x = scaled[numbers == z, :n]
+        # the data module gives positions in float32, of which the range magnifies the rounding
+        torch.testing.assert_close(x.mean(0), torch.zeros(n).double(), rtol=0, atol=1e-6)
+        torch.testing.assert_close(x.amax(0) - x.amin(0), torch.ones(n).double(), rtol=1e-6, atol=0)
 
 
 def test_forces_and_stress_are_derivatives(model):
@@ -226,6 +234,27 @@ def test_stored_route_equals_computed_route(database, model):
     model.eval()
 
 
+@pytest.mark.parametrize("store", [True, False], ids=["store", "pairs"])
+def test_training_step_under_detect_anomaly(database, model, store):
+    """Through SchNetPack's modules: the second derivative by positions, which nobody reads."""
+    datamodule = data(database, store=store)
+    datamodule.attach_descriptors(model.representation.layout)
+    batch = next(iter(datamodule.val_dataloader()))
+    assert (keys.descriptors in batch) == store
+    batch = {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
+    model.train()
+    gradients = []
+    for check in (False, True):
+        model.zero_grad()
+        with torch.autograd.set_detect_anomaly(check):
+            out = model(dict(batch))
+            sum((out[key] ** 2).sum() for key in ("energy", "forces", "stress")).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    model.eval()
+    assert gradients[0].abs().max() > 0.1
+    assert torch.equal(*gradients)
+
+
 def test_saved_model_holds_no_store(database, tmp_path):
     datamodule = data(database, store=True)
     model = potential(datamodule)
@@ -242,7 +271,15 @@ def test_stock_data_module(database):
     """The representation and the networks complete themselves from SchNetPack's data module too."""
     stock = potential(data(database, AtomsDataModule))
     assert stock.representation.layout.elements == (29, 79)
-    assert np.isfinite(evaluate(stock.eval(), alloy(3))["energy"]).all()
+    assert stock.representation.scaling.is_fitted
+    networks = stock.output_modules[0]
+    assert networks.elements == (29, 79)
+    # the shifts are a start as from our data module: EMT's energies, to 0.1 eV per atom
+    atoms = alloy(3)
+    shifts = float(networks.shifts.shift[atoms.numbers].sum())
+    assert abs(shifts - label(atoms).energy) < 0.1 * len(atoms)
+    by_modules = NeuralNetworkPotential.forward(stock.eval(), batch_of([atoms]))["energy"].item()
+    assert evaluate(stock, atoms)["energy"][0] == pytest.approx(by_modules, rel=1e-12)
 
 
 def test_pieces_in_a_stock_potential_with_offsets():
@@ -307,21 +344,27 @@ def test_nve_conserves_energy(model, tmp_path):
 
 
 def test_unknown_element_is_refused_before_training(database):
-    with pytest.raises(ValueError, match="Au"):
+    with pytest.raises(UnknownElementError, match="structure 0: the model does not know Au"):
         potential(data(database), representation={"elements": ["Cu"]})
 
 
 def test_unknown_element_in_a_structure_is_named(model):
     atoms = alloy(9)
     atoms.numbers[0] = 47
-    with pytest.raises(ValueError, match="Ag"):
+    with pytest.raises(UnknownElementError, match="does not know Ag"):
         evaluate(model, atoms)
 
 
 def test_isolated_atom(model):
     atoms = Atoms("Cu", positions=[[0, 0, 0]], cell=[20, 20, 20], pbc=True)
     out = evaluate(model, atoms)
-    assert np.isfinite(out["energy"]).all()
+    # the networks read what the scaling makes of functions that are all zero
+    numbers = torch.tensor([29])
+    zero = torch.zeros(1, model.representation.n_atom_basis, dtype=torch.float64)
+    networks = model.output_modules[0]
+    expected = networks.atomic_energies(model.representation.scaling(zero, numbers), numbers)
+    expected = expected.item() + networks.shifts.shift[29].item()
+    assert out["energy"][0] == pytest.approx(expected, rel=1e-13)
     assert np.abs(out["forces"]).max() == 0
     assert np.abs(out["stress"]).max() == 0
 

@@ -160,8 +160,9 @@ def test_singular_matrix_is_no_obstacle():
         optimizer.step(lambda: Residuals({"y": theta[:1] * 2.0}))
     assert theta.detach().numpy() == pytest.approx([0.0, 1.0, 1.0], abs=1e-5)
     optimizer = KalmanFilter([theta])
+    before = theta.detach().clone()
     optimizer.step(lambda: Residuals({"y": 0.0 * theta}))  # everything solved
-    assert torch.isfinite(theta).all()
+    assert torch.equal(theta.detach(), before)
 
 
 def test_bad_arguments():
@@ -218,6 +219,9 @@ class Records(pl.Callback):
     def __init__(self):
         self.rows = []
 
+    def on_train_start(self, trainer, task):
+        self.start = [p.detach().clone() for p in task.model.parameters()]
+
     def on_epoch_record(self, trainer, task, record):
         self.rows.append(record)
 
@@ -252,9 +256,9 @@ def test_short_way_equals_backward_passes(database, tmp_path):
         slow = Residuals.jacobian(residuals, groups, parameters)
         for name, value in slow.items():
             assert value.shape[0] == len(residuals.entries(name, groups[name]))
-            # float32 network and store
-            scale = max(float(value.abs().max()), 1e-6)
-            torch.testing.assert_close(short[name], value, rtol=0, atol=2e-5 * scale)
+            # float32 network and store, parameter by parameter
+            error, size = (short[name] - value).abs().amax(0), value.abs().amax(0)
+            assert (error <= 5e-6 * size).all(), name
 
 
 def test_trains_faster_than_adam(database, tmp_path):
@@ -265,7 +269,8 @@ def test_trains_faster_than_adam(database, tmp_path):
         records[cls] = Records()
         fit(task, data(database, tmp_path), tmp_path / cls.__name__, 12, [records[cls]])
     kalman, adam = ([row["train_loss"] for row in r.rows] for r in records.values())
-    assert kalman[0] == pytest.approx(adam[0], rel=0.6)  # the same start
+    one, other = (r.start for r in records.values())
+    assert all(map(torch.equal, one, other))
     assert kalman[-1] < 0.4 * adam[-1]
     lr = [row["lr"] for row in records[KalmanFilter].rows]
     expected = [0.25 * (1 + math.cos(math.pi * k / 12)) for k in range(12)]
@@ -296,7 +301,7 @@ def test_without_a_store_by_backward_passes(database, tmp_path):
         task = kalman_task(epochs=2, optimizer={"fraction": 1.0})
         fit(task, data(database, tmp_path, n_train=4, store=store), tmp_path, 2, [records])
         losses.append([row["train_loss"] for row in records.rows])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)  # float32 on two routes
+    assert losses[0] == pytest.approx(losses[1], rel=5e-6)  # float32 on two routes
 
 
 def test_resumes_to_the_bit(database, tmp_path):
