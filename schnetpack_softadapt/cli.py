@@ -312,7 +312,10 @@ def _add_generate(commands) -> None:
     )
     parser.add_argument("--seed", type=int, metavar="N", help="of all random numbers (default: 0)")
     parser.add_argument(
-        "--calculator", metavar="MODULE:NAME", help="such as ase.calculators.emt:EMT"
+        "--calculator",
+        metavar="MODULE:NAME",
+        help="such as ase.calculators.emt:EMT; also a recipe can name it: the module is imported, which"
+        " executes it",
     )
     parser.add_argument(
         "--calculator-args",

@@ -182,7 +182,7 @@ def test_export_of_a_run_simulates_its_training_structure(run_dir, datapath, mod
     config = run_dir / "config.yaml"
     datapath = datapath.replace("ABSOLUTE", str(run_dir.parent.parent / "data/my.db"))
     config.write_text(config.read_text().replace("${run.data_dir}/my.db", datapath))
-    assert main(["export", f"one/{model}", "out"]) == 0
+    assert main(["export", f"one/{model}", "--out", "out"]) == 0
     atoms = as_lammps_reads(run_dir.parent / "out")
     expected = mo(n=2)
     np.testing.assert_allclose(atoms.cell, expected.cell, atol=1e-12)
@@ -195,7 +195,7 @@ def test_export_without_the_runs_data(run_dir, capsys):
     out = run_dir / "out"
     (run_dir / "split.npz").unlink()
     for reason in ("no split file at", "no database at", "is no run directory"):
-        assert main(["export", str(run_dir), str(out)]) == 0
+        assert main(["export", str(run_dir), "--out", str(out)]) == 0
         error = capsys.readouterr().err
         assert reason in error
         assert "give --structure" in error
