@@ -314,8 +314,8 @@ def _add_generate(commands) -> None:
     parser.add_argument(
         "--calculator",
         metavar="MODULE:NAME",
-        help="such as ase.calculators.emt:EMT; also a recipe can name it: the module is imported, which"
-        " executes it",
+        help="such as ase.calculators.emt:EMT; a recipe can name one too. The module is imported,"
+        " which executes it",
     )
     parser.add_argument(
         "--calculator-args",
