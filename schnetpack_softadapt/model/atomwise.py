@@ -150,7 +150,7 @@ class ElementalAtomwise(Transform):
         """Fit `scale` on the training structures; the shifts fit themselves the same way."""
         if not self.fit_scale:
             return
-        targets = training_targets(value).named(self.output_key, self.force_key)
+        targets = training_targets(value).named(self.shifts.target_key, self.force_key)
         if targets.forces is not None and len(targets.forces):
             scale = math.sqrt(float((targets.forces**2).mean()))
         else:

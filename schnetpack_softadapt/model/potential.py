@@ -80,6 +80,8 @@ class ACSFPotential(NeuralNetworkPotential):
                 for network in self.output_modules:
                     if isinstance(network, ElementalAtomwise):
                         network.force_key = module.force_key
+                        if network.output_key not in targets.labels:  # a term of the energy
+                            network.shifts.target_key = module.energy_key
                 has_stress = targets.stress is not None and bool(targets.stress_mask.any())
                 module.follow(targets.forces is not None, has_stress)
         self.collect_derivatives()

@@ -49,6 +49,7 @@ class ElementShift(Transform):
     ):
         super().__init__()
         self.output_key = output_key
+        self.target_key = output_key  # of the labels; another where this is one of several terms
         self.model_outputs = [output_key]
         self.fit_shifts = shifts is None
         values = torch.zeros(len(chemical_symbols), dtype=torch.float64)
@@ -60,7 +61,7 @@ class ElementShift(Transform):
         """Fit the shifts on the training structures of a data module (called before training)."""
         if not self.fit_shifts:
             return
-        elements, shifts = composition_fit(training_targets(value).named(energy=self.output_key))
+        elements, shifts = composition_fit(training_targets(value).named(energy=self.target_key))
         self.shift.zero_()
         for number, energy in zip(elements, shifts, strict=True):
             self.shift[int(number)] = float(energy)

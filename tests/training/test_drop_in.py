@@ -18,7 +18,8 @@ from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError
 from toy_runs import toy_trainer
 
 import schnetpack_softadapt
-from schnetpack_softadapt.data.statistics import training_targets
+from schnetpack_softadapt.data.statistics import composition_fit, training_targets
+from schnetpack_softadapt.model import ACSF, ACSFPotential, ElementalAtomwise, ForcesAndStress
 from schnetpack_softadapt.training.losses import EnergyLoss, ForcesLoss
 from schnetpack_softadapt.training.outputs import OutputLoss, components_of, property_kinds
 from schnetpack_softadapt.training.task import SoftAdaptTask
@@ -367,3 +368,29 @@ def test_the_example_in_python(tmp_path, monkeypatch, capsys):
     atoms.calc = EMT()
     assert told == pytest.approx(atoms.get_potential_energy(), abs=10.0)
     assert (tmp_path / "history.csv").exists()
+
+
+def test_symmetry_functions_with_keys_of_any_name(tmp_path):
+    """Shifts, scale, losses and labels all follow the names that the modules were given."""
+    path = write_molecules(tmp_path / "named.db", "energy_U0", "F")
+    torch.manual_seed(0)
+    potential = ACSFPotential(
+        ACSF(4.0, grid={"n_radial": 4, "n_angular_widths": 1, "zetas": [1]}),
+        input_modules=[atomistic.PairwiseDistances()],
+        output_modules=[
+            ElementalAtomwise(output_key="energy_U0", n_hidden=[4]),
+            ForcesAndStress(energy_key="energy_U0", force_key="F", calc_stress="auto"),
+        ],
+    )
+    task = SoftAdaptTask(potential, [EnergyLoss("energy_U0"), ForcesLoss("F")])
+    trainer, record = fit(task, path, tmp_path)
+    assert set(potential.model_outputs) == {"energy_U0", "F"}
+    targets = training_targets(trainer.datamodule)
+    _, shifts = composition_fit(targets.named(energy="energy_U0"))
+    found = potential.output_modules[0].shifts.shift[torch.as_tensor(targets.elements)]
+    assert found.tolist() == pytest.approx(shifts.tolist(), rel=1e-9)
+    forces = targets.labels["F"].astype(float)
+    assert float(potential.output_modules[0].scale) == pytest.approx(np.sqrt((forces**2).mean()))
+    assert 0.02 < record["val_F_loss"] < 5.0
+    with pytest.raises(ValueError, match="how many symmetry functions"):
+        atomistic.Atomwise(n_in=ACSF(4.0).n_atom_basis)
