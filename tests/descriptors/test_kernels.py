@@ -251,8 +251,14 @@ def test_moments_are_chosen_where_they_are_cheaper():
 
 @pytest.mark.parametrize(
     ("n_neighbors", "layout"),
-    # the last has more pairs in a row than a chunk
-    [*((n, bf.mixed_layout()) for n in (2, 9, 31, 33, 64)), (700, angular_layout((0.1,), (2,)))],
+    [
+        *((n, bf.mixed_layout()) for n in (2, 9, 31, 33, 64)),
+        # six functions of each width: the loops take four at a time
+        (12, angular_layout((0.05, 0.1), (1, 2, 16))),
+        (12, angular_layout((0.05, 0.07), (1, 1.5, 4), kind="G5", r_s=0.5)),
+        # more pairs in a row than a chunk
+        (700, angular_layout((0.1,), (2,))),
+    ],
 )
 def test_any_number_of_neighbors(n_neighbors, layout):
     inputs = ball(n_neighbors, 4.3, seed=n_neighbors)

@@ -26,6 +26,8 @@ def alloy(seed):
     atoms = bulk("Cu", cubic=True).repeat((1 + seed % 2, 1, 1))
     atoms.numbers[rng.permutation(len(atoms))[: seed % 3]] = 79  # some have no gold
     atoms.set_cell(atoms.cell.array @ (np.eye(3) + rng.normal(0, 0.03, (3, 3))), scale_atoms=True)
+    if seed % 2:
+        atoms.set_cell(atoms.cell.array[[1, 0, 2]])  # left-handed
     atoms.rattle(0.1, seed=seed)
     atoms.calc = EMT()
     stress = atoms.get_stress(voigt=False)
