@@ -22,6 +22,8 @@ import sys
 import traceback
 from pathlib import Path
 
+import numpy as np
+from ase import units
 from ase.io import read, write
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -37,10 +39,26 @@ _ACSF = ["experiment=acsf_softadapt", *_SMALL]
 _STOCK = ["experiment=mote2_painn_softadapt", *_SMALL]
 # SchNetPack's default size of networks
 _MOLECULE = ["model.representation.n_atom_basis=128", "model.output_modules.2.calc_stress=false"]
+# SchNetPack's own experiment with our task in one word, a cosine so that runs of few epochs settle,
+# and the callback that writes metrics.json
+_MD17 = [
+    "experiment=md17",
+    "task=softadapt_task",
+    "task/scheduler=softadapt_cosine",
+    "callbacks=[acsf_callbacks]",
+    "data.molecule=ethanol",
+    "data.num_train=800",
+    "data.num_val=100",
+    "data.num_test=100",
+    "data.num_workers=0",
+    "model/representation=painn",
+    "model.representation.n_atom_basis=64",
+    "callbacks.early_stopping.patience=100000",
+]
 #: name: (database, epochs, overrides); the network's size and epochs are chosen so that a run takes
 #: a minute or two
 CASES = {
-    "ethanol_painn": ("ethanol", 24, [*_STOCK, *_MOLECULE]),
+    "ethanol_painn": ("ethanol_kcal", 24, _MD17),
     "ethanol_schnet": ("ethanol", 40, [*_STOCK, *_MOLECULE, "model/representation=schnet"]),
     "ethanol_acsf": ("ethanol", 150, [*_ACSF, "globals.cutoff=5"]),
     "Mo_acsf": ("Mo", 200, _ACSF),
@@ -67,9 +85,15 @@ def _fixed(energy: float, forces: float, stress: float) -> list[str]:
 RULES = {
     "equal": _fixed(1, 1, 1),
     "softadapt": _rule("weighting.SoftAdapt"),
-    "likelihood": _rule("weighting.Likelihood"),
-    "likelihood_r1": _rule("weighting.Likelihood", end=1.0),
-    "likelihood_r0": _rule("weighting.Likelihood", end=0.0),
+    "likelihood": _rule("weighting.Likelihood", prior="labels"),
+    # the experiment's 0.01 and 0.99 as prior; elsewhere the same as likelihood
+    "likelihood_auto": _rule("weighting.Likelihood"),
+    "likelihood_r1": _rule("weighting.Likelihood", prior="labels", end=1.0),
+    "likelihood_r0": _rule("weighting.Likelihood", prior="labels", end=0.0),
+    "likelihood_s1.5": _rule("weighting.Likelihood", prior="labels", start=1.5),
+    "likelihood_s2": _rule("weighting.Likelihood", prior="labels", start=2.0),
+    "likelihood_s2_r1": _rule("weighting.Likelihood", prior="labels", start=2.0, end=1.0),
+    "hand_made": _fixed(1, 3300, 0),  # 0.01 : 0.99 of SchNetPack's md17 on ethanol, standardised
     "labels": _rule("weighting.Fixed", weights="labels"),
     "softadapt_labels": _rule("weighting.SoftAdapt", prior="labels", log="true", smooth=0.8),
     "linear_ramp": _rule(
@@ -93,7 +117,7 @@ RULES = {
 
 def is_fixed(rule: str) -> bool:
     """Whether a rule is one of the grid of fixed weights."""
-    return rule == "equal" or rule.startswith("fixed_")
+    return rule in ("equal", "hand_made") or rule.startswith("fixed_")
 
 
 def databases(folder: Path) -> dict[str, Path]:
@@ -113,6 +137,9 @@ def databases(folder: Path) -> dict[str, Path]:
         files = [str(folder / f"{s}.extxyz") for s in ("train", "val", "test")]
         command(["import", files[0], "--val", files[1], "--test", files[2],
                  "--out", str(out["ethanol"])])  # fmt: skip
+    out["ethanol_kcal"] = folder / "ethanol_kcal.db"
+    if not out["ethanol_kcal"].exists():
+        write_in_kcal([folder / f"{s}.extxyz" for s in ("train", "val", "test")], out)
     for name in ("Mo", "Si", "Si_repaired"):
         if not out[name].exists():
             files = []
@@ -129,12 +156,36 @@ def databases(folder: Path) -> dict[str, Path]:
     return out
 
 
+def write_in_kcal(files: list[Path], out: dict[str, Path]) -> None:
+    """The ethanol set as SchNetPack's md17 experiment has it: kcal/mol, its split in a file."""
+    from schnetpack.data import ASEAtomsData
+
+    path, factor = out["ethanol_kcal"], units.mol / units.kcal
+    subsets = [read(file, ":") for file in files]
+    properties = {"energy": "kcal/mol", "forces": "kcal/mol/Ang"}
+    data = ASEAtomsData.create(str(path), distance_unit="Ang", property_unit_dict=properties)
+    frames = [atoms for subset in subsets for atoms in subset]
+    labels = [
+        {
+            "energy": np.array([atoms.get_potential_energy() * factor]),
+            "forces": atoms.get_forces() * factor,
+        }
+        for atoms in frames
+    ]
+    data.add_systems(property_list=labels, atoms_list=frames)
+    data.update_metadata(molecule="ethanol")
+    train, val, test = np.split(np.arange(len(frames)), np.cumsum([len(s) for s in subsets])[:-1])
+    np.savez(path.with_suffix(".npz"), train_idx=train, val_idx=val, test_idx=test)
+
+
 def train(folder: Path, database: Path, epochs: int, overrides: list[str], seed: int) -> None:
     """One run by `spktrain`'s own function, in this process."""
     from schnetpack import cli
 
     data = ["data=mote2_pbe"] if database.stem == "mote2" else ["data=acsf_data"]
-    if "experiment=mlearn_softadapt" not in overrides:
+    if database.stem == "ethanol_kcal":
+        data = [f"+data.split_file={database.with_suffix('.npz')}"]
+    elif "experiment=mlearn_softadapt" not in overrides:
         data += ["data.num_train=0.8", "data.num_val=0.1", "data.num_test=0.1"]
     if database.stem == "mote2":
         data += [f"run.data_dir={database.parent}"]
@@ -142,9 +193,9 @@ def train(folder: Path, database: Path, epochs: int, overrides: list[str], seed:
         data += ["data.num_train=null", "data.num_val=null", "data.num_test=null"]
     if database.stem != "mote2":
         data += [f"data.datapath={database}"]
-    if "painn" in str(folder) or "schnet" in str(folder):
+    if "ethanol_kcal" not in str(database) and ("painn" in str(folder) or "schnet" in str(folder)):
         data += ["data.store=false"]
-    sys.argv = ["spktrain", *overrides, *data, f"seed={seed}", f"trainer.max_epochs={epochs}",
+    sys.argv = ["spktrain", *overrides, *data, f"++seed={seed}", f"trainer.max_epochs={epochs}",
                 "logger=acsf_quiet", "print_config=false", f"run.path={folder.parent}",
                 f"run.id={folder.name}", "+callbacks.progress.refresh_s=100000"]  # fmt: skip
     with (folder.parent / f"{folder.name}.log").open("w") as log:
