@@ -197,7 +197,7 @@ def test_export_without_the_runs_data(run_dir, capsys):
     out = run_dir / "out"
     (run_dir / "split.npz").unlink()
     for reason in ("no split file at", "no database at", "is no run directory"):
-        assert main(["export", str(run_dir), "--out", str(out)]) == 0
+        assert main(["export", str(run_dir), "--out", str(out), "--overwrite"]) == 0
         error = capsys.readouterr().err
         assert reason in error
         assert "give --structure" in error
