@@ -113,9 +113,10 @@ class Run:
         done, planned = self.n_epochs, _get(self.config, "trainer.max_epochs")
         if done is None:
             return "The run is not finished: no epoch is logged."
-        if isinstance(planned, int) and done >= planned:
+        if done == planned:
             return f"All {planned} epochs are logged, but the test phase has not finished."
-        of = f" of at most {planned}" if isinstance(planned, int) and planned > 0 else ""
+        # a stock run that is extended keeps the config.yaml of its first start
+        of = f" of at most {planned}" if isinstance(planned, int) and planned > done else ""
         return f"The run goes on, or was stopped: {done}{of} epochs logged so far."
 
     def _note_disagreement(self) -> None:

@@ -1,7 +1,7 @@
 """The end of a run: errors of the best model in people's units, and its predictions.
 
 Written are `metrics.json`, `predictions/{train,val,test}.npz` and, before training,
-`symmetry_functions.txt`; a table of errors is printed.
+`symmetry_functions.txt` and the settings of a resumed run; a table of errors is printed.
 """
 
 import io
@@ -16,6 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 from ase import units
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf, open_dict
 from pytorch_lightning.callbacks import Callback
 from schnetpack import properties
 from schnetpack.data import AtomsLoader
@@ -50,7 +53,8 @@ VOIGT = (0, 4, 8, 5, 2, 1)
 class ResultsWriter(Callback):
     """At the end of the test, evaluates the tested model on all three subsets.
 
-    At the start of training, the symmetry functions of a model that has some are written down.
+    At the start of training, the symmetry functions of a model that has some are written down, and
+    config.yaml of a resumed run gets its present settings.
 
     Every structure counts once, also where several ranks share the test: the samplers of DDP pad
     subsets with repeated structures, so the first rank evaluates them whole.
@@ -66,9 +70,13 @@ class ResultsWriter(Callback):
         self._table = ""
 
     def on_fit_start(self, trainer, pl_module) -> None:
-        """Write the table of symmetry functions, too long for the terminal."""
+        """Write the settings, and the table of symmetry functions, too long for the terminal."""
+        if not trainer.is_global_zero:
+            return
+        if trainer.ckpt_path is not None:
+            _update_config(self.dirpath / "config.yaml")
         layout = getattr(getattr(pl_module.model, "representation", None), "layout", None)
-        if layout is not None and trainer.is_global_zero:
+        if layout is not None:
             path = self.dirpath / "symmetry_functions.txt"
             _replace(path, f"{layout}\n".encode())
             log.info("table of all symmetry functions: %s", path)
@@ -253,6 +261,23 @@ def format_table(metrics: dict[str, Any]) -> str:
     rule = "-" * len(lines[0])
     end = f"best of {metrics['epochs']} epochs, {metrics['wall_s']:.0f} s of training"
     return "\n".join([rule, lines[0].rstrip(), rule, *(x.rstrip() for x in lines[1:]), rule, end])
+
+
+def _update_config(path: Path) -> None:
+    """Write the settings of this start of `spktrain` into config.yaml; the seed is the run's first.
+
+    Upstream writes config.yaml on the first start only, and on the others copies it to
+    config.old.N.yaml: all that reads it would take an extended run for the shorter one.
+    """
+    if not path.is_file() or not HydraConfig.initialized():
+        return
+    hydra = HydraConfig.get()
+    config, first = compose(hydra.job.config_name, list(hydra.overrides.task)), OmegaConf.load(path)
+    with open_dict(config):
+        config.pop("seed", None)
+        if "seed" in first:
+            config.seed = first.seed
+    _replace(path, OmegaConf.to_yaml(config).encode())
 
 
 def _replace(path: Path, data: bytes) -> None:
