@@ -41,6 +41,7 @@ def predict_missing(
             )
     from schnetpack.utils import load_model
 
+    from ..training.outputs import property_kinds
     from ..training.results import predict, write_predictions
 
     # A pickled model can execute code when it is loaded, which is SchNetPack's way.
@@ -51,7 +52,9 @@ def predict_missing(
         raise ValueError(f"{path} cannot be loaded as a model: {error!r}") from error
     datamodule = _datamodule(run_dir, datapath)
     run = Run.read(run_dir)
-    outputs = {q.name: (run.output_key(q), run.output_key(q)) for q in QUANTITIES}
+    keys = {kind: key for key, kind in property_kinds(model).items()}
+    keys = {q.name: keys.get(q.name, run.output_key(q)) for q in QUANTITIES}
+    outputs = {kind: (key, run.target_key(key)) for kind, key in keys.items()}
     written = []
     for subset in missing:
         arrays = predict(model, datamodule, subset, outputs, device)
