@@ -20,7 +20,7 @@ ALLOWED = {
     "data": {"data", "descriptors", "properties"},
     "model": {"model", "data", "descriptors", "properties"},
     "training": {"training", "data", "descriptors", "properties"},
-    "reports": {"reports", "training", "properties"},
+    "reports": {"reports", "training", "data", "properties"},
     "deploy": {"deploy", "model", "descriptors", "data", "properties"},
     "cli": {"data", "descriptors", "model", "training", "reports", "deploy", "properties"},
     "hydra_searchpath": set(),

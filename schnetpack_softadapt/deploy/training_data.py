@@ -6,6 +6,7 @@ from ase import Atoms
 from omegaconf import OmegaConf
 
 from ..data.dataset import InMemoryAtomsData
+from ..data.paths import run_config, run_database
 from ..data.split_file import load_split
 
 __all__ = ["training_structure"]
@@ -23,15 +24,8 @@ def training_structure(model: str | Path) -> Atoms:
     """
     run_dir = Path(model).resolve()
     run_dir = run_dir if run_dir.is_dir() else run_dir.parent
-    if not (run_dir / "config.yaml").is_file():
-        raise FileNotFoundError(f"{run_dir} is no run directory: it has no config.yaml")
-    config = OmegaConf.load(run_dir / "config.yaml")
-    # what Hydra put in has gone with it; SchNetPack's default is WORK_DIR/runs/RUN
-    OmegaConf.update(config, "run.work_dir", str(run_dir.parent.parent))
-    datapath = OmegaConf.select(config, "data.datapath")
-    if datapath is None:
-        raise FileNotFoundError(f"{run_dir / 'config.yaml'} names no database")
-    database = run_dir.parent.parent / datapath
+    config = run_config(run_dir)
+    database = run_database(run_dir, config)
     dataset = InMemoryAtomsData(str(database), load_properties=[], distance_unit="Ang")
     split_file = run_dir / (OmegaConf.select(config, "data.split_file") or "split.npz")
     if not split_file.is_file():

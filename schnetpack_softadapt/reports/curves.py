@@ -27,7 +27,10 @@ _SMOOTHED_FROM: Final = 120
 
 
 def draw_learning(run: Run) -> Figure | None:
-    """Loss and errors over epochs, training and validation, the best epoch marked."""
+    """Loss and errors over epochs, training and validation, the best epoch marked.
+
+    Of loss components other than energy, forces and stress, their loss.
+    """
     history = run.history
     if history is None:
         return None
@@ -43,6 +46,12 @@ def draw_learning(run: Run) -> Figure | None:
                 values = {subset: s.values for subset, s in series.items()}
                 panels.append((quantity.title, f"{metric.upper()} ({unit})", values))
                 break
+    for component in _further_components(run):
+        series = {s: history.get(f"{s}_{component}_loss") for s in ("train", "val")}
+        series = {subset: values for subset, values in series.items() if values is not None}
+        if series:
+            title = component.replace("_", " ").capitalize()
+            panels.append((title, "unweighted loss", series))
     if not panels:
         return None
     columns = min(len(panels), 2)
@@ -67,6 +76,12 @@ def draw_learning(run: Run) -> Figure | None:
         handles.append(_best_handle(figure.axes[0], run))
     figure.legend(handles=handles, loc="outside upper center", ncols=3)
     return figure
+
+
+def _further_components(run: Run) -> list[str]:
+    """Loss components that are not the whole of energy, forces or stress."""
+    keys = {run.output_key(quantity) for quantity in QUANTITIES}
+    return [name for name in run.history.prefixed("weight_") if name not in keys]
 
 
 def draw_weights(run: Run) -> Figure | None:
@@ -189,7 +204,9 @@ def _draw_training(run: Run) -> Figure | None:
 
 
 def _weights_panel(axes: Axes, run: Run) -> None:
-    weights = run.history.prefixed("weight_")
+    quantities = {run.output_key(q): q.name for q in QUANTITIES}
+    logged = run.history.prefixed("weight_")
+    weights = {quantities.get(name, name): values for name, values in logged.items()}
     colours = component_colours(list(weights))
     styles = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
     for index, (name, values) in enumerate(weights.items()):

@@ -1,4 +1,4 @@
-"""Structures that a potential disagrees with far more than with the others.
+"""Labels to look at: structures that a potential disagrees with far more than with the others.
 
 Often it is the label that is wrong: a calculation that did not converge, a stress whose components
 are in another order. Losses that are not robust bend the whole potential towards such labels.
@@ -9,12 +9,13 @@ from typing import Any, Final
 
 import numpy as np
 
+from ..data.stress_labels import Finding, findings_from_predictions
 from .page import paragraph, table
 from .predictions import Predictions
-from .quantities import ENERGY, FORCES, QUANTITIES, SUBSETS, Quantity
+from .quantities import ENERGY, FORCES, QUANTITIES, STRESS, SUBSETS, Quantity
 from .tables import figures
 
-__all__ = ["Outlier", "find_outliers", "outlier_blocks"]
+__all__ = ["Outlier", "find_outliers", "find_stress_order", "outlier_blocks"]
 
 #: an error this many times the median of all structures; a normal distribution of component errors
 #: has less than one structure in a million beyond it
@@ -81,6 +82,25 @@ def find_outliers(subsets: list[Predictions]) -> list[Outlier]:
                     )
                 )
     return sorted(found, key=lambda outlier: -outlier.times)
+
+
+def find_stress_order(subsets: list[Predictions]) -> list[Finding]:
+    """Groups whose stress labels fit the model much better in another order, sign or unit.
+
+    The subsets count together. Structures without groups are one group, by the pattern `*`.
+    """
+    predicted, labels, groups = [], [], []
+    for p in subsets:
+        if not p.has(STRESS):
+            continue
+        known = p.stress_mask & np.isfinite(p.stress + p.stress_ref).all(axis=1)
+        names = ["*"] * p.n_structures if p.group is None else [p.group_names[g] for g in p.group]
+        predicted.append(p.stress[known])
+        labels.append(p.stress_ref[known])
+        groups += [name for name, there in zip(names, known, strict=True) if there]
+    if not groups:
+        return []
+    return findings_from_predictions(np.concatenate(predicted), np.concatenate(labels), groups)
 
 
 def outlier_blocks(outliers: list[Outlier]) -> list[str]:

@@ -8,6 +8,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+from ..data.paths import run_config, run_database
 from .quantities import QUANTITIES, SUBSETS
 from .run import Run
 
@@ -40,6 +41,7 @@ def predict_missing(
             )
     from schnetpack.utils import load_model
 
+    from ..training.outputs import property_kinds
     from ..training.results import predict, write_predictions
 
     # A pickled model can execute code when it is loaded, which is SchNetPack's way.
@@ -50,7 +52,9 @@ def predict_missing(
         raise ValueError(f"{path} cannot be loaded as a model: {error!r}") from error
     datamodule = _datamodule(run_dir, datapath)
     run = Run.read(run_dir)
-    outputs = {q.name: (run.output_key(q), run.output_key(q)) for q in QUANTITIES}
+    keys = {kind: key for key, kind in property_kinds(model).items()}
+    keys = {q.name: keys.get(q.name, run.output_key(q)) for q in QUANTITIES}
+    outputs = {kind: (key, run.target_key(key)) for kind, key in keys.items()}
     written = []
     for subset in missing:
         arrays = predict(model, datamodule, subset, outputs, device)
@@ -67,14 +71,12 @@ def _datamodule(run_dir: Path, datapath: Path | str | None) -> Any:
     """The run's data module after `setup`, with the split that the run used."""
     import hydra
     import hydra.errors
-    from omegaconf import OmegaConf, open_dict
+    from omegaconf import open_dict
 
-    config = OmegaConf.load(run_dir / "config.yaml")
+    config = run_config(run_dir)
+    if datapath is None:
+        datapath = run_database(run_dir, config)
     with open_dict(config):
-        # Hydra's own directories are gone; SchNetPack's default is WORK_DIR/runs/RUN.
-        config.run.work_dir = str(run_dir.parent.parent)
-        if datapath is None:
-            datapath = _find(config.data.datapath, run_dir)
         config.data.datapath = str(Path(datapath).resolve())
         config.data.num_workers = 0
         config.data.num_val_workers = config.data.num_test_workers = 0
@@ -100,9 +102,3 @@ def _datamodule(run_dir: Path, datapath: Path | str | None) -> Any:
             )
         datamodule.setup()
     return datamodule
-
-
-def _find(datapath: str, run_dir: Path) -> Path:
-    """A relative path as SchNetPack means it, from the run's directory, or as a user would."""
-    places = [folder / datapath for folder in (run_dir, run_dir.parent.parent, run_dir.parent)]
-    return next((path for path in places if path.is_file()), places[0])

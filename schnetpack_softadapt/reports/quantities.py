@@ -27,6 +27,8 @@ class Quantity:
     suffix: str
     #: unit of the value as SchNetPack's units module reads it
     ase_unit: str
+    #: argument of the modules of a model that names its key there
+    module_key: str
 
     def metric_key(self, metric: str) -> str:
         """Name of this error in metrics.json, for instance `forces_mae_meV_per_Ang`."""
@@ -44,6 +46,7 @@ ENERGY: Final = Quantity(
     axis_scale=1.0,
     suffix="meV_per_atom",
     ase_unit="eV",
+    module_key="energy_key",
 )
 FORCES: Final = Quantity(
     name="forces",
@@ -54,6 +57,7 @@ FORCES: Final = Quantity(
     axis_scale=1.0,
     suffix="meV_per_Ang",
     ase_unit="eV/Ang",
+    module_key="force_key",
 )
 STRESS: Final = Quantity(
     name="stress",
@@ -64,6 +68,7 @@ STRESS: Final = Quantity(
     axis_scale=1.0 / units.GPa,
     suffix="MPa",
     ase_unit="eV/Ang/Ang/Ang",
+    module_key="stress_key",
 )
 
 QUANTITIES: Final[tuple[Quantity, ...]] = (ENERGY, FORCES, STRESS)

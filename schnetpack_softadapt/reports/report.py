@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .compare import group_runs, names_of, write_comparison
 from .curves import draw_learning, draw_weights
-from .outliers import find_outliers, outlier_blocks
+from .outliers import find_outliers, find_stress_order, outlier_blocks
 from .page import Report, paragraph, points, run_content, table
 from .parity import draw_density, draw_differences, draw_histograms, draw_parity
 from .quantities import QUANTITIES, SUBSETS
@@ -46,7 +46,7 @@ def write_report(runs: Sequence[Run], out: Path | str | None = None) -> Path:
 
 
 def terminal_summary(runs: Sequence[Run]) -> str:
-    """The RMSE table and what is missing, for the terminal; equal settings share a row."""
+    """The RMSE table, what is missing and what is doubtful; equal settings share a row."""
     names = names_of(runs)
     groups = group_runs(runs)
     header = ["RMSE", *(f"{q.name} ({q.unit})" for q in QUANTITIES)]
@@ -59,7 +59,8 @@ def terminal_summary(runs: Sequence[Run]) -> str:
                 lines.append([title, *(str(spread or "–") for spread in spreads)])
     text = [plain_table(header, lines)] if lines else ["No errors are known yet."]
     for run in runs:
-        text += [f"{names[id(run)]}: {note}" for note in run.notes]
+        doubtful = map(str, find_stress_order(list(run.predictions.values())))
+        text += [f"{names[id(run)]}: {note}" for note in (*run.notes, *doubtful)]
     return "\n".join(text)
 
 
@@ -68,7 +69,7 @@ def _write_single(run: Run, out: Path) -> Path:
     report = Report(out)
     rows = error_rows(run)
     subsets = list(run.predictions.values())
-    outliers = find_outliers(subsets)
+    outliers, findings = find_outliers(subsets), find_stress_order(subsets)
     report.add(paragraph(_facts(run)), points(run.notes))
     report.heading("Parity")
     report.draw(
@@ -127,10 +128,11 @@ def _write_single(run: Run, out: Path) -> Path:
     tables = [table(*parts) for parts in error_tables(rows)]
     report.add(*(tables or [paragraph("No errors are known yet.")]))
     report.heading("Doubtful labels")
-    report.add(*outlier_blocks(outliers))
+    report.add(points([str(finding) for finding in findings]), *outlier_blocks(outliers))
     content = {
         "runs": [run_content(run, rows)],
         "outliers": [asdict(outlier) for outlier in outliers],
+        "stress_labels": [{**asdict(found), "text": str(found)} for found in findings],
     }
     return report.write(f"Report of {run.name}", content, [(run.name, row) for row in rows])
 

@@ -113,9 +113,10 @@ class Run:
         done, planned = self.n_epochs, _get(self.config, "trainer.max_epochs")
         if done is None:
             return "The run is not finished: no epoch is logged."
-        if isinstance(planned, int) and done >= planned:
+        if done == planned:
             return f"All {planned} epochs are logged, but the test phase has not finished."
-        of = f" of at most {planned}" if isinstance(planned, int) and planned > 0 else ""
+        # a stock run that is extended keeps the config.yaml of its first start
+        of = f" of at most {planned}" if isinstance(planned, int) and planned > done else ""
         return f"The run goes on, or was stopped: {done}{of} epochs logged so far."
 
     def _note_disagreement(self) -> None:
@@ -196,8 +197,9 @@ class Run:
     def logged_error(self, subset: str, quantity: Quantity, metric: str = "rmse") -> Series | None:
         """A logged error over epochs in `quantity.unit`, or in the unit of a stock task.
 
-        SchNetPack's own tasks log errors of total energies, in the units of the data: those are
-        converted to meV where the unit is known, and are not divided by the number of atoms.
+        SchNetPack's own tasks and metrics log errors of total energies, in the units of the data:
+        those are converted to meV where the unit is known, and are not divided by the number of
+        atoms.
         """
         if metric not in METRICS:
             raise ValueError(f"metric {metric!r} is none of {', '.join(METRICS)}")
@@ -210,7 +212,7 @@ class Run:
         values = self.history.get(f"{subset}_{key}_{metric}")
         if values is None:
             return None
-        if self.own_task:
+        if self.own_task and not self._is_users_metric(key, metric):
             return Series(values * quantity.error_scale, quantity.unit)
         factor = self._ase_per_data_unit(quantity, key)
         if factor is None:
@@ -220,16 +222,41 @@ class Run:
 
     def output_key(self, quantity: Quantity) -> str:
         """Name of the quantity in data and model, for instance energy_U0."""
+        for module in self._entries("model.output_modules"):
+            if isinstance(known := self._value(module.get(quantity.module_key)), str):
+                return known
         known = _get(self.config, f"globals.{quantity.name}_key")
         if isinstance(known, str):
             return known
-        for output in _get(self.config, "task.outputs") or []:
-            name = output.get("name") if isinstance(output, dict) else None
-            if name == "${globals.property}":
-                name = _get(self.config, "globals.property")
+        for output in self._entries("task.outputs"):
+            name = self._value(output.get("name"))
             if isinstance(name, str) and name.startswith(quantity.name):
                 return name
         return quantity.name
+
+    def target_key(self, key: str) -> str:
+        """Name in the data of what the model calls `key`."""
+        for output in self._entries("task.outputs"):
+            if self._value(output.get("name")) == key:
+                return self._value(output.get("target_property")) or key
+        return key
+
+    def _is_users_metric(self, key: str, metric: str) -> bool:
+        """Whether a logger got SchNetPack's metric of an output; history.csv always has ours."""
+        return self.history.source != "history.csv" and any(
+            self._value(output.get("name")) == key and metric in (output.get("metrics") or {})
+            for output in self._entries("task.outputs")
+        )
+
+    def _entries(self, section: str) -> list[dict[str, Any]]:
+        """The dictionaries in a list of the config."""
+        return [entry for entry in _get(self.config, section) or [] if isinstance(entry, dict)]
+
+    def _value(self, value: Any) -> Any:
+        """A setting, followed where it is written as one interpolation, such as ${globals.lr}."""
+        while isinstance(value, str) and value.startswith("${") and value.endswith("}"):
+            value = _get(self.config, value[2:-1])
+        return value
 
     def _ase_per_data_unit(self, quantity: Quantity, key: str) -> float | None:
         unit = (_get(self.config, "data.property_units") or {}).get(key)

@@ -1,7 +1,7 @@
 """The end of a run: errors of the best model in people's units, and its predictions.
 
 Written are `metrics.json`, `predictions/{train,val,test}.npz` and, before training,
-`symmetry_functions.txt`; a table of errors is printed.
+`symmetry_functions.txt` and the settings of a resumed run; a table of errors is printed.
 """
 
 import io
@@ -16,6 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 from ase import units
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf, open_dict
 from pytorch_lightning.callbacks import Callback
 from schnetpack import properties
 from schnetpack.data import AtomsLoader
@@ -41,6 +44,8 @@ QUANTITIES = {
     "forces": ("meV_per_Ang", "meV/Å", 1e3),
     "stress": ("MPa", "MPa", 1e3 / units.GPa),
 }
+#: units of the errors in history.csv, whatever those of the data
+HISTORY_UNITS = {"energy": "eV/atom", "forces": "eV/Ang", "stress": "eV/Ang^3"}
 SUBSETS = {"train": "training", "val": "validation", "test": "test"}
 ASE_UNITS = {"energy": "eV", "forces": "eV/Ang", "stress": "eV/Ang/Ang/Ang"}
 SHAPES = {"energy": (-1,), "forces": (-1, 3), "stress": (-1, 3, 3)}
@@ -50,10 +55,15 @@ VOIGT = (0, 4, 8, 5, 2, 1)
 class ResultsWriter(Callback):
     """At the end of the test, evaluates the tested model on all three subsets.
 
-    At the start of training, the symmetry functions of a model that has some are written down.
+    At the start of training, the symmetry functions of a model that has some are written down, and
+    config.yaml of a resumed run gets its present settings.
 
     Every structure counts once, also where several ranks share the test: the samplers of DDP pad
     subsets with repeated structures, so the first rank evaluates them whole.
+
+    Errors in metrics.json are in meV/atom, meV/Ang and MPa, see `subset_metrics`, and those of data
+    in other units than eV and Ang also in these. `units` there names the units of such data and of
+    the errors in history.csv.
 
     Args:
         dirpath: where the files go; the run directory.
@@ -66,9 +76,13 @@ class ResultsWriter(Callback):
         self._table = ""
 
     def on_fit_start(self, trainer, pl_module) -> None:
-        """Write the table of symmetry functions, too long for the terminal."""
+        """Write the settings, and the table of symmetry functions, too long for the terminal."""
+        if not trainer.is_global_zero:
+            return
+        if trainer.ckpt_path is not None:
+            _update_config(self.dirpath / "config.yaml")
         layout = getattr(getattr(pl_module.model, "representation", None), "layout", None)
-        if layout is not None and trainer.is_global_zero:
+        if layout is not None:
             path = self.dirpath / "symmetry_functions.txt"
             _replace(path, f"{layout}\n".encode())
             log.info("table of all symmetry functions: %s", path)
@@ -82,18 +96,22 @@ class ResultsWriter(Callback):
     def _evaluate(self, trainer, task) -> None:
         metrics: dict[str, Any] = {}
         outputs = {c.kind: (c.name, c.target_property) for c in reversed(task.active) if c.kind}
+        units = _data_units(trainer.datamodule.dataset, outputs)
         for subset in SUBSETS:
             arrays = predict(task.model, trainer.datamodule, subset, outputs, task.device)
             if not len(arrays["n_atoms"]):
                 log.warning("no %s structures: no %s errors", SUBSETS[subset], SUBSETS[subset])
                 metrics[subset] = {}
                 continue
-            errors = subset_metrics(arrays)
+            errors = subset_metrics(arrays, units)
             metrics[subset] = {key: e for key, e in errors.items() if math.isfinite(e)}
             if lost := errors.keys() - metrics[subset].keys():
                 log.warning("no %s of the %s set: not finite", sorted(lost), SUBSETS[subset])
             if self.save_predictions:
                 write_predictions(self.dirpath, subset, arrays)
+        metrics["units"] = {"history.csv": {kind: HISTORY_UNITS[kind] for kind in outputs}}
+        if units:
+            metrics["units"]["data"] = units
         metrics["epochs"] = task.epochs_done
         metrics["wall_s"] = round(task.wall_s, 3)
         text = json.dumps(metrics, indent=2) + "\n"
@@ -212,47 +230,93 @@ def write_predictions(run_dir: Path, subset: str, arrays: dict[str, np.ndarray])
     return path
 
 
-def subset_metrics(arrays: dict[str, np.ndarray]) -> dict[str, float]:
-    """RMSE and MAE of the quantities in the arrays of `predict`, by the keys of metrics.json."""
+def _data_units(dataset, outputs: Mapping[str, tuple[str, str]]) -> dict[str, str]:
+    """Units of a SchNetPack dataset that are not ASE's, by "energy", "forces", "stress"."""
+    units = dict(dataset.units)
+    units = {kind: units[target] for kind, (_, target) in outputs.items() if target in units}
+    return {
+        kind: unit
+        for kind, unit in units.items()
+        if not math.isclose(unit_factor(unit, ASE_UNITS[kind]), 1.0)
+    }
+
+
+def subset_metrics(
+    arrays: dict[str, np.ndarray], data_units: Mapping[str, str] | None = None
+) -> dict[str, float]:
+    """RMSE and MAE of the quantities in the arrays of `predict`, by the keys of metrics.json.
+
+    Args:
+        arrays: of a subset.
+        data_units: kinds and units in which errors are wanted too, as in `energy_rmse_data_unit`;
+            energies in these are those of whole structures, as SchNetPack's metrics are.
+    """
     metrics = {}
     for kind, (suffix, _, factor) in QUANTITIES.items():
         if kind not in arrays:
             continue
         error = arrays[kind] - arrays[f"{kind}_ref"]
-        if kind == "energy":
-            error = error / arrays["n_atoms"]
         if kind == "stress":
             # six numbers, not nine: shear components would count twice
             error = error[arrays["stress_mask"]]
             error = (0.5 * (error + error.transpose(0, 2, 1))).reshape(-1, 9)[:, VOIGT]
-        if error.size:
-            metrics[f"{kind}_rmse_{suffix}"] = float(np.sqrt(np.mean(error**2))) * factor
-            metrics[f"{kind}_mae_{suffix}"] = float(np.mean(np.abs(error))) * factor
+        if not error.size:
+            continue
+        shown = error / arrays["n_atoms"] if kind == "energy" else error
+        errors = {suffix: shown * factor}
+        if data_units and kind in data_units:
+            errors["data_unit"] = error * unit_factor(ASE_UNITS[kind], data_units[kind])
+        for ending, values in errors.items():
+            metrics[f"{kind}_rmse_{ending}"] = float(np.sqrt(np.mean(values**2)))
+            metrics[f"{kind}_mae_{ending}"] = float(np.mean(np.abs(values)))
     return metrics
 
 
 def format_table(metrics: dict[str, Any]) -> str:
     """The errors of all subsets as text, one line per subset."""
-    kinds = [
-        kind
-        for kind, (suffix, _, _) in QUANTITIES.items()
-        if any(f"{kind}_rmse_{suffix}" in metrics.get(s, {}) for s in SUBSETS)
+    data_units = metrics.get("units", {}).get("data", {})
+    columns = [(kind, suffix, unit) for kind, (suffix, unit, _) in QUANTITIES.items()]
+    columns += [(kind, "data_unit", unit) for kind, unit in data_units.items()]
+    columns = [
+        column
+        for column in columns
+        if any("{}_rmse_{}".format(*column) in metrics.get(s, {}) for s in SUBSETS)
     ]
-    header = ["RMSE (MAE)", *[f"{kind} [{QUANTITIES[kind][1]}]" for kind in kinds]]
+    header = ["RMSE (MAE)", *[f"{kind} [{unit}]" for kind, _, unit in columns]]
     rows = [header]
     for subset, title in SUBSETS.items():
         values = metrics.get(subset) or {}
         row = [title]
-        for kind in kinds:
-            suffix = QUANTITIES[kind][0]
+        for kind, suffix, _ in columns:
             rmse, mae = (values.get(f"{kind}_{m}_{suffix}") for m in ("rmse", "mae"))
             row.append("-" if rmse is None else f"{rmse:.4g} ({mae:.4g})")
         rows.append(row)
     widths = [max(len(row[k]) for row in rows) for k in range(len(header))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
     rule = "-" * len(lines[0])
-    end = f"best of {metrics['epochs']} epochs, {metrics['wall_s']:.0f} s of training"
-    return "\n".join([rule, lines[0].rstrip(), rule, *(x.rstrip() for x in lines[1:]), rule, end])
+    end = [f"best of {metrics['epochs']} epochs, {metrics['wall_s']:.0f} s of training"]
+    if "energy" in data_units:
+        end.append(f"energies in {data_units['energy']} are those of whole structures")
+    if data_units:
+        end.append(f"history.csv has {', '.join(HISTORY_UNITS.values())}")
+    return "\n".join([rule, lines[0].rstrip(), rule, *(x.rstrip() for x in lines[1:]), rule, *end])
+
+
+def _update_config(path: Path) -> None:
+    """Write the settings of this start of `spktrain` into config.yaml; the seed is the run's first.
+
+    Upstream writes config.yaml on the first start only, and on the others copies it to
+    config.old.N.yaml: all that reads it would take an extended run for the shorter one.
+    """
+    if not path.is_file() or not HydraConfig.initialized():
+        return
+    hydra = HydraConfig.get()
+    config, first = compose(hydra.job.config_name, list(hydra.overrides.task)), OmegaConf.load(path)
+    with open_dict(config):
+        config.pop("seed", None)
+        if "seed" in first:
+            config.seed = first.seed
+    _replace(path, OmegaConf.to_yaml(config).encode())
 
 
 def _replace(path: Path, data: bytes) -> None:

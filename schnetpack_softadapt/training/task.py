@@ -326,7 +326,7 @@ class SoftAdaptTask(ResumableTask):
 
     def on_test_epoch_end(self) -> None:
         """Log `test_loss` and what belongs to it."""
-        self.log_dict(self._finish("test"), batch_size=1)
+        self.log_dict(self._without_users_names(self._finish("test")), batch_size=1)
 
     def on_train_epoch_end(self) -> None:
         """Close the epoch: losses, schedulers, new weights, in this order, before checkpoints.
@@ -399,8 +399,7 @@ class SoftAdaptTask(ResumableTask):
             return
         if "val_loss" in record:  # for other progress bars than ours
             self.log("val_loss", record["val_loss"], prog_bar=True, logger=False, batch_size=1)
-        # what a metric of the user's is called keeps the user's meaning for callbacks and loggers
-        record = {name: v for name, v in record.items() if name not in self._metric_names}
+        record = self._without_users_names(record)
         # not self.log: it takes a millisecond for each value, of 30 in an epoch of 0.1 s
         tensors = {name: torch.tensor(value) for name, value in record.items()}
         self.trainer.callback_metrics.update(tensors)
@@ -409,6 +408,10 @@ class SoftAdaptTask(ResumableTask):
             for logger in self.trainer.loggers:
                 logger.log_metrics(values, step=self.trainer.global_step)
                 logger.save()
+
+    def _without_users_names(self, record: dict[str, float]) -> dict[str, float]:
+        """For callbacks and loggers, what a metric of the user's is called is that metric."""
+        return {name: v for name, v in record.items() if name not in self._metric_names}
 
     # ---------------------------------------------------------------- resume
 

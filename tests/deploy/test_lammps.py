@@ -174,7 +174,9 @@ def run_dir(tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("datapath", ["${run.data_dir}/my.db", "data/my.db", "ABSOLUTE"])
+@pytest.mark.parametrize(
+    "datapath", ["${run.data_dir}/my.db", "data/my.db", "../data/my.db", "ABSOLUTE"]
+)
 @pytest.mark.parametrize("model", [".", "best_model"])
 def test_export_of_a_run_simulates_its_training_structure(run_dir, datapath, model, monkeypatch):
     """The folder is complete wherever the command is given from; types are the potential's."""

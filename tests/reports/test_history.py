@@ -103,6 +103,19 @@ def test_units_of_stock_task(tmp_path):
     assert (series.unit, series.values.tolist()) == ("unit of the data", [2.0])
 
 
+def test_keys_are_those_of_the_models_modules(tmp_path):
+    (tmp_path / "config.yaml").write_text(
+        "globals: {energy_key: energy, F: F}\n"
+        "model:\n  output_modules:\n"
+        "  - {_target_: schnetpack.atomistic.Atomwise, output_key: U}\n"
+        "  - {_target_: schnetpack.atomistic.Forces, energy_key: U, force_key: '${globals.F}'}\n"
+        "task:\n  outputs:\n  - {name: U, target_property: energy_label}\n"
+    )
+    run = Run.read(tmp_path)
+    assert [run.output_key(q) for q in (ENERGY, FORCES, STRESS)] == ["U", "F", "stress"]
+    assert [run.target_key(key) for key in ("U", "F")] == ["energy_label", "F"]
+
+
 def test_loss_panel_sums_unweighted_components(tmp_path):
     write_run(tmp_path / "run", subsets=())
     run = Run.read(tmp_path / "run")

@@ -1,18 +1,20 @@
 """Wrong labels are found and named; sound data have none."""
 
 import json
+from html import escape
 
 import numpy as np
 import pytest
 from fake_run import make_arrays, write_run
 
-from schnetpack_softadapt.reports.outliers import find_outliers
+from schnetpack_softadapt.data.stress_labels import StressRepair
+from schnetpack_softadapt.reports.outliers import find_outliers, find_stress_order
 from schnetpack_softadapt.reports.predictions import Predictions
-from schnetpack_softadapt.reports.report import read_runs, write_report
+from schnetpack_softadapt.reports.report import read_runs, terminal_summary, write_report
 
 
-def subset(name="train", **changes):
-    arrays = make_arrays()
+def subset(name="train", arrays=None, **changes):
+    arrays = arrays or make_arrays()
     arrays["index"] = 100 + np.arange(len(arrays["n_atoms"]))
     return Predictions.from_arrays(name, {**arrays, **changes})
 
@@ -74,3 +76,71 @@ def test_report_names_them(tmp_path):
     page = (out / "report.html").read_text()
     assert "Doubtful labels" in page
     assert ">1004<" in page
+
+
+# --- stress labels in another order, sign or unit
+
+
+def spoil(arrays, group, axes=(1, 0, 2), factor=1.0):
+    """Labels of one group with the axes in another order, (1, 0, 2): yz is xz and xx is yy."""
+    chosen = arrays["group"] == group
+    stress = arrays["stress_ref"][chosen]
+    arrays["stress_ref"][chosen] = factor * stress[:, axes][:, :, axes]
+    return arrays
+
+
+@pytest.mark.parametrize(
+    ("axes", "factor", "said"),
+    [
+        ((1, 0, 2), 1.0, "surface=yy xx zz xz yz xy"),
+        ((0, 1, 2), -1.0, "surface=-1"),
+        ((0, 1, 2), 10.0, "surface=0.1"),  # kbar taken for GPa
+    ],
+)
+def test_stress_of_a_group_in_another_order_sign_or_unit(axes, factor, said):
+    """Subsets count together: the groups of val and test have 7 and 3 structures with a label."""
+    parts = {"train": 40, "val": 20, "test": 12}
+    arrays = {
+        name: make_arrays(n, seed=k, stress_labelled=0.7)
+        for k, (name, n) in enumerate(parts.items())
+    }
+    assert find_stress_order([subset(name, a) for name, a in arrays.items()]) == []
+    for a in arrays.values():
+        spoil(a, 1, axes, factor)
+    [finding] = find_stress_order([subset(name, a) for name, a in arrays.items()])
+    assert str(finding.repair) == said
+    labelled = [(a["stress_mask"] > 0) & (a["group"] == 1) for a in arrays.values()]
+    assert finding.n_structures == sum(map(np.count_nonzero, labelled))
+    # 0.4 meV/Ang^3 and 1.5 % of labels of 30 meV/Ang^3
+    assert finding.miss_repaired < 0.05
+
+
+def test_stress_without_groups_or_finite_numbers():
+    arrays = make_arrays()
+    del arrays["group"], arrays["group_names"]
+    arrays["stress_ref"] *= -1
+    arrays["stress"][3] = np.nan
+    [finding] = find_stress_order([subset("train", arrays)])
+    assert finding.repair == StressRepair("*", factor=-1.0)
+    assert finding.n_structures == len(arrays["n_atoms"]) - 1
+    arrays["stress_mask"][:] = 0
+    assert find_stress_order([subset("train", arrays)]) == []
+
+
+def test_report_says_how_to_repair_stress(tmp_path):
+    run = tmp_path / "run"
+    write_run(run)
+    out = write_report(read_runs([run]))
+    assert json.loads((out / "report.json").read_text())["stress_labels"] == []
+    for path in (run / "predictions").iterdir():
+        np.savez(path, **spoil(dict(np.load(path)), 2, factor=-1.0))
+    out = write_report(read_runs([run]))
+    [found] = json.loads((out / "report.json").read_text())["stress_labels"]
+    command = "--repair-stress 'liquid <hot>=-1 yy xx zz xz yz xy'"
+    assert found["text"].endswith(command)
+    page = (out / "report.html").read_text()
+    after = page[page.index("Doubtful labels") :]
+    assert escape(command) in after
+    summary = terminal_summary(read_runs([run])).splitlines()
+    assert summary[-1].startswith("run: stress of group liquid <hot>: ")
+    assert summary[-1].endswith(command)

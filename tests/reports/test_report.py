@@ -245,6 +245,14 @@ def test_half_finished_run(tmp_path, capsys):
     assert "6 of at most 30 epochs" in (out / "report.html").read_text()
 
 
+@pytest.mark.parametrize(("n_epochs", "said"), [(30, "All 30 epochs"), (36, "stopped: 36 epochs")])
+def test_run_killed_at_its_end_or_after_it_was_extended(tmp_path, n_epochs, said):
+    """A stock run that is extended keeps the config.yaml of its first start."""
+    write_run(tmp_path / "run", metrics=False, n_epochs=n_epochs)
+    [note] = [note for note in Run.read(tmp_path / "run").notes if "epochs" in note]
+    assert said in note
+
+
 def test_run_before_its_first_epoch(tmp_path):
     write_run(tmp_path / "new", subsets=(), metrics=False, n_epochs=None)
     out = write_report(read_runs([tmp_path / "new"]))

@@ -1,6 +1,7 @@
 """metrics.json, predictions and the table at the end of a run."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -37,7 +38,9 @@ def test_files_of_a_finished_run(database, tmp_path, stock, capsys):
     trainer, task, datamodule = toy_runs.run(tmp_path, database, 3, data={"stock": stock})
     trainer.test(task, datamodule=datamodule, ckpt_path="best", verbose=False)
     metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert set(metrics) == {"train", "val", "test", "epochs", "wall_s"}
+    assert set(metrics) == {"train", "val", "test", "units", "epochs", "wall_s"}
+    history_units = {"energy": "eV/atom", "forces": "eV/Ang", "stress": "eV/Ang^3"}
+    assert metrics["units"] == {"history.csv": history_units}
     assert metrics["epochs"] == 3
     assert metrics["wall_s"] > 0
     assert all(set(metrics[subset]) == KEYS for subset in ("train", "val", "test"))
@@ -184,6 +187,39 @@ def test_metrics_by_hand():
     assert "forces_rmse_meV_per_Ang" not in metrics
 
 
+def test_errors_in_the_unit_of_the_data_by_hand():
+    arrays = {
+        "n_atoms": np.array([1, 2]),
+        "energy": np.array([1.0, 2.0]),
+        "energy_ref": np.array([0.999, 2.004]),
+        "forces": np.zeros((3, 3)),
+        "forces_ref": np.full((3, 3), 1e-3),
+    }
+    data_units = {"energy": "kcal/mol", "forces": "Hartree/Bohr"}
+    metrics = subset_metrics(arrays, data_units)
+    assert subset_metrics(arrays).items() < metrics.items()
+    # of whole structures: errors of 1 and 4 meV
+    kcal = units.mol / units.kcal
+    assert metrics["energy_mae_data_unit"] == pytest.approx(2.5e-3 * kcal, rel=1e-12)
+    assert metrics["energy_rmse_data_unit"] == pytest.approx(8.5**0.5 * 1e-3 * kcal, rel=1e-12)
+    atomic = units.Bohr / units.Hartree
+    assert metrics["forces_rmse_data_unit"] == pytest.approx(1e-3 * atomic, rel=1e-12)
+    table = format_table(
+        {"test": metrics, "units": {"data": data_units}, "epochs": 1, "wall_s": 0.0}
+    ).splitlines()
+    assert re.split("  +", table[1])[1:] == [
+        "energy [meV/atom]",
+        "forces [meV/Å]",
+        "energy [kcal/mol]",
+        "forces [Hartree/Bohr]",
+    ]
+    assert re.split("  +", table[5])[3] == "0.06723 (0.05765)"
+    assert table[-2:] == [
+        "energies in kcal/mol are those of whole structures",
+        "history.csv has eV/atom, eV/Ang, eV/Ang^3",
+    ]
+
+
 def test_empty_subsets_are_said_to_be_empty(tmp_path, database, caplog):
     data = {"n_train": 12, "n_val": 6, "n_test": 0}
     trainer, task, _ = toy_runs.run(tmp_path, database, 1, data=data)
@@ -219,12 +255,12 @@ def test_table_of_symmetry_functions_is_a_file(tmp_path):
     layout = Layout({"Cu": functions})
     task = SimpleNamespace(model=SimpleNamespace(representation=SimpleNamespace(layout=layout)))
     writer = ResultsWriter(str(tmp_path))
-    writer.on_fit_start(SimpleNamespace(is_global_zero=False), task)
+    trainer = SimpleNamespace(is_global_zero=False, ckpt_path=None)
+    writer.on_fit_start(trainer, task)
     assert list(tmp_path.iterdir()) == []
-    writer.on_fit_start(SimpleNamespace(is_global_zero=True), task)
+    trainer.is_global_zero = True
+    writer.on_fit_start(trainer, task)
     [file] = tmp_path.iterdir()
     assert file.name == "symmetry_functions.txt"
     assert file.read_text() == f"{layout}\n"
-    writer.on_fit_start(
-        SimpleNamespace(is_global_zero=True), SimpleNamespace(model=toy_runs.toy_model())
-    )
+    writer.on_fit_start(trainer, SimpleNamespace(model=toy_runs.toy_model()))
