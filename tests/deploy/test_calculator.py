@@ -38,7 +38,7 @@ def make_schnet(stress=False):
         radial_basis=GaussianRBF(n_rbf=8, cutoff=4.0),
         cutoff_fn=CosineCutoff(4.0),
     )
-    return NeuralNetworkPotential(
+    model = NeuralNetworkPotential(
         representation=representation,
         input_modules=[PairwiseDistances()],
         output_modules=[
@@ -46,6 +46,8 @@ def make_schnet(stress=False):
             Forces(calc_forces=True, calc_stress=stress),
         ],
     )
+    model.metadata = {"units": {"energy": "eV", "length": "Ang"}}  # as SoftAdaptTask writes them
+    return model
 
 
 def calculated(atoms, model, **kwargs):
@@ -318,11 +320,13 @@ def test_transforms_reach_the_model():
 
 
 def test_units():
-    """kcal/mol in SpkCalculator by default; here what the model's metadata state, else eV."""
+    """kcal/mol in SpkCalculator by default; here what the model's metadata state."""
     model = make_model()
     expected = calculated(mo(), model)
     for kwargs, metadata in (
-        ({"energy_unit": "kcal/mol"}, {}),
+        ({"energy_unit": "kcal/mol", "position_unit": "Ang"}, {}),
+        ({"energy_unit": "kcal/mol"}, {"units": {"energy": "eV", "length": "Ang"}}),
+        ({"energy_unit": units.kcal / units.mol, "position_unit": 1.0}, {}),
         ({}, {"units": {"energy": "kcal/mol", "length": "Ang"}}),
     ):
         model.metadata = metadata
@@ -358,8 +362,10 @@ def test_names_of_the_model(device_way):
     response.force_key, response.stress_key = "F", "S"
     response.model_outputs = ["F", "S"]
     model.collect_outputs()
-    model.metadata = {"units": {"U": "kcal/mol"}}
-    renamed = device_way(mo(), model, energy_key="U", force_key="F", stress_key="S")
+    model.metadata = {"units": {"U": "kcal/mol", "length": "Ang"}}
+    renamed = device_way(mo(), model)
+    assert (renamed.calc.energy_key, renamed.calc.force_key) == ("U", "F")
+    assert device_way is through_schnetpack or renamed.calc.extrapolation is not None
     factor = units.kcal / units.mol
     for name in ("energy", "forces", "stress"):
         np.testing.assert_allclose(
@@ -418,8 +424,11 @@ def test_errors():
         calculated(mo(), make_model(), stress_key=None).get_stress()
     model = make_schnet()
     model.output_modules[1] = NoStress()
+    names = {"energy_key": "energy", "force_key": "forces"}
     with pytest.raises(StressNotDefinedError, match="the model gives no stress"):
-        calculated(mo(), model).get_stress()
+        calculated(mo(), model, **names).get_stress()
+    with pytest.raises(ValueError, match=r"none of these is its energy: give energy_key"):
+        SoftAdaptCalculator(model)
 
 
 class NoStress(torch.nn.Module):
