@@ -110,15 +110,16 @@ class SoftAdaptCalculator(SpkCalculator):
         **kwargs,
     ):
         Calculator.__init__(self, **kwargs)
-        dtype = _DTYPES.get(str(dtype).removeprefix("torch."))
-        if dtype is None:
+        if str(dtype).removeprefix("torch.") not in _DTYPES:
             raise ValueError(f"dtype must be float32 or float64, got {dtype!r}")
+        dtype = _DTYPES[str(dtype).removeprefix("torch.")]
+        device = _usable(device)
         given = [model] if isinstance(model, (str, Path, nn.Module)) else list(model)
         if not given:
             raise ValueError("a committee needs at least one model")
         models = [load_potential(m, device, dtype) for m in given]
         self.model, self.models = models[0], models
-        self.device, self.dtype = torch.device(device), dtype
+        self.device, self.dtype = device, dtype
         for loaded in models:
             activate_responses(loaded, force_key, stress_key)
         given_keys = {"energy": energy_key, "forces": force_key, "stress": stress_key}
@@ -300,3 +301,12 @@ class SoftAdaptCalculator(SpkCalculator):
         """ASE's standard properties; the committee's spread is not one of them."""
         standard = [name for name in self.implemented_properties if name in self.results]
         return Properties({name: self.results[name] for name in standard})
+
+
+def _usable(device: str | torch.device) -> torch.device:
+    """The device, after a look whether it is there."""
+    try:
+        return torch.zeros(1, device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:  # torch raises all of them
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"device {str(device)!r} cannot be used here: {reason}") from None

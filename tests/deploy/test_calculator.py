@@ -136,7 +136,7 @@ def test_float32():
     # 24 atoms of 6 eV and forces of 1 eV/Ang, seven digits each
     assert single.get_potential_energy() == pytest.approx(double.get_potential_energy(), abs=2e-4)
     np.testing.assert_allclose(single.get_forces(), double.get_forces(), atol=2e-5)
-    with pytest.raises(ValueError, match="dtype must be float32 or float64"):
+    with pytest.raises(ValueError, match="dtype must be float32 or float64, got 'float16'"):
         SoftAdaptCalculator(make_model(), dtype="float16")
 
 
@@ -392,6 +392,24 @@ def test_forces_and_stress_of_a_model_that_was_trained_on_energies(device_way):
 
 
 # --- errors
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"device": "quantum"}, "device 'quantum' cannot be used here: .*cuda"),
+        ({"device": "cuda:99"}, "device 'cuda:99' cannot be used here: "),
+        ({"energy_unit": "horse"}, "unknown energy unit 'horse'; choose from eV"),
+        ({"energy_unit": "Ang"}, "unknown energy unit 'Ang'; choose from eV"),
+        ({"energy_unit": float("nan")}, "energy_unit must be a name or a positive number, got nan"),
+        ({"position_unit": "m"}, "unknown position unit 'm'; choose from Ang"),
+        ({"position_unit": 0}, "position_unit must be a name or a positive number, got 0"),
+    ],
+)
+def test_arguments_that_make_no_sense(argument, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        SoftAdaptCalculator(make_model(), **argument)
+    assert "\n" not in str(caught.value)
 
 
 def test_errors():
