@@ -506,6 +506,8 @@ def _add_check(commands) -> None:
         help="options, such as nve.temperature=600 nve.time_steps=0.5,1,2 relax.fmax=1e-4"
         " phonons.delta=0.02; `--set all` lists them",
     )
+    parser.add_argument("--energy-unit", help="of a model that does not state it")
+    parser.add_argument("--position-unit", help="likewise")
     parser.set_defaults(run=_check)
 
 
@@ -515,7 +517,8 @@ def _check(args) -> int:
 
     options = read_options(args.set)
     atoms = _read_structure(args.structure)
-    atoms.calc = SoftAdaptCalculator(args.model)
+    units = {"energy_unit": args.energy_unit, "position_unit": args.position_unit}
+    atoms.calc = SoftAdaptCalculator(args.model, **units)
     results = run_checks(atoms, args.only or CHECKS, args.out, options)
     print(summary(results))
     return int(any(not r.get("ok", True) for r in results.values()))

@@ -19,7 +19,7 @@ ALLOWED = {
     "descriptors": {"descriptors", "properties"},
     "data": {"data", "descriptors", "properties"},
     "model": {"model", "data", "descriptors", "properties"},
-    "training": {"training", "data", "descriptors", "properties"},
+    "training": {"training", "model", "data", "descriptors", "properties"},
     "reports": {"reports", "training", "data", "properties"},
     "deploy": {"deploy", "model", "descriptors", "data", "properties"},
     "cli": {"data", "descriptors", "model", "training", "reports", "deploy", "properties"},

@@ -22,6 +22,7 @@ ENERGY_UNITS: dict[str, float] = {
     "Ha": units.Hartree,
     "Hartree": units.Hartree,
     "Ry": units.Rydberg,
+    "Rydberg": units.Rydberg,
     "kcal/mol": units.kcal / units.mol,
     "kJ/mol": units.kJ / units.mol,
 }

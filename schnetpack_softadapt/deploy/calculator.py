@@ -11,7 +11,6 @@ from ase.calculators.calculator import Calculator, PropertyNotImplementedError, 
 from ase.outputs import Properties
 from ase.stress import full_3x3_to_voigt_6_stress
 from schnetpack.interfaces import SpkCalculator
-from schnetpack.units import convert_units
 from torch import nn
 
 from ..data.cells import stress_volumes
@@ -21,6 +20,7 @@ from .evaluate import BatchModel, ComposedModels, Prediction, Structure, activat
 from .extrapolation import ExtrapolationMonitor
 from .loading import load_potential
 from .parts import UnsupportedModelError, model_parts
+from .self_description import common_unit, cutoff_of, output_keys
 from .skin import SkinList
 
 __all__ = ["SoftAdaptCalculator", "StressNotDefinedError"]
@@ -60,13 +60,14 @@ class SoftAdaptCalculator(SpkCalculator):
             lie outside of the training range (of any member of a committee) in one step; None only
             counts them.
         neighbor_list: ignored, accepted as `SpkCalculator` asks for one.
-        energy_key: name of the energy in the model.
-        force_key: name of the forces.
-        stress_key: name of the stress; None: no stress.
-        energy_unit: unit of the model's energies; when not given, what the model's metadata state,
-            else eV.
-        position_unit: unit of the model's lengths; when not given, what the metadata state, else
-            Ang.
+        energy_key: name of the energy in the model; "auto" is the energy that its forces are
+            derivatives of, whatever it is called.
+        force_key: name of the forces; "auto" as the model's modules say.
+        stress_key: name of the stress; "auto" as the model's modules say, None: no stress.
+        energy_unit: unit of the model's energies, a name or a number of eV; needed for a model that
+            does not state it (`SoftAdaptTask` writes `model.metadata["units"]`, SchNetPack's own
+            task does not). Forces and stress are in this unit and that of the lengths.
+        position_unit: unit of the model's lengths, likewise; a name or a number of Ang.
         cutoff: radius of the neighbour list in the model's unit, for models that do not tell it.
         transforms: for stock models that need more than pairs, applied to each structure.
         additional_inputs: constant entries of the batch, for stock models.
@@ -83,7 +84,8 @@ class SoftAdaptCalculator(SpkCalculator):
 
     Raises:
         FileNotFoundError: no model at the path.
-        ValueError: the model lacks an output, or an argument makes no sense.
+        ValueError: the model lacks an output or does not tell its units, or an argument makes no
+            sense.
     """
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress"]  # noqa: RUF012
@@ -92,9 +94,9 @@ class SoftAdaptCalculator(SpkCalculator):
         self,
         model: str | Path | nn.Module | Sequence[str | Path | nn.Module],
         neighbor_list=None,
-        energy_key: str = "energy",
-        force_key: str = "forces",
-        stress_key: str | None = "stress",
+        energy_key: str = "auto",
+        force_key: str = "auto",
+        stress_key: str | None = "auto",
         energy_unit: str | float | None = None,
         position_unit: str | float | None = None,
         device: str | torch.device = "cpu",
@@ -108,20 +110,26 @@ class SoftAdaptCalculator(SpkCalculator):
         **kwargs,
     ):
         Calculator.__init__(self, **kwargs)
-        dtype = _DTYPES.get(str(dtype).removeprefix("torch."))
-        if dtype is None:
+        if str(dtype).removeprefix("torch.") not in _DTYPES:
             raise ValueError(f"dtype must be float32 or float64, got {dtype!r}")
+        dtype = _DTYPES[str(dtype).removeprefix("torch.")]
+        device = _usable(device)
         given = [model] if isinstance(model, (str, Path, nn.Module)) else list(model)
         if not given:
             raise ValueError("a committee needs at least one model")
         models = [load_potential(m, device, dtype) for m in given]
         self.model, self.models = models[0], models
-        self.device, self.dtype = torch.device(device), dtype
-        self.energy_key, self.force_key, self.stress_key = energy_key, force_key, stress_key
+        self.device, self.dtype = device, dtype
         for loaded in models:
-            self._prepare(loaded)
+            activate_responses(loaded, force_key, stress_key)
+        given_keys = {"energy": energy_key, "forces": force_key, "stress": stress_key}
+        self._keys = [output_keys(loaded, given_keys) for loaded in models]
+        if any(keys["stress"] is None for keys in self._keys):
+            self._keys = [{**keys, "stress": None} for keys in self._keys]
+        self.property_map = self._keys[0]
+        self.energy_key, self.force_key, self.stress_key = self.property_map.values()
         self._set_units(energy_unit, position_unit)
-        self.cutoff = max(_cutoff(m, cutoff) for m in models) * self.position_conversion
+        self.cutoff = max(cutoff_of(m, cutoff) for m in models) * self.position_conversion
         self.neighbors = SkinList(self.cutoff, skin)
         self.extrapolation: ExtrapolationMonitor | None = None
         transforms = [transforms] if callable(transforms) else list(transforms)
@@ -144,44 +152,14 @@ class SoftAdaptCalculator(SpkCalculator):
 
     # --- setting up
 
-    def _prepare(self, model: nn.Module) -> None:
-        """Make a model give all that is asked for, under the names that are asked for."""
-        activate_responses(model, self.force_key, self.stress_key)
-        wanted = [self.energy_key, self.force_key]
-        has_stress = any(getattr(m, "calc_stress", False) for m in model.output_modules)
-        if has_stress and self.stress_key is not None:
-            wanted.append(self.stress_key)
-        missing = [key for key in wanted if key not in model.model_outputs]
-        if missing:
-            raise ValueError(
-                f"the model gives {sorted(model.model_outputs)}, not {' and '.join(missing)}; set"
-                " energy_key, force_key and stress_key, or give the model a Forces module"
-            )
-
     def _set_units(self, energy_unit, position_unit) -> None:
-        stated = [dict(getattr(m, "metadata", None) or {}).get("units") or {} for m in self.models]
-        energies = {u.get(self.energy_key, "eV") for u in stated}
-        lengths = {u.get("length", "Ang") for u in stated}
-        if (energy_unit is None and len(energies) > 1) or (
-            position_unit is None and len(lengths) > 1
-        ):
-            raise ValueError(
-                f"the models of a committee must have the same units, not {energies} and {lengths}"
-            )
-        self.energy_unit = energies.pop() if energy_unit is None else energy_unit
-        self.position_unit = lengths.pop() if position_unit is None else position_unit
-        self.energy_conversion = convert_units(self.energy_unit, "eV")
-        self.position_conversion = convert_units(self.position_unit, "Ang")
-        # "eV" to "eV" must not round
-        if self.energy_unit == "eV":
-            self.energy_conversion = 1.0
-        if self.position_unit in ("Ang", "Angstrom"):
-            self.position_conversion = 1.0
-        self.property_map = {
-            "energy": self.energy_key,
-            "forces": self.force_key,
-            "stress": self.stress_key,
-        }
+        energies = [keys["energy"] for keys in self._keys]
+        self.energy_unit, self.energy_conversion = common_unit(
+            self.models, energies, "energy", energy_unit
+        )
+        self.position_unit, self.position_conversion = common_unit(
+            self.models, ["length"] * len(self.models), "position", position_unit
+        )
         self.property_units = {
             "energy": self.energy_conversion,
             "forces": self.energy_conversion / self.position_conversion,
@@ -197,9 +175,10 @@ class SoftAdaptCalculator(SpkCalculator):
         except UnsupportedModelError as error:
             log.info("calling the model through SchNetPack: %s", error)
             return None
-        if any(part.networks.output_key != self.energy_key for part in parts):
-            log.info("calling the model through SchNetPack: %s is no energy", self.energy_key)
-            return None
+        for part, keys in zip(parts, self._keys, strict=True):
+            if part.networks.output_key != keys["energy"]:
+                log.info("calling the model through SchNetPack: %s is no energy", keys["energy"])
+                return None
         groups: dict = {}
         for part in parts:
             groups.setdefault(part.layout, []).append(part)
@@ -214,13 +193,13 @@ class SoftAdaptCalculator(SpkCalculator):
                 m,
                 self.device,
                 self.dtype,
-                self.energy_key,
-                self.force_key,
-                self.stress_key or "",
+                keys["energy"],
+                keys["forces"],
+                keys["stress"],
                 transforms,
                 additional_inputs,
             )
-            for m in self.models
+            for m, keys in zip(self.models, self._keys, strict=True)
         ]
 
     # --- calculating
@@ -259,10 +238,6 @@ class SoftAdaptCalculator(SpkCalculator):
                 " training failed"
             )
         self.results = {**results, "free_energy": results["energy"]}
-        if "stress" in properties and "stress" not in self.results:
-            raise StressNotDefinedError(
-                "the model gives no stress: it needs a Forces module, and stress_key must be set"
-            )
 
     def _predictions(self, structure: Structure) -> list[Prediction]:
         atoms_per_chunk = self.atoms_per_chunk
@@ -292,7 +267,10 @@ class SoftAdaptCalculator(SpkCalculator):
         if structure.volume:
             return
         if self.stress_key is None:
-            raise StressNotDefinedError("this calculator was made without stress (stress_key=None)")
+            raise StressNotDefinedError(
+                "the model gives no stress (it needs a Forces module), or the calculator was made"
+                " without (stress_key=None)"
+            )
         raise StressNotDefinedError(
             "stress is not defined: the structure has no periodic cell with a volume (pbc"
             f" {structure.pbc.tolist()}, cell {structure.cell.tolist()}). For a slab give the"
@@ -325,11 +303,10 @@ class SoftAdaptCalculator(SpkCalculator):
         return Properties({name: self.results[name] for name in standard})
 
 
-def _cutoff(model: nn.Module, given: float | None) -> float:
-    """Radius of the neighbour list that a model needs, in its unit."""
-    if given is not None:
-        return float(given)
-    cutoff = getattr(getattr(model, "representation", None), "cutoff", None)
-    if cutoff is None:
-        raise ValueError("the model does not tell its cutoff radius: give `cutoff`")
-    return float(cutoff)
+def _usable(device: str | torch.device) -> torch.device:
+    """The device, after a look whether it is there."""
+    try:
+        return torch.zeros(1, device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:  # torch raises all of them
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"device {str(device)!r} cannot be used here: {reason}") from None

@@ -166,7 +166,7 @@ class BatchModel:
         dtype: precision of positions and cell.
         energy_key: name of the energy among the outputs.
         force_key: name of the forces.
-        stress_key: name of the stress.
+        stress_key: name of the stress; None: none.
         transforms: applied to every structure after the pairs are known, for models that need more
             than pairs.
         additional_inputs: constant entries of the batch.
@@ -177,9 +177,9 @@ class BatchModel:
         model: nn.Module,
         device: str | torch.device,
         dtype: torch.dtype,
-        energy_key: str = properties.energy,
-        force_key: str = properties.forces,
-        stress_key: str = properties.stress,
+        energy_key: str,
+        force_key: str,
+        stress_key: str | None,
         transforms: Sequence[Callable] = (),
         additional_inputs: Mapping[str, torch.Tensor] | None = None,
     ):
@@ -236,19 +236,22 @@ class BatchModel:
         return {key: value.clone().to(self.device) for key, value in batch.items()}
 
 
-def activate_responses(model: nn.Module, force_key: str, stress_key: str | None) -> None:
-    """Make a model compute forces, and stress under a key that is not None, in place.
+def activate_responses(model: nn.Module, force_key: str = "auto", stress_key: str | None = "auto"):
+    """Make a model compute forces, and stress if its key is not None, in place.
 
-    Names of what it already computes stay as they are. SchNetPack's `activate_model_stress`
-    inserts a further Strain each time it is called, which strains twice.
+    Names of what it already computes stay as they are, "auto" is the module's own name.
+    SchNetPack's `activate_model_stress` inserts a further Strain each time it is called, which
+    strains twice.
     """
     module = next((m for m in model.output_modules if hasattr(m, "calc_stress")), None)
     if module is None:
         return
     if not module.calc_forces:
-        module.calc_forces, module.force_key = True, force_key
+        module.calc_forces = True
+        module.force_key = module.force_key if force_key == "auto" else force_key
     if not module.calc_stress and stress_key is not None:
-        module.calc_stress, module.stress_key = True, stress_key
+        module.calc_stress = True
+        module.stress_key = module.stress_key if stress_key == "auto" else stress_key
     responses = [(module.force_key, properties.R)]
     if module.calc_stress:
         responses.append((module.stress_key, properties.strain))

@@ -6,6 +6,7 @@ folder with `input.nn` (keywords), `scaling.data` (statistics of the symmetry fu
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,7 @@ __all__ = [
     "N2P2Potential",
     "column_order",
     "convert_length",
+    "finite",
     "resolve_unit",
 ]
 
@@ -103,6 +105,18 @@ _UNIT_ALIASES = {
     "kcal/mol": "kcal/mol",
     "kj/mol": "kJ/mol",
 }
+
+
+def finite(word: str) -> float:
+    """The number that a word of a file says.
+
+    Raises:
+        ValueError: it is none, or nan or infinite.
+    """
+    value = float(word)
+    if not math.isfinite(value):
+        raise ValueError(f"{word!r} is not a finite number")
+    return value
 
 
 def resolve_unit(name: str, known: dict[str, float]) -> str:

@@ -1,6 +1,7 @@
 """What the keywords of an n2p2 `input.nn` say, and which of them this plugin cannot express."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from .n2p2_format import (
     SCALING_KEYWORDS,
     N2P2FormatError,
     column_order,
+    finite,
 )
 
 __all__ = ["Settings", "read_settings"]
@@ -115,10 +117,17 @@ class _Keywords:
     def number(self, name: str, default: float) -> float:
         if not self.has(name):
             return default
+        words, line = self.arguments(name), self.lines[name][0][0]
+        if not words:
+            raise self.error(line, f"{name} needs a number")
+        return self.read(finite, line, words[0])
+
+    def read(self, kind: Callable, line: int, word: str):
+        """`kind(word)`, int or `finite`, of a word of a line."""
         try:
-            return float(self.arguments(name)[0])
-        except (ValueError, IndexError):
-            raise N2P2FormatError(f"{self.path}: {name} needs a number") from None
+            return kind(word)
+        except ValueError as error:
+            raise self.error(line, f"cannot read {word!r} as a number: {error}") from None
 
 
 def _refuse_other_potentials(keywords: _Keywords) -> None:
@@ -159,11 +168,12 @@ def _read_elements(keywords: _Keywords) -> list[int]:
 def _read_cutoff(keywords: _Keywords) -> str:
     words = keywords.arguments("cutoff_type")
     line = keywords.lines["cutoff_type"][0][0]
-    number = int(words[0])
+    number = keywords.read(int, line, words[0])
     if number not in _CUTOFF_NAMES:
         reason = REFUSED_CUTOFF_TYPES.get(number, "no such type")
         raise keywords.error(line, f"cutoff_type {number} cannot be expressed: {reason}")
-    if len(words) > 1 and float(words[1]) != 0.0 and number in CUTOFFS_WITH_ALPHA:
+    alpha = keywords.read(finite, line, words[1]) if len(words) > 1 else 0.0
+    if alpha != 0.0 and number in CUTOFFS_WITH_ALPHA:
         raise keywords.error(
             line, f"cutoff_type with an inner radius (alpha = {words[1]}) is not supported"
         )
@@ -185,7 +195,7 @@ def _read_functions(
             kind = _KINDS[type_number]
             n_neighbors = {"G2": 1, "G4": 2, "G5": 2}.get(kind, 0)
             neighbors = tuple(_element(keywords, line, w) for w in words[2 : 2 + n_neighbors])
-            values = [float(w) for w in words[2 + n_neighbors :]]
+            values = [finite(w) for w in words[2 + n_neighbors :]]
             if kind in ("G2", "wG2"):
                 arguments = dict(zip(("eta", "r_s", "cutoff"), values, strict=True))
             elif kind == "wG4":
@@ -253,7 +263,8 @@ def _read_network(
             raise N2P2FormatError(
                 f"{keywords.path}: activation {letter} cannot be expressed: {reason}"
             )
-    widths = [int(word) for word in words[:n_hidden]]
+    line = keywords.lines["global_nodes_short"][0][0]
+    widths = [keywords.read(int, line, word) for word in words[:n_hidden]]
     candidates = {number: [list(widths)] for number in elements}
     for name in ("element_hidden_layers_short", "element_activation_short"):
         for line, _ in keywords.lines.get(name, []):
@@ -262,7 +273,7 @@ def _read_network(
             )
     for line, arguments in keywords.lines.get("element_nodes_short", []):
         number = _element(keywords, line, arguments[0])
-        values = [int(word) for word in arguments[1:]]
+        values = [keywords.read(int, line, word) for word in arguments[1:]]
         if number not in candidates or not values:
             raise keywords.error(line, "element_nodes_short needs a known element and numbers")
         # n2p2 reads `element layer nodes`, newer versions `element nodes ...`: the number of
@@ -279,7 +290,7 @@ def _read_atom_energies(keywords: _Keywords, elements: list[int]) -> dict[int, f
     for line, words in keywords.lines.get("atom_energy", []):
         if len(words) < 2 or _element(keywords, line, words[0]) not in energies:
             raise keywords.error(line, "atom_energy needs an element of the potential and a number")
-        energies[atomic_numbers[words[0]]] = float(words[1])
+        energies[atomic_numbers[words[0]]] = keywords.read(finite, line, words[1])
     return energies
 
 

@@ -13,6 +13,7 @@ from .n2p2_format import (
     ElementData,
     N2P2FormatError,
     N2P2Potential,
+    finite,
     resolve_unit,
 )
 from .n2p2_input import read_settings
@@ -73,9 +74,11 @@ def _read_statistics(
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         if line.strip() and not line.lstrip().startswith("#"):
             try:
-                rows.append([float(word) for word in line.split()])
-            except ValueError:
-                raise N2P2FormatError(f"{path}, line {number}: not a row of numbers") from None
+                rows.append([finite(word) for word in line.split()])
+            except ValueError as error:
+                raise N2P2FormatError(
+                    f"{path}, line {number}: not a row of numbers: {error}"
+                ) from None
     # RuNNer appends a line with the energy range
     rows = [row for row in rows if len(row) >= 5]
     n_expected = sum(map(len, functions.values()))
@@ -107,12 +110,14 @@ def _read_weights(
     biases. Only the first column counts, as in n2p2.
     """
     values = []
-    for line in path.read_text().splitlines():
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
         if line.strip() and not line.lstrip().startswith("#"):
             try:
-                values.append(float(line.split()[0]))
-            except ValueError:
-                raise N2P2FormatError(f"{path}: cannot read the line {line.strip()!r}") from None
+                values.append(finite(line.split()[0]))
+            except ValueError as error:
+                raise N2P2FormatError(
+                    f"{path}, line {number}: no weight in {line.strip()!r}: {error}"
+                ) from None
     for hidden in candidates:
         widths = [n_in, *hidden, 1]
         if sum((a + 1) * b for a, b in pairwise(widths)) == len(values):

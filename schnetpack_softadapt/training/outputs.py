@@ -9,35 +9,14 @@ from schnetpack.task import ModelOutput, UnsupervisedModelOutput
 from torch import nn
 
 from ..data.statistics import TrainingTargets
+from ..model.outputs import property_kinds
 from .losses import EnergyLoss, ForcesLoss, LossComponent, StressLoss
 
-__all__ = ["OutputLoss", "components_of", "constrained", "property_kinds"]
+__all__ = ["OutputLoss", "components_of", "constrained"]
 
 #: SchNetPack's losses that our components have too
 _KNOWN = {nn.MSELoss: "mse", nn.L1Loss: "mae"}
 _COMPONENTS = {c.kind: c for c in (EnergyLoss, ForcesLoss, StressLoss)}
-
-
-def property_kinds(model: nn.Module) -> dict[str, str]:
-    """What each output of a model is: "energy", "forces" or "stress", by its name.
-
-    The names are those that the modules which differentiate the energy were given
-    (`schnetpack.atomistic.Forces`, `Response`, ours); no literal name means anything. An output
-    that is not among them (a dipole moment, an energy without forces) has no entry.
-    """
-    kinds = {}
-    for module in getattr(model, "output_modules", ()):
-        outputs = getattr(module, "model_outputs", ())
-        if isinstance(getattr(module, "energy_key", None), str):
-            kinds[module.energy_key] = "energy"
-        for kind, key in (("forces", "force_key"), ("stress", "stress_key")):
-            if getattr(module, key, None) in outputs:
-                kinds[getattr(module, key)] = kind
-        derivatives = getattr(module, "map_properties", {})  # of schnetpack.atomistic.Response
-        for kind in ("forces", "stress"):
-            if derivatives.get(kind) in outputs:
-                kinds[derivatives[kind]] = kind
-    return kinds
 
 
 def components_of(outputs: Iterable[ModelOutput], model: nn.Module) -> list[LossComponent]:

@@ -87,6 +87,7 @@ def acsf_model(atoms: Atoms) -> ACSFPotential:
     n = model.representation.layout.n_columns
     table = np.broadcast_to(np.arange(1.0, n + 1), (len(elements), n))
     model.representation.scaling.set_statistics(0 * table, 10 * table, 5 * table, table)
+    model.metadata = {"units": {"energy": "eV", "length": "Ang"}}
     return model.eval()
 
 

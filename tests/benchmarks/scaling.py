@@ -78,7 +78,12 @@ def measure_evaluation(job: dict) -> dict:
         n_atoms = len(atoms)
         model = our_model(System("Mo", atoms[:1], layout), torch.float64)
         # a number no smaller than the structure: all at once
-        atoms.calc = SoftAdaptCalculator(model, atoms_per_chunk=job["atoms_per_chunk"] or n_atoms)
+        atoms.calc = SoftAdaptCalculator(
+            model,
+            energy_unit="eV",
+            position_unit="Ang",
+            atoms_per_chunk=job["atoms_per_chunk"] or n_atoms,
+        )
         rng, times = np.random.default_rng(0), []
         for _ in range(n + 1):  # the first builds the neighbour list
             atoms.positions += rng.uniform(-0.01, 0.01, (n_atoms, 3))

@@ -84,6 +84,7 @@ def make_model(
         values.append(descriptors(*pairs, z, layout))
         numbers.append(z)
     model.representation.scaling.fit(torch.cat(values), torch.cat(numbers))
+    model.metadata = {"units": {"energy": "eV", "length": "Ang"}}
     return model.eval()
 
 

@@ -38,7 +38,7 @@ def make_schnet(stress=False):
         radial_basis=GaussianRBF(n_rbf=8, cutoff=4.0),
         cutoff_fn=CosineCutoff(4.0),
     )
-    return NeuralNetworkPotential(
+    model = NeuralNetworkPotential(
         representation=representation,
         input_modules=[PairwiseDistances()],
         output_modules=[
@@ -46,6 +46,8 @@ def make_schnet(stress=False):
             Forces(calc_forces=True, calc_stress=stress),
         ],
     )
+    model.metadata = {"units": {"energy": "eV", "length": "Ang"}}  # as SoftAdaptTask writes them
+    return model
 
 
 def calculated(atoms, model, **kwargs):
@@ -134,7 +136,7 @@ def test_float32():
     # 24 atoms of 6 eV and forces of 1 eV/Ang, seven digits each
     assert single.get_potential_energy() == pytest.approx(double.get_potential_energy(), abs=2e-4)
     np.testing.assert_allclose(single.get_forces(), double.get_forces(), atol=2e-5)
-    with pytest.raises(ValueError, match="dtype must be float32 or float64"):
+    with pytest.raises(ValueError, match="dtype must be float32 or float64, got 'float16'"):
         SoftAdaptCalculator(make_model(), dtype="float16")
 
 
@@ -318,11 +320,13 @@ def test_transforms_reach_the_model():
 
 
 def test_units():
-    """kcal/mol in SpkCalculator by default; here what the model's metadata state, else eV."""
+    """kcal/mol in SpkCalculator by default; here what the model's metadata state."""
     model = make_model()
     expected = calculated(mo(), model)
     for kwargs, metadata in (
-        ({"energy_unit": "kcal/mol"}, {}),
+        ({"energy_unit": "kcal/mol", "position_unit": "Ang"}, {}),
+        ({"energy_unit": "kcal/mol"}, {"units": {"energy": "eV", "length": "Ang"}}),
+        ({"energy_unit": units.kcal / units.mol, "position_unit": 1.0}, {}),
         ({}, {"units": {"energy": "kcal/mol", "length": "Ang"}}),
     ):
         model.metadata = metadata
@@ -358,8 +362,10 @@ def test_names_of_the_model(device_way):
     response.force_key, response.stress_key = "F", "S"
     response.model_outputs = ["F", "S"]
     model.collect_outputs()
-    model.metadata = {"units": {"U": "kcal/mol"}}
-    renamed = device_way(mo(), model, energy_key="U", force_key="F", stress_key="S")
+    model.metadata = {"units": {"U": "kcal/mol", "length": "Ang"}}
+    renamed = device_way(mo(), model)
+    assert (renamed.calc.energy_key, renamed.calc.force_key) == ("U", "F")
+    assert device_way is through_schnetpack or renamed.calc.extrapolation is not None
     factor = units.kcal / units.mol
     for name in ("energy", "forces", "stress"):
         np.testing.assert_allclose(
@@ -386,6 +392,24 @@ def test_forces_and_stress_of_a_model_that_was_trained_on_energies(device_way):
 
 
 # --- errors
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"device": "quantum"}, "device 'quantum' cannot be used here: .*cuda"),
+        ({"device": "cuda:99"}, "device 'cuda:99' cannot be used here: "),
+        ({"energy_unit": "horse"}, "unknown energy unit 'horse'; choose from eV"),
+        ({"energy_unit": "Ang"}, "unknown energy unit 'Ang'; choose from eV"),
+        ({"energy_unit": float("nan")}, "energy_unit must be a name or a positive number, got nan"),
+        ({"position_unit": "m"}, "unknown position unit 'm'; choose from Ang"),
+        ({"position_unit": 0}, "position_unit must be a name or a positive number, got 0"),
+    ],
+)
+def test_arguments_that_make_no_sense(argument, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        SoftAdaptCalculator(make_model(), **argument)
+    assert "\n" not in str(caught.value)
 
 
 def test_errors():
@@ -418,8 +442,11 @@ def test_errors():
         calculated(mo(), make_model(), stress_key=None).get_stress()
     model = make_schnet()
     model.output_modules[1] = NoStress()
+    names = {"energy_key": "energy", "force_key": "forces"}
     with pytest.raises(StressNotDefinedError, match="the model gives no stress"):
-        calculated(mo(), model).get_stress()
+        calculated(mo(), model, **names).get_stress()
+    with pytest.raises(ValueError, match=r"none of these is its energy: give energy_key"):
+        SoftAdaptCalculator(model)
 
 
 class NoStress(torch.nn.Module):

@@ -316,7 +316,14 @@ REFUSED = {
     "_layers_short 2->_layers_short 0": "must be at least 1",
     "number_of_elements 2->number_of_elements 3": "number_of_elements 3",
     "center_symmetry_functions->scale_symmetry_functions_sigma": "contradict each other",
-    "scale_min_short 0.0->scale_min_short a": "scale_min_short needs a number",
+    "scale_min_short 0.0->scale_min_short a": r"input.nn, line \d+: cannot read 'a'",
+    "scale_min_short 0.0->scale_min_short": r"line \d+: scale_min_short needs a number",
+    "scale_max_short 1.0->scale_max_short inf": r"line \d+: .*'inf' is not a finite number",
+    "short Te 2 Te 0.2 0.0->short Te 2 Te nan 0.0": r"line \d+: .*'nan' is not a finite number",
+    "atom_energy Mo -10.0->atom_energy Mo nan": r"line \d+: .*'nan' is not a finite number",
+    "cutoff_type 1->cutoff_type 1 nan": r"line \d+: .*'nan' is not a finite number",
+    "cutoff_type 1->cutoff_type one": r"line \d+: cannot read 'one'",
+    "nodes_short 6 5->nodes_short 6 nan": r"line \d+: cannot read 'nan'",
     "atom_energy Mo->atom_energy O": "atom_energy needs an element of the potential",
     "cutoff_type 1->cutoff_type 1\nconv_energy 2.0": "must be given together",
     "cutoff_type 1->cutoff_type 1\nnnp_type 4G-HDNNP": "long-range charges are not supported",
@@ -353,8 +360,22 @@ def test_refused_files(tmp_path):
         read_potential(broken("b", "scaling.data", lambda t: t.replace("         1", "x", 1)))
     with pytest.raises(N2P2FormatError, match="expected the row of function 1 of element 2"):
         read_potential(broken("c", "scaling.data", lambda t: t.replace("\n         2", "\n 3")))
-    with pytest.raises(N2P2FormatError, match=r"weights.052.data: cannot read the line 'oops'"):
+    with pytest.raises(N2P2FormatError, match=r"weights.052.data, line \d+: no weight in 'oops'"):
         read_potential(broken("d", "weights.052.data", lambda t: t + "oops\n"))
+
+    def not_finite(column, value):
+        def edit(text):
+            rows = text.splitlines()
+            words = rows[3].split()
+            words[column] = value
+            return "\n".join([*rows[:3], " ".join(words), *rows[4:]])
+
+        return edit
+
+    with pytest.raises(N2P2FormatError, match=r"weights.042.data, line 4: .*'nan' is not a finite"):
+        read_potential(broken("f", "weights.042.data", not_finite(0, "nan")))
+    with pytest.raises(N2P2FormatError, match=r"scaling.data, line 4: .*'-inf' is not a finite"):
+        read_potential(broken("g", "scaling.data", not_finite(4, "-inf")))
 
     def no_spread(text):
         rows = text.splitlines()

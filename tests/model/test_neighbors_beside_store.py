@@ -124,7 +124,7 @@ def test_repulsion_is_the_same_in_training_and_in_both_calculators(database, str
     torch.save(model.eval(), path)
     units = {"energy_unit": "eV", "position_unit": "Ang"}
     for calculator in (
-        SoftAdaptCalculator(path),
+        SoftAdaptCalculator(path, **units),
         SpkCalculator(path, NeighborList(CUTOFF), dtype=torch.float64, **units),
     ):
         for k, index in enumerate(stored.train_idx):

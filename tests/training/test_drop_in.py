@@ -14,14 +14,16 @@ from schnetpack.data import ASEAtomsData, AtomsDataModule, AtomsLoader
 from schnetpack.model import NeuralNetworkPotential
 from schnetpack.nn import CosineCutoff, GaussianRBF
 from schnetpack.task import ConsiderOnlySelectedAtoms, ModelOutput, UnsupervisedModelOutput
+from schnetpack.units import convert_units
 from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError
 from toy_runs import toy_trainer
 
 import schnetpack_softadapt
 from schnetpack_softadapt.data.statistics import composition_fit, training_targets
 from schnetpack_softadapt.model import ACSF, ACSFPotential, ElementalAtomwise, ForcesAndStress
+from schnetpack_softadapt.model.outputs import property_kinds
 from schnetpack_softadapt.training.losses import EnergyLoss, ForcesLoss
-from schnetpack_softadapt.training.outputs import OutputLoss, components_of, property_kinds
+from schnetpack_softadapt.training.outputs import OutputLoss, components_of
 from schnetpack_softadapt.training.task import SoftAdaptTask
 from schnetpack_softadapt.training.weighting import Likelihood
 
@@ -31,7 +33,7 @@ KCAL = 23.060541945329334  # kcal/mol per eV
 def write_molecules(path, energy="energy", forces="forces", unit="kcal/mol", n=24):
     """Distorted water and methanol with EMT labels in the unit; a dipole that is a vector sum."""
     rng = np.random.default_rng(0)
-    factor = {"kcal/mol": KCAL, "eV": 1.0}[unit]
+    factor = convert_units("eV", unit)
     units = {energy: unit, forces: f"{unit}/Ang", "dipole_moment": "Debye", "selected": "1"}
     data = ASEAtomsData.create(str(path), distance_unit="Ang", property_unit_dict=units)
     structures, labels = [], []
