@@ -331,8 +331,7 @@ class Likelihood(Rule):
     averaged over epochs in the logarithm, so that the noise of one epoch does not enter.
 
     Args:
-        start: exponent r of the counts at the start.
-        end: that at the end; 1 for both keeps the likelihood's weights throughout.
+        end: exponent r of the counts at the end; 1 keeps the likelihood's weights throughout.
         smooth: part of the average of log l_k that is the average before.
         ceiling: largest l_k that counts. A standardised loss above 1 is that of a model worse than
             the mean of the labels, which says nothing of the noise.
@@ -344,7 +343,6 @@ class Likelihood(Rule):
 
     def __init__(
         self,
-        start: float = 1.0,
         end: float = 0.5,
         smooth: float = 0.8,
         ceiling: float = 1.0,
@@ -352,13 +350,11 @@ class Likelihood(Rule):
         prior: Mapping[str, float] | str | None = "auto",
     ):
         super().__init__(initial, prior)
-        for name, power in (("start", start), ("end", end)):
-            if not 0 <= power <= 4:
-                raise ValueError(f"{name} is an exponent between 0 and 4, not {power}")
+        if not 0 <= end <= 1:
+            raise ValueError(f"end lies between 0 and 1, not {end}")
         if not ceiling > 0:
             raise ValueError(f"ceiling must be positive, not {ceiling}")
-        self.start, self.end = float(start), float(end)
-        self.smooth, self.ceiling = _checked_smooth(smooth), float(ceiling)
+        self.end, self.smooth, self.ceiling = float(end), _checked_smooth(smooth), float(ceiling)
         self.logs: dict[str, float] = {}
         self.largest_lr = 0.0
 
@@ -375,7 +371,7 @@ class Likelihood(Rule):
             self.largest_lr = max(self.largest_lr, lr)
             left = min(left, lr / self.largest_lr if self.largest_lr > 0 else 1.0)
         # the prior N_k comes on top of the balance: N_k^(r - 1) / l_k here
-        power = self.end + (self.start - self.end) * left - 1.0
+        power = (self.end - 1.0) * (1.0 - left)
         count = {k: self.factors.get(k, 1.0) for k in losses}
         value = {k: power * _log(count[k]) - self.logs[k] for k in losses}
         largest = max(value.values())

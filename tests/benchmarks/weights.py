@@ -90,9 +90,6 @@ RULES = {
     "likelihood_auto": _rule("weighting.Likelihood"),
     "likelihood_r1": _rule("weighting.Likelihood", prior="labels", end=1.0),
     "likelihood_r0": _rule("weighting.Likelihood", prior="labels", end=0.0),
-    "likelihood_s1.5": _rule("weighting.Likelihood", prior="labels", start=1.5),
-    "likelihood_s2": _rule("weighting.Likelihood", prior="labels", start=2.0),
-    "likelihood_s2_r1": _rule("weighting.Likelihood", prior="labels", start=2.0, end=1.0),
     "hand_made": _fixed(1, 3300, 0),  # 0.01 : 0.99 of SchNetPack's md17 on ethanol, standardised
     "labels": _rule("weighting.Fixed", weights="labels"),
     "softadapt_labels": _rule("weighting.SoftAdapt", prior="labels", log="true", smooth=0.8),
