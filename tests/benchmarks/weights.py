@@ -2,6 +2,7 @@
 
     python tests/benchmarks/weights.py run FOLDER [--cases ...] [--rules ...] [--seeds 1 2 3]
     python tests/benchmarks/weights.py table FOLDER [--subset test]
+    python tests/benchmarks/weights.py figure FOLDER PICTURE
 
 `run` trains what is not there yet, in FOLDER/CASE/RULE_SEED, one process for each core asked for
 with --jobs; the same command again continues. The public data sets come from the shared folder
@@ -298,6 +299,25 @@ def table(args) -> None:
             print(f"| {rule} | {count[rule]} | {' | '.join(cells)} | {balance:.2f} |")
 
 
+def figure(args) -> None:
+    """Test errors of a few rules on one case, each seed a point, the mean a bar."""
+    import matplotlib.pyplot as plt
+
+    rows = [row for row in collect(args.folder) if row["case"] == args.case]
+    columns = [c for c in ERRORS if any(f"test_{c}" in row for row in rows)]
+    picture, axes = plt.subplots(1, len(columns), figsize=(3.2 * len(columns), 2.4))
+    for axis, column in zip(axes, columns, strict=True):
+        for k, rule in enumerate(args.rules):
+            values = [row[f"test_{column}"] for row in rows if row["rule"] == rule]
+            axis.barh(k, statistics.fmean(values), color="0.8")
+            axis.plot(values, [k] * len(values), "k.", markersize=4)
+        axis.set_yticks(range(len(args.rules)), args.rules if axis is axes[0] else [])
+        axis.invert_yaxis()
+        axis.set_xlabel(f"{column}, {ERRORS[column][1]}")
+    picture.tight_layout()
+    picture.savefig(args.out, dpi=120)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(required=True)
@@ -312,6 +332,13 @@ def main() -> None:
     tables.add_argument("folder", type=Path)
     tables.add_argument("--subset", default="test", choices=("train", "val", "test"))
     tables.set_defaults(function=table)
+    figures = commands.add_parser("figure")
+    figures.add_argument("folder", type=Path)
+    figures.add_argument("out", type=Path)
+    figures.add_argument("--case", default="ethanol_painn")
+    shown = ["equal", "softadapt", "likelihood", "likelihood_auto", "hand_made"]
+    figures.add_argument("--rules", nargs="+", default=shown)
+    figures.set_defaults(function=figure)
     args = parser.parse_args()
     args.function(args)
 
