@@ -2,6 +2,8 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -204,6 +206,37 @@ class SoftAdaptCalculator(SpkCalculator):
 
     # --- calculating
 
+    def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
+        """What has changed since `results`; ASE's comparison takes longer than a step of ten atoms.
+
+        Args:
+            atoms: the structure.
+            tol: ignored, any change counts.
+        """
+        last = self._last
+        if last is None:
+            return list(all_changes)
+        pairs = {
+            "positions": (atoms.positions, last.positions),
+            "numbers": (atoms.numbers, last.numbers),
+            "cell": (atoms.cell.array, last.cell),
+            "pbc": (atoms.pbc, last.pbc),
+        }
+        # of few atoms faster than comparing arrays
+        return [name for name, (a, b) in pairs.items() if a.tobytes() != b.tobytes()]
+
+    @property
+    def atoms(self) -> Atoms | None:
+        """The structure of `results`, made when it is asked for; without what no model looks at."""
+        last = self._last
+        if last is None:
+            return None
+        return Atoms(last.numbers, last.positions, cell=last.cell, pbc=last.pbc)
+
+    @atoms.setter
+    def atoms(self, atoms: Atoms | None) -> None:
+        self._last = None if atoms is None else _structure(atoms)
+
     def calculate(
         self,
         atoms: Atoms | None = None,
@@ -224,10 +257,12 @@ class SoftAdaptCalculator(SpkCalculator):
         """
         self.results = {}  # after an error nothing old may pass for the new structure's
         if atoms is not None:
-            self.atoms = atoms.copy()
-        if self.atoms is None or len(self.atoms) == 0:
+            self.atoms = atoms
+        structure = self._last
+        if structure is None or len(structure.numbers) == 0:
             raise ValueError("there are no atoms to calculate")
-        structure = self._structure(self.atoms)
+        if self.stress_key is None:
+            structure = replace(structure, volume=0.0)
         if "stress" in properties:
             self._check_stress(structure)
         members = [self._to_ase(p) for p in self._predictions(structure)]
@@ -251,17 +286,6 @@ class SoftAdaptCalculator(SpkCalculator):
         if self.position_conversion != 1.0:
             structure, pairs = self._to_model_unit(structure, pairs)
         return [p for evaluate in self._evaluators for p in evaluate(structure, pairs)]
-
-    def _structure(self, atoms: Atoms) -> Structure:
-        cell, pbc = atoms.cell.array, atoms.pbc
-        volume = 0.0 if self.stress_key is None else float(stress_volumes(cell[None], pbc)[0])
-        return Structure(
-            numbers=np.ascontiguousarray(atoms.numbers, dtype=np.int64),
-            positions=atoms.positions,
-            cell=cell,
-            pbc=pbc,
-            volume=volume,
-        )
 
     def _check_stress(self, structure: Structure) -> None:
         if structure.volume:
@@ -301,6 +325,24 @@ class SoftAdaptCalculator(SpkCalculator):
         """ASE's standard properties; the committee's spread is not one of them."""
         standard = [name for name in self.implemented_properties if name in self.results]
         return Properties({name: self.results[name] for name in standard})
+
+
+def _structure(atoms: Atoms) -> Structure:
+    """A copy of all that a model sees of a structure."""
+    cell, pbc = atoms.cell.array.copy(), atoms.pbc.copy()
+    return Structure(
+        numbers=np.array(atoms.numbers, dtype=np.int64),
+        positions=atoms.positions.copy(),
+        cell=cell,
+        pbc=pbc,
+        volume=_volume(cell.tobytes(), pbc.tobytes()),
+    )
+
+
+@lru_cache(maxsize=8)
+def _volume(cell: bytes, pbc: bytes) -> float:
+    """Volume that a stress is defined by, Ang^3; in most simulations the same step after step."""
+    return float(stress_volumes(np.frombuffer(cell).reshape(1, 3, 3), np.frombuffer(pbc, bool))[0])
 
 
 def _usable(device: str | torch.device) -> torch.device:

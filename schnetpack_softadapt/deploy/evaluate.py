@@ -19,7 +19,7 @@ from ..descriptors.autograd import choose_backend
 from ..descriptors.kernel_pairs import pair_forces
 from ..descriptors.kernels import KernelBackend
 from ..model import ForcesAndStress
-from ..model.compiled_networks import atomic_energies, can_compile
+from ..model.compiled_networks import CompiledNetworks, can_compile
 from .extrapolation import ExtrapolationMonitor
 from .parts import ModelParts
 from .skin import Pairs
@@ -76,6 +76,11 @@ class ComposedModels:
             p.layout.elements == p.scaling.elements and can_compile(p.networks, p.scaling)
             for p in self.parts
         )
+        if self._is_compiled:
+            self._networks = [CompiledNetworks(p.networks, p.scaling) for p in self.parts]
+        # by atomic number; all models have the same elements
+        self._offsets = [p.offsets.numpy() for p in self.parts]
+        self._rows = first.scaling.rows_of(np.arange(len(self._offsets[0])))
 
     def __call__(self, structure: Structure, pairs: Pairs) -> list[Prediction]:
         """One prediction for each model."""
@@ -112,8 +117,9 @@ class ComposedModels:
         """
         differentiate = self._by_loops if self._is_compiled else self._by_autograd
         arguments = (r_ij, idx_i, idx_j, numbers, n_central, start)
-        for parts, (energies, gradient) in zip(self.parts, differentiate(*arguments), strict=True):
-            yield energies[:n_central] + parts.offsets.numpy()[numbers[:n_central]], gradient
+        results = zip(self._offsets, differentiate(*arguments), strict=True)
+        for offsets, (energies, gradient) in results:
+            yield energies[:n_central] + offsets[numbers[:n_central]], gradient
 
     def finish(self) -> None:
         """Say that `derivatives` has seen all atoms of a structure.
@@ -132,9 +138,9 @@ class ComposedModels:
         values = self.backend.values_of(pairs)
         if self.monitor is not None:
             self.monitor.add(values[:n_central], numbers[:n_central], start)
-        for parts in self.parts:
-            rows = parts.scaling.rows_of(numbers)
-            energies, gradient = atomic_energies(parts.networks, parts.scaling, rows, values)
+        rows = self._rows[numbers]
+        for networks in self._networks:
+            energies, gradient = networks(rows, values)
             yield energies, self.backend.vjp_of(pairs, gradient)
 
     def _by_autograd(

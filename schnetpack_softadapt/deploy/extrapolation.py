@@ -50,7 +50,7 @@ class ExtrapolationMonitor:
             bounds[:, 0].max(axis=0),
             bounds[:, 1].min(axis=0),
         )  # (n_elements, D)
-        self._numbers: np.ndarray | None = None
+        self._numbers = b""
         self.reset()
 
     def reset(self) -> None:
@@ -69,8 +69,8 @@ class ExtrapolationMonitor:
         if start == 0:
             self._n_outside = self._n_atoms_outside = 0
             self._first: list[str] = []
-        if not np.array_equal(numbers, self._numbers):  # the same atoms step after step
-            self._numbers = numbers.copy()
+        if numbers.tobytes() != self._numbers:  # the same atoms step after step
+            self._numbers = numbers.tobytes()
             self._rows = np.searchsorted(self.layout.elements, numbers)
             self._bounds = self._low[self._rows], self._high[self._rows]
         outside = (values < self._bounds[0]) | (values > self._bounds[1])  # (n, D)

@@ -14,13 +14,13 @@ from ..descriptors.kernels import as_array, call
 from ..descriptors.scaling import Scaling
 from .atomwise import ElementalAtomwise
 
-__all__ = ["atomic_energies", "can_compile"]
+__all__ = ["CompiledNetworks", "can_compile"]
 
 _FLOAT = np.dtype(np.float64)
 
 
 def can_compile(modules: ElementalAtomwise, scaling: Scaling) -> bool:
-    """Whether `atomic_energies` knows the activations, and both modules have the same elements."""
+    """Whether `CompiledNetworks` knows the activations, and both modules have the same elements."""
     return (
         modules.is_built
         and modules.elements == scaling.elements
@@ -29,44 +29,42 @@ def can_compile(modules: ElementalAtomwise, scaling: Scaling) -> bool:
     )
 
 
-def atomic_energies(
-    modules: ElementalAtomwise, scaling: Scaling, rows: np.ndarray, g: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Network outputs times `scale`, and their derivatives by the descriptors.
-
-    The parameters are read anew at each call, since training changes them in place.
+class CompiledNetworks:
+    """The networks of all elements with their present parameters, which are copied.
 
     Args:
         modules: networks on the CPU for which `can_compile` holds.
         scaling: what stands between descriptors and networks.
-        rows: (N,) row of each atom among the elements, int64.
-        g: (N, D) descriptors without scaling, float64.
-
-    Returns:
-        energies (N,) eV without shifts, gradient (N, D).
     """
-    # both in the order of the layers; `ParameterList` itself takes longer than the network
-    weights = list(modules.weights._parameters.values())
-    biases = modules.biases._parameters.values()
-    flat = [x.detach().numpy().ravel() for pair in zip(weights, biases, strict=True) for x in pair]
-    widths, codes = _tables((g.shape[1], *[w.shape[2] for w in weights]), modules.activations)
-    energies, gradient = np.empty(len(g)), np.empty(g.shape)
-    call(
-        networks,
-        rows,
-        g,
-        as_array(scaling.shift, _FLOAT),
-        as_array(scaling.factor, _FLOAT),
-        widths,
-        codes,
-        np.concatenate(flat, dtype=_FLOAT),
-        modules.scale.item(),
-        0,
-        len(g),
-        energies,
-        gradient,
-    )
-    return energies, gradient
+
+    def __init__(self, modules: ElementalAtomwise, scaling: Scaling):
+        # both in the order of the layers; `ParameterList` itself takes longer than the network
+        weights = list(modules.weights._parameters.values())
+        biases = modules.biases._parameters.values()
+        layers = zip(weights, biases, strict=True)
+        flat = [x.detach().numpy().ravel() for pair in layers for x in pair]
+        widths = (scaling.shift.shape[1], *[w.shape[2] for w in weights])
+        self._arguments = (
+            as_array(scaling.shift, _FLOAT),
+            as_array(scaling.factor, _FLOAT),
+            *_tables(widths, modules.activations),
+            np.concatenate(flat, dtype=_FLOAT),
+            modules.scale.item(),
+        )
+
+    def __call__(self, rows: np.ndarray, g: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Network outputs times `scale`, and their derivatives by the descriptors.
+
+        Args:
+            rows: (N,) row of each atom among the elements, int64.
+            g: (N, D) descriptors without scaling, float64.
+
+        Returns:
+            energies (N,) eV without shifts, gradient (N, D).
+        """
+        energies, gradient = np.empty(len(g)), np.empty(g.shape)
+        call(networks, rows, g, *self._arguments, 0, len(g), energies, gradient)
+        return energies, gradient
 
 
 @lru_cache(maxsize=32)

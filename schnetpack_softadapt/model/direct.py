@@ -67,7 +67,7 @@ def evaluate_directly(model: NeuralNetworkPotential, inputs: dict[str, Tensor]) 
     # only now: numba takes a second to load
     from ..descriptors.kernel_pairs import pair_forces, pair_vectors
     from ..descriptors.kernels import as_array
-    from .compiled_networks import atomic_energies
+    from .compiled_networks import CompiledNetworks
 
     scaling = model.representation.scaling
     networks, response = model.output_modules._modules.values()
@@ -76,9 +76,9 @@ def evaluate_directly(model: NeuralNetworkPotential, inputs: dict[str, Tensor]) 
     offsets = as_array(inputs[properties.offsets], _FLOAT)
     r_ij = pair_vectors(as_array(positions, _FLOAT), offsets, idx_i, idx_j)
     pairs = backend.prepare(r_ij, idx_i, idx_j, numbers)
-    energies, gradient = atomic_energies(
-        networks, scaling, scaling.rows_of(numbers), backend.values_of(pairs)
-    )
+    # made anew at each call: training changes the parameters in place
+    compiled = CompiledNetworks(networks, scaling)
+    energies, gradient = compiled(scaling.rows_of(numbers), backend.values_of(pairs))
     energies += as_array(networks.shifts.shift, _FLOAT)[numbers]
     n_structures = len(inputs[properties.n_atoms])
     forces, virial = pair_forces(

@@ -11,12 +11,11 @@ import argparse
 import os
 import time
 import warnings
-from collections.abc import Callable
 
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
 parser.add_argument("--threads", type=int, default=1)
 parser.add_argument("--steps", type=int, default=50)
-parser.add_argument("--systems", nargs="+", default=["Mo54", "Mo1000", "MoTe2"])
+parser.add_argument("--systems", nargs="*", default=["Mo54", "Mo1000", "MoTe2"])
 parser.add_argument("--json", metavar="FILE", help="write the numbers to a file")
 args = parser.parse_args()
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
@@ -35,15 +34,16 @@ from schnetpack.representation import SchNet  # noqa: E402
 from schnetpack.transform import MatScipyNeighborList  # noqa: E402
 
 from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator  # noqa: E402
+from schnetpack_softadapt.descriptors.grids import default_layout  # noqa: E402
+from schnetpack_softadapt.descriptors.kernel_pairs import pair_forces  # noqa: E402
 from schnetpack_softadapt.descriptors.layout import Layout, SymmetryFunction  # noqa: E402
-from schnetpack_softadapt.descriptors.neighbors import neighbor_pairs  # noqa: E402
 from schnetpack_softadapt.model import (  # noqa: E402
     ACSF,
     ACSFPotential,
     ElementalAtomwise,
     ForcesAndStress,
 )
-from schnetpack_softadapt.model.compiled_networks import atomic_energies  # noqa: E402
+from schnetpack_softadapt.model.compiled_networks import CompiledNetworks  # noqa: E402
 
 CUTOFF = 5.0
 #: largest displacement per step, Ang: 300 K and 2 fs
@@ -72,12 +72,17 @@ def z(symbol: str) -> int:
     return Atoms(symbol).numbers[0]
 
 
-def acsf_model(atoms: Atoms) -> ACSFPotential:
-    """Untrained, with the scaling fitted to the structure."""
+def recipe(elements: list[str]) -> Layout:
+    """As `experiment=mlearn_softadapt`: 60 functions for one element, within 6 and 5 Ang."""
+    return default_layout(elements, 6.0, n_radial=20, n_angular_widths=4, zetas=[1, 2, 4, 8, 16])
+
+
+def acsf_model(atoms: Atoms, functions: Layout | None = None) -> ACSFPotential:
+    """Untrained, with a scaling that fits no structure badly."""
     torch.manual_seed(0)
     elements = sorted(set(atoms.get_chemical_symbols()))
     model = ACSFPotential(
-        representation=ACSF(layout=layout(elements)),
+        representation=ACSF(layout=functions or layout(elements)),
         input_modules=[Strain(), PairwiseDistances()],
         output_modules=[
             ElementalAtomwise(n_hidden=(16, 16)),
@@ -139,57 +144,57 @@ def steps_per_second(atoms: Atoms, calculator, n_steps: int) -> float:
     return n_steps / seconds
 
 
-def seconds(function: Callable, n: int) -> float:
-    """Median CPU time of a call (of all threads): it does not depend on other programs as much."""
-    times = []
-    for _ in range(n):
-        start = time.process_time()
-        function()
-        times.append(time.process_time() - start)
-    return float(np.median(times))
+def overhead(atoms: Atoms, functions: Layout, n: int) -> dict[str, float]:
+    """CPU seconds of a step of dynamics in ASE with the skin list valid, and of its large parts.
 
-
-def overhead(atoms: Atoms, n: int) -> dict[str, float]:
-    """Seconds per step of `calculate` with the skin list valid, and of its two large parts."""
-    calculator = SoftAdaptCalculator(acsf_model(atoms))
+    The step asks for forces and energy at new positions. `overhead` is what is none of the others.
+    """
+    calculator = SoftAdaptCalculator(acsf_model(atoms, functions))
     atoms = atoms.copy()
     atoms.calc = calculator
     atoms.get_forces()
-    composed = calculator._evaluators[0]
-    parts, backend = composed.parts[0], composed.backend
-    idx_i, idx_j, r_ij, _ = neighbor_pairs(
-        atoms.positions, atoms.cell.array, atoms.pbc, calculator.cutoff
-    )
-    pairs = tuple(torch.from_numpy(x) for x in (r_ij, idx_i, idx_j))
-    numbers = torch.from_numpy(atoms.numbers)
-    values = backend.values(*pairs, numbers)
-    rows, values = parts.scaling.rows_of(atoms.numbers), values.numpy()
-    _, gradient = atomic_energies(parts.networks, parts.scaling, rows, values)
+    composed, neighbors = calculator._evaluators[0], calculator.neighbors
+    part, backend = composed.parts[0], composed.backend
+    networks = CompiledNetworks(part.networks, part.scaling)
+    rows = part.scaling.rows_of(atoms.numbers)
+    idx_m = np.zeros(len(atoms), np.int64)
+    moves = np.random.default_rng(0).uniform(-STEP, STEP, (n, *atoms.positions.shape)) / 10
+    times = {name: [] for name in ("step", "descriptors", "network", "pair list", "force sums")}
 
-    def descriptors():
-        ready = backend.prepare(*pairs, numbers)
-        backend.values_of(ready)
-        backend.vjp_of(ready, gradient)
+    def timed(name, function, *arguments):
+        start = time.process_time()
+        result = function(*arguments)
+        times[name].append(time.process_time() - start)
+        return result
 
-    def network():
-        atomic_energies(parts.networks, parts.scaling, rows, values)
+    def step():
+        atoms.get_forces()
+        atoms.get_potential_energy()
 
-    def all_of_it():
-        calculator.calculate(atoms, ["energy"], ["positions"])
+    def parts():
+        pairs = timed("pair list", neighbors.update, atoms.positions, atoms.cell.array, atoms.pbc)
+        arrays = pairs.r_ij, pairs.idx_i, pairs.idx_j, atoms.numbers
+        ready = timed("descriptors", backend.prepare, *arrays)
+        values = timed("descriptors", backend.values_of, ready)
+        _, gradient = timed("network", networks, rows, values)
+        gradient = timed("descriptors", backend.vjp_of, ready, gradient)
+        timed("force sums", pair_forces, pairs.idx_i, pairs.idx_j, pairs.r_ij, gradient, idx_m, 1)
 
-    # turns, so that what else runs on the machine disturbs all alike
-    # (a copy of the structure as a yardstick of how fast this machine is right now)
-    functions = (descriptors, network, all_of_it, atoms.copy)
-    times = {name: [] for name in ("descriptors", "network", "calculate", "atoms.copy")}
-    for _ in range(n):
-        for name, function in zip(times, functions, strict=True):
-            times[name].append(seconds(function, 1))
+    # in turns, so that what else runs on the machine disturbs all alike; each at new positions,
+    # since a second time at the same ones is faster
+    for k in range(2 * n):
+        atoms.positions += moves[k % n] - (moves[(k - 1) % n] if k else 0.0)
+        timed("step", step) if k % 2 else parts()
+    times["descriptors"] = np.reshape(times["descriptors"], (n, 3)).sum(1)
     result = {name: float(np.median(values)) for name, values in times.items()}
-    result["overhead"] = result["calculate"] - result["descriptors"] - result["network"]
-    result["neighbor_list"] = seconds(
-        lambda: neighbor_pairs(atoms.positions, atoms.cell.array, atoms.pbc, CUTOFF + 0.5), 5
-    )
+    result["overhead"] = result["step"] - sum(v for k, v in result.items() if k != "step")
     return result
+
+
+def print_overhead(name: str, times: dict[str, float], n_atoms: int) -> None:
+    """One row of a table, us per atom."""
+    columns = "  ".join(f"{key} {1e6 * value / n_atoms:6.2f}" for key, value in times.items())
+    print(f"  {name:8s} us/atom: {columns}  ({times['overhead'] / times['step']:.0%})", flush=True)
 
 
 def main() -> None:
@@ -225,9 +230,16 @@ def main() -> None:
             rate = steps_per_second(atoms, calculator, n)
             table[name]["steps_per_second"][label] = rate
             print(f"  {label:36s} {rate:10.1f} steps/s  {1e6 / rate / len(atoms):9.2f} us/atom")
-        times = overhead(atoms, n)
-        table[name]["seconds"] = times
-        print("  " + ", ".join(f"{key} {1e3 * value:.3f} ms" for key, value in times.items()))
+        table[name]["seconds"] = overhead(atoms, layout(sorted(set(atoms.symbols))), n)
+        print_overhead(name, table[name]["seconds"], len(atoms))
+    print("the recipe of mlearn_softadapt, CPU time")
+    for cells in ((5, 1, 1), (3, 3, 3), (5, 5, 2)):
+        atoms = bulk("Mo", cubic=True) * cells
+        atoms.rattle(0.05, seed=0)
+        times = overhead(atoms, recipe(["Mo"]), 10 * args.steps)
+        name = f"recipe, Mo{len(atoms)}"
+        table[name] = {"n_atoms": len(atoms), "seconds": times}
+        print_overhead(name, times, len(atoms))
     if args.json:
         rows = [{"system": name, **content} for name, content in table.items()]
         write_result(args.json, rows, threads=args.threads)

@@ -155,6 +155,35 @@ def test_molecular_dynamics_reuses_the_list():
     assert atoms.calc.neighbors.n_builds < 10
 
 
+def test_computes_again_when_anything_changed_and_only_then():
+    atoms = calculated(mote2(), make_model())
+    changes = {
+        "positions": lambda a: a.positions.__iadd__(np.eye(len(a), 3) * 1e-13),
+        "cell": lambda a: a.set_cell(a.cell * 1.001),
+        "numbers": lambda a: a.numbers.__setitem__(0, 52),
+        "pbc": lambda a: a.set_pbc([True, True, False]),
+    }
+    atoms.get_forces()
+    for n, (name, change) in enumerate(changes.items(), start=1):
+        change(atoms)
+        assert atoms.calc.check_state(atoms) == [name]
+        energy = atoms.get_potential_energy()
+        # again, of an equal structure, and without a structure: what is kept
+        for same in (atoms, atoms.copy(), None):
+            np.testing.assert_array_equal(
+                atoms.calc.get_property("forces", same), atoms.get_forces()
+            )
+        assert atoms.calc.neighbors.n_updates == n + 1
+        fresh = calculated(atoms, make_model())
+        assert energy == pytest.approx(fresh.get_potential_energy(), abs=1e-10)
+    kept = atoms.calc.atoms
+    np.testing.assert_array_equal(kept.positions, atoms.positions)
+    atoms.positions += 1.0
+    assert abs(kept.positions - atoms.positions).min() == pytest.approx(1.0)
+    with pytest.raises(StressNotDefinedError, match="stress_key=None"):
+        calculated(mo(), make_model(), stress_key=None).get_stress()
+
+
 # --- structures of every kind
 
 
