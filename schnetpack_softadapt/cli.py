@@ -13,10 +13,10 @@ import warnings
 from pathlib import Path
 
 from . import __version__
+from .errors import error_text, is_users
 
 __all__ = ["main"]
 
-PACKAGE = Path(__file__).parent
 DESCRIPTION = (
     "What stands before and after training with SchNetPack's spktrain: data, reports, checks and"
     " exports of interatomic potentials."
@@ -50,11 +50,12 @@ def main(argv: list[str] | None = None) -> int:
             print("interrupted", file=sys.stderr)
             return 130
         except Exception as error:
-            users = _is_users(error)
+            users = is_users(error)
             if args.debug or not users:
                 traceback.print_exc()
             print(
-                f"spk-softadapt {args.command}: {_text(error) if users else FAULT}", file=sys.stderr
+                f"spk-softadapt {args.command}: {error_text(error) if users else FAULT}",
+                file=sys.stderr,
             )
             return 2 if users else 3
 
@@ -121,23 +122,6 @@ def _messages(args: argparse.Namespace):
         finally:
             logger.removeHandler(handler)
             logger.setLevel(before)
-
-
-def _is_users(error: Exception) -> bool:
-    """Whether it was raised on purpose, by a `raise` of this package or by the file system.
-
-    A ValueError that numpy raises in our code is a fault of ours.
-    """
-    where = traceback.extract_tb(error.__traceback__)[-1]
-    ours = Path(where.filename).is_relative_to(PACKAGE)
-    on_purpose = ours and (where.line or "").startswith("raise ")
-    return isinstance(error, OSError) or (isinstance(error, ValueError) and on_purpose)
-
-
-def _text(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
 
 
 def _read_structure(path: str):

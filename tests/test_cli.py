@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from schnetpack_softadapt import __version__, cli
+from schnetpack_softadapt import __version__, cli, errors
 from schnetpack_softadapt.descriptors.layout import Layout
 
 NAMES = ("import", "generate", "report", "export", "import-potential", "check")
@@ -72,7 +72,7 @@ def test_an_error_of_the_users_is_one_line(command, capsys, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.xyz").touch()
     # the rule looks for `raise` in our package: these handlers stand in for its modules
-    monkeypatch.setattr(cli, "PACKAGE", cli.PACKAGE.anchor)
+    monkeypatch.setattr(errors, "PACKAGE", errors.PACKAGE.anchor)
     command(run)
     assert cli.main(["try"]) == 2
     error = capsys.readouterr().err
@@ -94,7 +94,7 @@ def test_an_error_of_the_users_is_one_line(command, capsys, tmp_path, monkeypatc
     ],
 )
 def test_a_fault_of_ours_has_traceback_and_address(command, capsys, monkeypatch, run):
-    monkeypatch.setattr(cli, "PACKAGE", cli.PACKAGE.anchor)
+    monkeypatch.setattr(errors, "PACKAGE", errors.PACKAGE.anchor)
     command(run)
     assert cli.main(["try"]) == 3
     lines = capsys.readouterr().err.splitlines()

@@ -16,13 +16,23 @@ NAME = "schnetpack_softadapt"
 #: what each part of the package may import from the package
 ALLOWED = {
     "properties": set(),
+    "errors": set(),
     "descriptors": {"descriptors", "properties"},
-    "data": {"data", "descriptors", "properties"},
+    "data": {"data", "descriptors", "errors", "properties"},
     "model": {"model", "data", "descriptors", "properties"},
-    "training": {"training", "model", "data", "descriptors", "properties"},
+    "training": {"training", "model", "data", "descriptors", "errors", "properties"},
     "reports": {"reports", "training", "data", "properties"},
     "deploy": {"deploy", "model", "descriptors", "data", "properties"},
-    "cli": {"data", "descriptors", "model", "training", "reports", "deploy", "properties"},
+    "cli": {
+        "data",
+        "descriptors",
+        "model",
+        "training",
+        "reports",
+        "deploy",
+        "errors",
+        "properties",
+    },
     "hydra_searchpath": set(),
     "configs": set(),
     "__init__": set(),
@@ -30,7 +40,7 @@ ALLOWED = {
 }
 
 #: parts that know neither SchNetPack nor Lightning
-FRAMEWORK_FREE = ("descriptors", "properties.py", "training/weighting.py", "reports")
+FRAMEWORK_FREE = ("descriptors", "errors.py", "properties.py", "training/weighting.py", "reports")
 FRAMEWORKS = {"schnetpack", "pytorch_lightning", "lightning"}
 
 

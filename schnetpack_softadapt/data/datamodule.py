@@ -1,15 +1,17 @@
 """SchNetPack's data module: data in memory, a reproducible split, stored descriptors."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 from ase.data import chemical_symbols
 from schnetpack import properties
 from schnetpack.data import AtomsDataModule, SplittingStrategy, calculate_stats
+from schnetpack.units import convert_units
 
 from ..descriptors.elements import atomic_number, check_elements
+from ..errors import in_one_line
 from .dataset import InMemoryAtomsData
 from .loading import BatchSource, EpochSampler, InMemoryLoader, as_batch
 from .partition import DEFAULT_SPLIT_FILE, DEFAULT_SPLIT_KEY, Partition
@@ -76,6 +78,12 @@ class SoftAdaptDataModule(AtomsDataModule):
         num_workers: int = 0,
         **kwargs,
     ):
+        if datapath is None:
+            raise ValueError(
+                "which data? Give data.datapath=my.db, as `spk-softadapt import` writes it"
+            )
+        _check_counts(batch_size=batch_size, num_workers=num_workers, **kwargs)
+        _check_units(kwargs.get("property_units") or {}, kwargs.get("distance_unit"))
         if kwargs.get("load_properties") is not None:
             kwargs["load_properties"] = list(kwargs["load_properties"])
         if kwargs.get("data_workdir") is not None:
@@ -106,6 +114,7 @@ class SoftAdaptDataModule(AtomsDataModule):
 
     # setup
 
+    @in_one_line
     def setup(self, stage: str | None = None) -> None:
         """Read the database and split it; once, later calls do nothing.
 
@@ -340,3 +349,23 @@ class SoftAdaptDataModule(AtomsDataModule):
     def test_structures(self) -> list[Structure]:
         """Test structures with their labels, before transforms."""
         return self._test_dataset.structures()
+
+
+def _check_counts(**arguments) -> None:
+    for name, value in arguments.items():
+        least = {"size": 1, "workers": 0}.get(name.rpartition("_")[2])
+        if least is None or value is None:
+            continue
+        if not isinstance(value, int) or value < least:
+            raise ValueError(f"data.{name} is a whole number from {least} on, not {value!r}")
+
+
+def _check_units(property_units: Mapping[str, str], distance_unit: str | None) -> None:
+    for unit in (*property_units.values(), distance_unit or "Ang"):
+        try:
+            convert_units(unit, unit)
+        except (AttributeError, Warning) as error:  # it looks names up in ase.units
+            raise ValueError(
+                f"data.property_units or data.distance_unit: {unit!r} cannot be read ({error});"
+                " units are written as in eV, kcal/mol, eV/Ang, Ang, Bohr"
+            ) from error

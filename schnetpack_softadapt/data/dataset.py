@@ -60,7 +60,8 @@ class InMemoryAtomsData(ASEAtomsData):
         self.keep_float64 = tuple(keep_float64)
         self.cache_transforms = cache_transforms
         self.store: StoredDescriptors | None = None
-        missing = set(kwargs.get("load_properties") or ()) - set(self.available_properties)
+        asked = {*(kwargs.get("load_properties") or ()), *(kwargs.get("property_units") or ())}
+        missing = asked - set(self.available_properties)
         if missing:
             raise ValueError(
                 f"{datapath} has no {', '.join(sorted(missing))};"

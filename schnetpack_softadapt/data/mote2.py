@@ -7,6 +7,7 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
+from ..errors import in_one_line
 from .database import write_database
 from .datamodule import SoftAdaptDataModule
 from .importers import ImportOptions, read_files
@@ -69,6 +70,7 @@ class MoTe2DataModule(SoftAdaptDataModule):
     def __init__(self, datapath: str, **kwargs):
         super().__init__(datapath, **kwargs)
 
+    @in_one_line
     def prepare_data(self) -> None:
         """Make the database if it is not there."""
         create_mote2_database(self.datapath)

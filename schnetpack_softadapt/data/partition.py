@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,13 @@ class Partition:
             raise ValueError(
                 f"splitting={self.strategy!r} is not known; choose one of {', '.join(known)}"
             )
+        for name, size in zip(SUBSETS, self._sizes, strict=True):
+            fits = isinstance(size, Real) and (size <= 1 or float(size).is_integer())
+            if size is not None and not fits:
+                raise ValueError(
+                    f"num_{name} is a number of structures, a fraction up to 1.0 of them, or null"
+                    f" for the rest, not {size!r}"
+                )
 
     def find_or_make(self, dataset, datapath: str) -> Split:
         """The split of a data set; several processes at once get the same one.

@@ -64,6 +64,9 @@ class ACSF(Transform):
             self._set_layout(layout if isinstance(layout, Layout) else Layout.from_dict(layout))
         elif elements is not None:
             self.build(elements)
+        else:  # hydrogen stands for them: wrong settings should be found before the data are read
+            self.build(["H"])
+            self.layout = self.scaling = None
 
     @property
     def n_atom_basis(self) -> int:
@@ -94,6 +97,7 @@ class ACSF(Transform):
 
         Raises:
             UnknownElementError: the data contain an element without symmetry functions.
+            ValueError: the neighbour lists are shorter than the symmetry functions.
         """
         if self.layout is None:
             self.build(training_targets(value).elements)
@@ -101,9 +105,18 @@ class ACSF(Transform):
             value.check_elements(self.layout.elements)
         elements = training_targets(value).elements.tolist()
         check_elements(elements, self.layout.elements, "training data")
-        if hasattr(value, "attach_descriptors"):
-            value.attach_descriptors(self.layout)
+        if not (hasattr(value, "attach_descriptors") and value.attach_descriptors(self.layout)):
+            self._check_neighbors(value.train_dataset.transforms)
         self.scaling.fit_batches(self._training_values(value))
+
+    def _check_neighbors(self, transforms: Sequence) -> None:
+        for transform in transforms:
+            radius = getattr(transform, "_cutoff", self.cutoff)  # of SchNetPack's neighbour lists
+            if radius < self.cutoff:
+                raise ValueError(
+                    f"the neighbour list in data.transforms has a cutoff of {radius:g} Ang, the"
+                    f" symmetry functions reach {self.cutoff:g} Ang: give both one globals.cutoff"
+                )
 
     def _training_values(self, datamodule):
         """Yield unscaled descriptors (n_atoms, D) and atomic numbers of each training structure."""

@@ -142,9 +142,9 @@ class LossComponent(ModelOutput):
     def missing_in(self, available: Sequence[str], model_outputs: Sequence[str] | None) -> str:
         """Why this component cannot be computed; empty if it can."""
         if model_outputs is not None and self.name not in model_outputs:
-            return f"the model does not predict {self.name}"
+            return f"the model does not predict {self.name} but {', '.join(sorted(model_outputs))}"
         if self.target_property not in available:
-            return f"the data have no {self.target_property}"
+            return f"the data have no {self.target_property} but {', '.join(available)}"
         return ""
 
     def error(self, pred: Batch, batch: Batch) -> torch.Tensor:

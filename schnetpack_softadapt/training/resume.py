@@ -16,6 +16,8 @@ import torch
 from omegaconf import OmegaConf
 from schnetpack.task import AtomisticTask
 
+from ..errors import in_one_line
+
 __all__ = ["ResumableTask", "plain", "plain_copy"]
 
 log = logging.getLogger(__name__)
@@ -140,6 +142,21 @@ class ResumableTask(AtomisticTask):
             checkpoint_path, map_location=map_location, strict=strict, **kwargs
         )
 
+    @in_one_line
+    def load_state_dict(self, state_dict, *args, **kwargs):
+        """Take over the parameters of a checkpoint.
+
+        Raises:
+            ValueError: they are of another model.
+        """
+        try:
+            return super().load_state_dict(state_dict, *args, **kwargs)
+        except RuntimeError as error:  # a line for each tensor that does not fit
+            raise ValueError(
+                f"the checkpoint is of another model ({str(error).splitlines()[-1].strip()}); a run"
+                " goes on with the model it was started with: name the new one run.id=..."
+            ) from error
+
     def save_model(self, path: str, do_postprocessing: bool | None = None) -> None:
         """Write the model for inference; a kill leaves the old file or the new one, never half."""
         temporary = f"{path}.tmp"
@@ -149,6 +166,7 @@ class ResumableTask(AtomisticTask):
 
     # ---------------------------------------------------------------- random numbers
 
+    @in_one_line
     def on_fit_start(self) -> None:
         """Fix the seed of the run, unless a checkpoint has brought it."""
         given = os.environ.get("PL_GLOBAL_SEED")
@@ -279,8 +297,8 @@ class ResumableTask(AtomisticTask):
             value = values.get(config.monitor)
             if value is None:
                 raise ValueError(
-                    f"scheduler_monitor {config.monitor!r} was not logged; there are"
-                    f" {', '.join(sorted(values))}"
+                    f"scheduler_monitor {config.monitor!r} was not logged (those of val need"
+                    f" validation structures); there are {', '.join(sorted(values))}"
                 )
             self._plateau_turn = True
             self.lr_scheduler_step(config.scheduler, value)

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,14 @@ from pytorch_lightning.callbacks import Timer
 from schnetpack import properties
 
 from ..data.statistics import TrainingTargets, training_targets
+from ..errors import in_one_line
 from .averages import EpochSums, epoch_record, error_sums, sum_names
 from .losses import LossComponent
 from .outputs import components_of, constrained
 from .ranks import batch_loss, mark_repeated
 from .residuals import BatchResiduals, least_squares_weight
 from .resume import ResumableTask, plain, plain_copy
+from .settings import check_monitor, check_optimizer, logged_names
 from .standardize import Standardization
 from .units import record_units
 from .weighting import Likelihood, Rule
@@ -58,7 +60,8 @@ class SoftAdaptTask(ResumableTask):
         kwargs: those of `schnetpack.task.AtomisticTask`.
 
     Raises:
-        ValueError: outputs that are no `LossComponent`, or two with one name.
+        ValueError: outputs that are no `LossComponent`, or two with one name; weights, arguments of
+            optimizer or scheduler, or a `scheduler_monitor` that do not fit.
     """
 
     def __init__(
@@ -79,6 +82,14 @@ class SoftAdaptTask(ResumableTask):
         # Hydra passes its own containers; in an optimizer's state torch.load refuses them
         optimizer_args = plain({"lr": 1e-3} if optimizer_args is None else optimizer_args)
         kwargs["scheduler_args"] = plain(kwargs.get("scheduler_args") or {})
+        check_optimizer(
+            optimizer_cls,
+            optimizer_args,
+            kwargs.get("scheduler_cls"),
+            kwargs["scheduler_args"],
+            kwargs.get("scheduler_monitor"),
+            logged_names(outputs),
+        )
         super().__init__(
             model=model,
             outputs=outputs,
@@ -107,9 +118,26 @@ class SoftAdaptTask(ResumableTask):
         self._validation: dict[str, float] = {}
         self._clock = time.monotonic()
         self._epoch_lr = float(optimizer_args["lr"])
+        self._check_components()
 
     # ---------------------------------------------------------------- before the first step
 
+    def _check_components(self) -> None:
+        """Refuse what no data could make right."""
+        if not self.automatic_optimization and self.warmup_steps:
+            name = self.optimizer_cls.__name__
+            raise ValueError(f"{name} knows no warm-up; use warmup_steps=0")
+        trained = [c for c in self.outputs if self._is_there(c, [c.target_property])]
+        names = [c.component for c in trained]
+        unknown = self.rule.check(names, [c.component for c in trained if c.auto])
+        if unknown:
+            log.warning(
+                "the weights of %s have no effect: the loss components are %s",
+                ", ".join(unknown),
+                ", ".join(names),
+            )
+
+    @in_one_line
     def setup(self, stage: str | None = None) -> None:
         """Fit the model's transforms and the scales of the losses on the training set.
 
@@ -122,21 +150,35 @@ class SoftAdaptTask(ResumableTask):
                 "SoftAdaptTask fits scales to the training set and so needs a data module, not bare"
                 " loaders: trainer.fit(task, datamodule=AtomsDataModule(...))"
             )
+        for c in self.outputs:
+            c.bind(datamodule.dataset)
+        if stage == "fit":
+            self._check_run(datamodule.dataset.load_properties)
         super().setup(stage)
-        for output in self.outputs:
-            output.bind(datamodule.dataset)
         if stage == "fit" or not bool(self.standardization.fitted):
             self._prepare(datamodule)
 
+    def _check_run(self, available: Sequence[str]) -> None:
+        """Refuse what cannot be trained before descriptors are computed."""
+        trainer = self.trainer
+        if not isinstance(trainer.max_epochs, int) or trainer.max_epochs == 0:
+            raise ValueError(
+                f"trainer.max_epochs={trainer.max_epochs!r} is no number of epochs (-1: no limit)"
+            )
+        if not self.automatic_optimization and trainer.world_size > 1:
+            raise ValueError(f"{self.optimizer_cls.__name__} runs on one rank; use devices=1")
+        watchable = {*logged_names(self.outputs), "epoch", "step"}
+        for callback in trainer.callbacks:
+            if isinstance(getattr(callback, "monitor", None), str):
+                check_monitor(f"{type(callback).__name__}.monitor", callback.monitor, watchable)
+        for c in self.outputs:
+            self._is_there(c, available)
+
     def _prepare(self, datamodule) -> None:
-        name = self.optimizer_cls.__name__
-        if not self.automatic_optimization and self.trainer.world_size > 1:
-            raise ValueError(f"{name} runs on one rank; use devices=1")
-        if not self.automatic_optimization and self.warmup_steps:
-            raise ValueError(f"{name} knows no warm-up; use warmup_steps=0")
         record_units(self.model, datamodule.dataset, self.outputs)
         targets = training_targets(datamodule).named(**self._target_keys())
-        self.active = [c for c in self.outputs if self._is_there(c, datamodule.dataset, targets)]
+        available = datamodule.dataset.load_properties
+        self.active = [c for c in self.outputs if self._is_there(c, available, targets)]
         if not self.active:
             raise ValueError("none of the task's outputs is in both the data and the model")
         self.standardization.fit(targets)
@@ -145,8 +187,9 @@ class SoftAdaptTask(ResumableTask):
                 c.fit(targets)
                 if not self.automatic_optimization:
                     raise ValueError(
-                        f"{name} trains energy, forces and stress by their residuals; the output"
-                        f" {c.component} has a loss of its own ({c.loss}): choose another optimizer"
+                        f"{self.optimizer_cls.__name__} trains energy, forces and stress by their"
+                        f" residuals; the output {c.component} has a loss of its own ({c.loss}):"
+                        " choose another optimizer"
                     )
         self.model.loss_standardization = self.standardization.metadata(targets.elements)
         self._begin_rule(targets)
@@ -156,23 +199,32 @@ class SoftAdaptTask(ResumableTask):
         """Keys of the references of energy, forces and stress, where there are components."""
         return {c.kind: c.target_property for c in reversed(self.outputs) if c.kind is not None}
 
-    def _is_there(self, component: LossComponent, dataset, targets: TrainingTargets) -> bool:
-        if not component.is_trained:
+    def _is_there(
+        self, c: LossComponent, available: Sequence[str], targets: TrainingTargets | None = None
+    ) -> bool:
+        """Whether a component is trained, as far as known: its labels, with targets their values.
+
+        Raises:
+            ValueError: one that was asked for by name is not there.
+        """
+        if not c.is_trained:
             return False
-        missing = component.missing_in(dataset.load_properties, self.model.model_outputs)
-        if not missing and component.kind == "stress" and not np.any(targets.stress_mask):
+        missing = c.missing_in(available, self.model.model_outputs)
+        if (
+            not missing
+            and targets is not None
+            and c.kind == "stress"
+            and not np.any(targets.stress_mask)
+        ):
             missing = "no training structure has a stress"
-        if not missing:
-            return True
-        if not component.auto:
+        if missing and not c.auto:
             raise ValueError(
-                f"loss component {component.component}: {missing}. The data have"
-                f" {', '.join(dataset.load_properties)}; the model predicts"
-                f" {', '.join(self.model.model_outputs or ())}. Correct the name, or leave the"
-                " output out of task.outputs"
+                f"loss component {c.component}: {missing}. Correct the name, or leave the output"
+                " out of task.outputs"
             )
-        log.warning("loss component %s is left out: %s", component.component, missing)
-        return False
+        if missing and targets is not None:
+            log.warning("loss component %s is left out: %s", c.component, missing)
+        return not missing
 
     def _begin_rule(self, targets: TrainingTargets) -> None:
         self.rule.begin(
@@ -184,6 +236,12 @@ class SoftAdaptTask(ResumableTask):
 
     # ---------------------------------------------------------------- steps
 
+    @in_one_line
+    def configure_optimizers(self):
+        """Optimizer and scheduler, as SchNetPack's task makes them."""
+        return super().configure_optimizers()
+
+    @in_one_line
     def training_step(self, batch, batch_idx):
         """The weighted loss of a batch; with an optimizer of residuals, the whole step."""
         batch = mark_repeated(batch, batch_idx, self.trainer.train_dataloader)
@@ -194,12 +252,14 @@ class SoftAdaptTask(ResumableTask):
         self.optimizers().step(closure=lambda: self.residual_vectors(batch))
         return None
 
+    @in_one_line
     def validation_step(self, batch, batch_idx):
         """Add a batch to the sums of the epoch."""
         batch = mark_repeated(batch, batch_idx, self.trainer.val_dataloaders)
         with torch.set_grad_enabled(self.grad_enabled):
             self._terms(self._predict(batch), batch, "val")
 
+    @in_one_line
     def test_step(self, batch, batch_idx):
         """Add a batch to the sums of the test."""
         batch = mark_repeated(batch, batch_idx, self.trainer.test_dataloaders)
@@ -328,6 +388,7 @@ class SoftAdaptTask(ResumableTask):
         """Log `test_loss` and what belongs to it."""
         self.log_dict(self._without_users_names(self._finish("test")), batch_size=1)
 
+    @in_one_line
     def on_train_epoch_end(self) -> None:
         """Close the epoch: losses, schedulers, new weights, in this order, before checkpoints.
 

@@ -8,7 +8,7 @@ on every rank.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 __all__ = ["Fixed", "Likelihood", "LinearRamp", "Rule", "SoftAdapt", "TwoStage"]
 
@@ -79,6 +79,29 @@ class Rule:
         self.weights = dict(self.balance) if given else self._weigh(self.balance)
         return dict(self.weights)
 
+    def check(self, components: Sequence[str], optional: Container[str] = ()) -> list[str]:
+        """Refuse weights that no run with these components could have.
+
+        Args:
+            components: names of all that a run may have.
+            optional: those of them that it may lack. They need a weight all the same if there are
+                weights of names that are no component: one of both is misspelt.
+
+        Returns:
+            the names that are no component, whose weights have no effect.
+        """
+        unknown = []
+        for what in self._given:
+            weights = getattr(self, what)
+            if not isinstance(weights, Mapping):
+                continue
+            strange = [k for k in weights if k not in components]
+            needed = [k for k in components if k in weights or k not in optional or strange]
+            if needed:
+                _select(what, weights, needed)
+            unknown += [k for k in strange if k not in unknown]
+        return unknown
+
     def update(
         self,
         epoch: int,
@@ -141,6 +164,8 @@ class Rule:
 
     #: False: the weights follow from epoch and learning rate alone
     has_memory = True
+    #: attributes that are weights by component, if the user gave some
+    _given: tuple[str, ...] = ("initial", "prior")
     #: attributes that change during a run, beside those that every rule has
     _state: tuple[str, ...] = ()
 
@@ -397,6 +422,7 @@ class LinearRamp(Rule):
     has_memory = False
 
     _state = ("lr_start",)
+    _given = ("prior", "start", "limit")
 
     def __init__(
         self,
@@ -441,6 +467,8 @@ class TwoStage(Rule):
     """
 
     has_memory = False
+
+    _given = ("prior", "first", "second")
 
     def __init__(
         self,

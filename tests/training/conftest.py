@@ -1,3 +1,5 @@
+import logging
+
 import pytest
 import toy_runs
 
@@ -13,3 +15,12 @@ def database(tmp_path_factory):
 def in_temporary_folder(tmp_path, monkeypatch):
     """SchNetPack writes splitting.lock and split.npz into the working directory."""
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before():
+    """Hydra sets logging up for a process of its own, on streams that pytest closes."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = handlers, level

@@ -335,6 +335,5 @@ def test_refuses_losses_that_are_no_squares(database, tmp_path):
     task = kalman_task(components=[EnergyLoss(loss="mae"), ForcesLoss()])
     with pytest.raises(ValueError, match="loss: mse or huber"):
         fit(task, data(database, tmp_path), tmp_path, 1)
-    task = kalman_task(warmup_steps=3)
     with pytest.raises(ValueError, match="warmup_steps=0"):
-        fit(task, data(database, tmp_path), tmp_path, 1)
+        kalman_task(warmup_steps=3)
