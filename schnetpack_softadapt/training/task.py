@@ -129,13 +129,7 @@ class SoftAdaptTask(ResumableTask):
             raise ValueError(f"{name} knows no warm-up; use warmup_steps=0")
         trained = [c for c in self.outputs if self._is_there(c, [c.target_property])]
         names = [c.component for c in trained]
-        unknown = self.rule.check(names, [c.component for c in trained if c.auto])
-        if unknown:
-            log.warning(
-                "the weights of %s have no effect: the loss components are %s",
-                ", ".join(unknown),
-                ", ".join(names),
-            )
+        self._ignored = self.rule.check(names, [c.component for c in trained if c.auto])
 
     @in_one_line
     def setup(self, stage: str | None = None) -> None:
@@ -173,6 +167,12 @@ class SoftAdaptTask(ResumableTask):
                 check_monitor(f"{type(callback).__name__}.monitor", callback.monitor, watchable)
         for c in self.outputs:
             self._is_there(c, available)
+        if self._ignored:
+            log.warning(
+                "the weights of %s have no effect: the loss components are %s",
+                ", ".join(self._ignored),
+                ", ".join(c.component for c in self.outputs),
+            )
 
     def _prepare(self, datamodule) -> None:
         record_units(self.model, datamodule.dataset, self.outputs)

@@ -256,8 +256,9 @@ def test_weights_of_components(rule, optional, missing):
         rule.check(NAMES, optional)
 
 
-def test_weights_of_other_names_are_named(caplog):
+def test_weights_of_other_names_are_named(database, tmp_path, caplog):
     rule = Fixed({"energy": 1, "forces": 1, "stress": 1, "force": 3})
     assert rule.check(NAMES, NAMES) == ["force"]
-    toy_runs.toy_task(weighting=rule)
+    task = toy_runs.toy_task(weighting=rule)
+    toy_runs.toy_trainer(tmp_path, 1).fit(task, datamodule=toy_runs.toy_data(database))
     assert "weights of force have no effect: the loss components are energy" in caplog.text
