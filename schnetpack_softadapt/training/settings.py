@@ -1,6 +1,7 @@
 """Settings of a run that cannot work, found before its data are read."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -47,8 +48,12 @@ def _made(name: str, cls: Callable, first: Any, arguments: Mapping[str, Any]) ->
 
 
 def check_monitor(what: str, monitor: str | None, logged: Collection[str]) -> None:
-    """Refuse to wait for a value that no epoch gives."""
-    if monitor not in logged:
+    """Refuse to wait for nothing, and for what is nearly the name of a value but not quite.
+
+    Other names may be those of values that a callback of the user logs.
+    """
+    misspelt = monitor not in logged and get_close_matches(str(monitor), logged, n=1, cutoff=0.8)
+    if monitor is None or misspelt:
         raise ValueError(f"{what}={monitor!r} is not logged; there are {', '.join(sorted(logged))}")
 
 

@@ -14,7 +14,7 @@ from schnetpack_softadapt.data.dataset import InMemoryAtomsData
 from schnetpack_softadapt.model import ACSF
 from schnetpack_softadapt.training.kalman import KalmanFilter
 from schnetpack_softadapt.training.losses import EnergyLoss, ForcesLoss, StressLoss
-from schnetpack_softadapt.training.settings import check_optimizer, logged_names
+from schnetpack_softadapt.training.settings import check_monitor, check_optimizer, logged_names
 from schnetpack_softadapt.training.task import SoftAdaptTask
 from schnetpack_softadapt.training.weighting import Fixed, LinearRamp, SoftAdapt
 
@@ -262,3 +262,9 @@ def test_weights_of_other_names_are_named(database, tmp_path, caplog):
     task = toy_runs.toy_task(weighting=rule)
     toy_runs.toy_trainer(tmp_path, 1).fit(task, datamodule=toy_runs.toy_data(database))
     assert "weights of force have no effect: the loss components are energy" in caplog.text
+
+
+def test_values_of_other_callbacks_may_be_watched():
+    check_monitor("EarlyStopping.monitor", "val_torsion_barrier", {"val_loss", "val_forces_rmse"})
+    with pytest.raises(ValueError, match="'val_forces_rsme' is not logged"):
+        check_monitor("EarlyStopping.monitor", "val_forces_rsme", {"val_loss", "val_forces_rmse"})
