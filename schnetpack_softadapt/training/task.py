@@ -526,5 +526,5 @@ class SoftAdaptTask(ResumableTask):
         try:
             self.rule.load_state_dict(state["rule"])
         except ValueError as error:
+            # `setup` has begun the rule, with the labels that its prior may want
             log.warning("%s; starting with the initial weights of this run", error)
-            self.rule.begin([c.component for c in self.active], lr=self.lr)

@@ -24,7 +24,13 @@ from schnetpack_softadapt.training.checkpoints import (
 )
 from schnetpack_softadapt.training.kalman import KalmanFilter
 from schnetpack_softadapt.training.task import SoftAdaptTask
-from schnetpack_softadapt.training.weighting import Fixed, LinearRamp, SoftAdapt, TwoStage
+from schnetpack_softadapt.training.weighting import (
+    Fixed,
+    Likelihood,
+    LinearRamp,
+    SoftAdapt,
+    TwoStage,
+)
 
 #: logged values that a resumed run must repeat; the time is its own
 REPEATED = ("train_loss", "val_loss", "weight_energy", "rate_stress", "lr", "val_forces_rmse")
@@ -436,3 +442,25 @@ def test_kill_9_and_the_same_command_again(database, tmp_path):
     whole.mkdir()
     toy_runs.run(whole, database, epochs, data={"n_train": 11, "n_val": 5})
     same_history(toy_runs.history(killed), toy_runs.history(whole), tolerance=1e-6)
+
+
+def test_another_rule_on_a_resume_has_its_prior(database, tmp_path):
+    toy_runs.run(tmp_path, database, 2, task=toy_runs.toy_task(weighting=SoftAdapt()))
+    task = toy_runs.toy_task(weighting=Likelihood(prior="labels"))
+    toy_runs.run(tmp_path, database, 3, task=task)
+    factors = task.rule.factors  # 3 N force components for each energy, cells of 4 and 8 atoms
+    assert 12 <= factors["forces"] / factors["energy"] <= 24
+    weights = toy_runs.history(tmp_path)[2]
+    assert weights["weight_forces"] / weights["weight_energy"] == pytest.approx(
+        factors["forces"] / factors["energy"], rel=1e-6
+    )
+
+
+def test_progress_is_that_of_epochs_or_time(database, tmp_path):
+    task = toy_runs.toy_task(weighting=Fixed())
+    toy_runs.run(tmp_path, database, 2, task=task, max_time="00:01:00:00")
+    assert 0.0 < task.progress() <= 1.0
+    timer = next(c for c in task.trainer.callbacks if isinstance(c, pl.callbacks.Timer))
+    task.trainer.fit_loop.max_epochs = 1000
+    timer._duration = 2 * timer.time_elapsed()
+    assert task.progress() == pytest.approx(0.5, abs=0.05)
