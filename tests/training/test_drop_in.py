@@ -143,17 +143,20 @@ def test_the_schedule_is_the_users(molecules, tmp_path, monkeypatch):
     assert rates == pytest.approx([1e-3, 1e-3, 5e-4], rel=1e-6)
 
 
+#: SchNetPack's md17 experiment on data with other names
+OTHER_NAMES = (
+    "globals.energy_key=energy_U0",
+    "globals.forces_key=F",
+    "~data.property_units",
+    "data.transforms.1.property=energy_U0",
+    "model.postprocessors.1.property=energy_U0",
+)
+
+
 def test_keys_of_any_name(tmp_path, monkeypatch):
     path = write_molecules(tmp_path / "named.db", "energy_U0", "F")
-    keys = (
-        "globals.energy_key=energy_U0",
-        "globals.forces_key=F",
-        "~data.property_units",
-        "data.transforms.1.property=energy_U0",
-        "model.postprocessors.1.property=energy_U0",
-        "task._target_=schnetpack_softadapt.SoftAdaptTask",
-    )
-    run = spktrain(monkeypatch, tmp_path, *md17(path, *keys))
+    task = "task._target_=schnetpack_softadapt.SoftAdaptTask"
+    run = spktrain(monkeypatch, tmp_path, *md17(path, *OTHER_NAMES, task))
     values = logged(run)
     assert 0.02 < values["train_F_loss"][0] < 5.0
     assert 0.02 < values["train_energy_U0_loss"][-1] < 20.0

@@ -7,7 +7,7 @@ import pytest
 import test_drop_in
 import toy_runs
 from omegaconf import OmegaConf
-from test_drop_in import KCAL, logged, md17, spktrain, write_molecules
+from test_drop_in import KCAL, OTHER_NAMES, logged, md17, spktrain, write_molecules
 
 from schnetpack_softadapt.cli import main
 from schnetpack_softadapt.reports.curves import draw_learning, draw_weights
@@ -88,14 +88,7 @@ def test_without_history_csv_metrics_of_the_user_keep_their_unit(trained, tmp_pa
 
 def test_keys_of_other_names_have_the_same_report(trained, tmp_path, monkeypatch):
     path = write_molecules(tmp_path / "named.db", "energy_U0", "F")
-    keys = (
-        "globals.energy_key=energy_U0",
-        "globals.forces_key=F",
-        "~data.property_units",
-        "data.transforms.1.property=energy_U0",
-        "model.postprocessors.1.property=energy_U0",
-    )
-    run = spktrain(monkeypatch, tmp_path, *md17(path, *OURS, *keys))
+    run = spktrain(monkeypatch, tmp_path, *md17(path, *OURS, *OTHER_NAMES))
     assert "weight_energy_U0" in toy_runs.history(run)[0]
     assert main(["report", str(run)]) == 0
     ours, theirs = (
