@@ -25,7 +25,7 @@ atomic_energies: Final[str] = "atomic_energies"
 #: (N, n_in) what SchNetPack's output modules read from a representation
 scalar_representation: Final[str] = "scalar_representation"
 
-# --- from the descriptor store; see descriptors/store.py for the layout on disk
+# --- from the descriptor store; see descriptors/store/store.py for the layout on disk
 
 #: (N, D) descriptors without scaling
 descriptors: Final[str] = "_descriptors"

@@ -12,7 +12,7 @@ import numpy as np
 from ase.data import atomic_numbers
 from shared import shared_path
 
-from schnetpack_softadapt.descriptors.layout import Layout, SymmetryFunction
+from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
 
 __all__ = ["NAMES", "ReferencePotential", "load", "pair_list", "read_columns"]
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from schnetpack_softadapt import __version__, cli, errors
-from schnetpack_softadapt.descriptors.layout import Layout
+from schnetpack_softadapt import __version__, errors
+from schnetpack_softadapt.cli import main as cli
+from schnetpack_softadapt.descriptors.acsf.layout import Layout
 
 NAMES = ("import", "generate", "report", "export", "import-potential", "check")
 

@@ -17,13 +17,17 @@ NAME = "schnetpack_softadapt"
 ALLOWED = {
     "properties": set(),
     "errors": set(),
-    "descriptors": {"descriptors", "properties"},
-    "data": {"data", "descriptors", "errors", "properties"},
-    "model": {"model", "data", "descriptors", "properties"},
-    "training": {"training", "model", "data", "descriptors", "errors", "properties"},
-    "reports": {"reports", "training", "data", "properties"},
-    "deploy": {"deploy", "model", "descriptors", "data", "properties"},
+    "neighbors": {"neighbors", "properties"},
+    "descriptors": {"descriptors", "neighbors", "properties"},
+    "data": {"data", "neighbors", "descriptors", "errors", "properties"},
+    "model": {"model", "neighbors", "data", "descriptors", "properties"},
+    "training": {"training", "neighbors", "model", "data", "descriptors", "errors", "properties"},
+    "reports": {"reports", "neighbors", "training", "data", "properties"},
+    "deploy": {"deploy", "neighbors", "model", "descriptors", "data", "properties"},
     "cli": {
+        "__version__",
+        "cli",
+        "neighbors",
         "data",
         "descriptors",
         "model",
@@ -40,7 +44,14 @@ ALLOWED = {
 }
 
 #: parts that know neither SchNetPack nor Lightning
-FRAMEWORK_FREE = ("descriptors", "errors.py", "properties.py", "training/weighting.py", "reports")
+FRAMEWORK_FREE = (
+    "neighbors",
+    "descriptors",
+    "errors.py",
+    "properties.py",
+    "training/weighting.py",
+    "reports",
+)
 FRAMEWORKS = {"schnetpack", "pytorch_lightning", "lightning"}
 
 

@@ -6,9 +6,9 @@ import numpy as np
 from ase.data import chemical_symbols
 from tqdm import tqdm
 
-from ..descriptors.neighbors import neighbor_pairs
-from .cells import MIN_VOLUME_ANG3
-from .structures import Structure
+from schnetpack_softadapt.data.structures import Structure
+from schnetpack_softadapt.neighbors.cells import MIN_VOLUME_ANG3
+from schnetpack_softadapt.neighbors.pair_list import neighbor_pairs
 
 __all__ = [
     "InvalidStructures",

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from .checks import leave_out_placeholder_stress, raise_problems
-from .database import write_database
-from .importers import ImportOptions, read_files
-from .sources import Source, find_sources
-from .split_file import Split, save_split, split_path
-from .stress_labels import StressRepair, repair
-from .structures import Structure
-from .summary import Summary, summarize
+from schnetpack_softadapt.data.checks import leave_out_placeholder_stress, raise_problems
+from schnetpack_softadapt.data.database import write_database
+from schnetpack_softadapt.data.formats.registry import ImportOptions, read_files
+from schnetpack_softadapt.data.sources import Source, find_sources
+from schnetpack_softadapt.data.split_file import Split, save_split, split_path
+from schnetpack_softadapt.data.stress_labels import StressRepair, repair
+from schnetpack_softadapt.data.structures import Structure
+from schnetpack_softadapt.data.summary import Summary, summarize
 
 __all__ = ["convert_files"]
 

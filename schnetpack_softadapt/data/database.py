@@ -15,9 +15,9 @@ from ase.db import connect
 from ase.db.core import Database
 from tqdm import tqdm
 
-from .. import __version__
-from .. import properties as keys
-from .structures import Structure
+from schnetpack_softadapt import __version__
+from schnetpack_softadapt import properties as keys
+from schnetpack_softadapt.data.structures import Structure
 
 __all__ = ["STRESS_CONVENTION", "UNITS", "open_database", "write_database"]
 

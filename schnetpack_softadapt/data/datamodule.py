@@ -10,15 +10,15 @@ from schnetpack import properties
 from schnetpack.data import AtomsDataModule, SplittingStrategy, calculate_stats
 from schnetpack.units import convert_units
 
-from ..descriptors.elements import atomic_number, check_elements
-from ..errors import in_one_line
-from .dataset import InMemoryAtomsData
-from .loading import BatchSource, EpochSampler, InMemoryLoader, as_batch
-from .partition import DEFAULT_SPLIT_FILE, DEFAULT_SPLIT_KEY, Partition
-from .paths import user_path
-from .statistics import element_contributions
-from .stored import StoredDescriptors
-from .structures import Structure
+from schnetpack_softadapt.data.dataset import InMemoryAtomsData
+from schnetpack_softadapt.data.loading import BatchSource, EpochSampler, InMemoryLoader, as_batch
+from schnetpack_softadapt.data.partition import DEFAULT_SPLIT_FILE, DEFAULT_SPLIT_KEY, Partition
+from schnetpack_softadapt.data.paths import user_path
+from schnetpack_softadapt.data.statistics import element_contributions
+from schnetpack_softadapt.data.stored import StoredDescriptors
+from schnetpack_softadapt.data.structures import Structure
+from schnetpack_softadapt.descriptors.elements import atomic_number, check_elements
+from schnetpack_softadapt.errors import in_one_line
 
 __all__ = ["SoftAdaptDataModule"]
 
@@ -251,7 +251,9 @@ class SoftAdaptDataModule(AtomsDataModule):
                 )
             log.warning("the transforms change the structures: descriptors are not stored")
             return False
-        from ..descriptors.store import DescriptorStore  # compiled kernels, only where needed
+        from schnetpack_softadapt.descriptors.store.store import (
+            DescriptorStore,  # compiled kernels, only where needed
+        )
 
         folder = user_path(self.store_dir or f"{self.datapath}.descriptors")
         ranks = {}

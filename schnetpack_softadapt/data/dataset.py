@@ -12,11 +12,11 @@ from schnetpack.data import ASEAtomsData
 from schnetpack.transform import CastMap, WrapPositions, neighborlist
 from tqdm import tqdm
 
-from .. import properties as keys
-from .database import UNITS, open_database
-from .packed import PackedSamples
-from .stored import StoredDescriptors
-from .structures import Structure
+from schnetpack_softadapt import properties as keys
+from schnetpack_softadapt.data.database import UNITS, open_database
+from schnetpack_softadapt.data.packed import PackedSamples
+from schnetpack_softadapt.data.stored import StoredDescriptors
+from schnetpack_softadapt.data.structures import Structure
 
 __all__ = ["InMemoryAtomsData", "needs_neighbors", "read_database"]
 

@@ -7,7 +7,7 @@ import torch
 from schnetpack.data import AtomsLoader
 from torch.utils.data import Dataset, RandomSampler
 
-from .dataset import InMemoryAtomsData
+from schnetpack_softadapt.data.dataset import InMemoryAtomsData
 
 __all__ = ["BatchSource", "EpochSampler", "InMemoryLoader", "as_batch"]
 

@@ -7,13 +7,13 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from ..errors import in_one_line
-from .database import write_database
-from .datamodule import SoftAdaptDataModule
-from .importers import ImportOptions, read_files
-from .paths import user_path
-from .sources import find_sources
-from .structures import Structure
+from schnetpack_softadapt.data.database import write_database
+from schnetpack_softadapt.data.datamodule import SoftAdaptDataModule
+from schnetpack_softadapt.data.formats.registry import ImportOptions, read_files
+from schnetpack_softadapt.data.paths import user_path
+from schnetpack_softadapt.data.sources import find_sources
+from schnetpack_softadapt.data.structures import Structure
+from schnetpack_softadapt.errors import in_one_line
 
 __all__ = ["MoTe2DataModule", "create_mote2_database", "mote2_structures"]
 

@@ -3,7 +3,7 @@
 import torch
 from schnetpack.transform import NeighborListTransform
 
-from ..descriptors.neighbors import neighbor_pairs
+from schnetpack_softadapt.neighbors.pair_list import neighbor_pairs
 
 __all__ = ["NeighborList"]
 

@@ -8,10 +8,16 @@ from pathlib import Path
 import numpy as np
 from schnetpack.data import RandomSplit, SplittingStrategy
 
-from .paths import user_path
-from .split_file import SUBSETS, Split, load_split, save_split, split_path
-from .splitting import BlockSplit, GroupedSplit, SeededRandomSplit, seeded_order, split_with_seed
-from .trajectories import trajectories
+from schnetpack_softadapt.data.paths import user_path
+from schnetpack_softadapt.data.split_file import SUBSETS, Split, load_split, save_split, split_path
+from schnetpack_softadapt.data.splitting import (
+    BlockSplit,
+    GroupedSplit,
+    SeededRandomSplit,
+    seeded_order,
+    split_with_seed,
+)
+from schnetpack_softadapt.data.trajectories import trajectories
 
 __all__ = ["Partition"]
 

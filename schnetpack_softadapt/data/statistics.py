@@ -8,9 +8,9 @@ import torch
 from schnetpack import properties
 from schnetpack.data import AtomsDataModule
 
-from .. import properties as keys
-from .cells import volumes
-from .dataset import InMemoryAtomsData, needs_neighbors
+from schnetpack_softadapt import properties as keys
+from schnetpack_softadapt.data.dataset import InMemoryAtomsData, needs_neighbors
+from schnetpack_softadapt.neighbors.cells import volumes
 
 __all__ = ["TrainingTargets", "composition_fit", "element_contributions", "training_targets"]
 

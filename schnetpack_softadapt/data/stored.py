@@ -3,8 +3,8 @@
 import torch
 from schnetpack import properties
 
-from .. import properties as keys
-from .packed import joined_ranges
+from schnetpack_softadapt import properties as keys
+from schnetpack_softadapt.data.packed import joined_ranges
 
 __all__ = ["StoredDescriptors"]
 

@@ -16,8 +16,13 @@ from itertools import permutations
 import numpy as np
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from .conventions import STRESS_ORDERS, STRESS_UNITS, stress_matrix, stress_order
-from .structures import Structure
+from schnetpack_softadapt.data.formats.conventions import (
+    STRESS_ORDERS,
+    STRESS_UNITS,
+    stress_matrix,
+    stress_order,
+)
+from schnetpack_softadapt.data.structures import Structure
 
 __all__ = [
     "Finding",

@@ -6,7 +6,7 @@ import numpy as np
 from ase import Atoms
 from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_stress
 
-from .cells import volumes
+from schnetpack_softadapt.neighbors.cells import volumes
 
 __all__ = ["Structure"]
 

@@ -9,10 +9,10 @@ import numpy as np
 from ase import units
 from ase.data import chemical_symbols, covalent_radii
 
-from ..descriptors.neighbors import neighbor_pairs
-from .checks import duplicates, where
-from .stress_labels import findings_from_strained_cells
-from .structures import Structure
+from schnetpack_softadapt.data.checks import duplicates, where
+from schnetpack_softadapt.data.stress_labels import findings_from_strained_cells
+from schnetpack_softadapt.data.structures import Structure
+from schnetpack_softadapt.neighbors.pair_list import neighbor_pairs
 
 __all__ = ["Summary", "summarize", "suspicions"]
 

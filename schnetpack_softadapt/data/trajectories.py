@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from schnetpack import properties
 
-from .. import properties as keys
-from .packed import PackedSamples
+from schnetpack_softadapt import properties as keys
+from schnetpack_softadapt.data.packed import PackedSamples
 
 __all__ = ["Series", "trajectories"]
 

@@ -15,15 +15,21 @@ from ase.stress import full_3x3_to_voigt_6_stress
 from schnetpack.interfaces import SpkCalculator
 from torch import nn
 
-from ..data.cells import stress_volumes
-from .chunks import evaluate_in_chunks
-from .committee import mean_and_spread
-from .evaluate import BatchModel, ComposedModels, Prediction, Structure, activate_responses
-from .extrapolation import ExtrapolationMonitor
-from .loading import load_potential
-from .parts import UnsupportedModelError, model_parts
-from .self_description import common_unit, cutoff_of, output_keys
-from .skin import SkinList
+from schnetpack_softadapt.deploy.chunks import evaluate_in_chunks
+from schnetpack_softadapt.deploy.committee import mean_and_spread
+from schnetpack_softadapt.deploy.evaluate import (
+    BatchModel,
+    ComposedModels,
+    Prediction,
+    Structure,
+    activate_responses,
+)
+from schnetpack_softadapt.deploy.extrapolation import ExtrapolationMonitor
+from schnetpack_softadapt.deploy.loading import load_potential
+from schnetpack_softadapt.deploy.parts import UnsupportedModelError, model_parts
+from schnetpack_softadapt.deploy.self_description import common_unit, cutoff_of, output_keys
+from schnetpack_softadapt.deploy.skin import SkinList
+from schnetpack_softadapt.neighbors.cells import stress_volumes
 
 __all__ = ["SoftAdaptCalculator", "StressNotDefinedError"]
 

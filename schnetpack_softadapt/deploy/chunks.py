@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 from numba import njit
 
-from ..descriptors.neighbors import LinkedCells
-from .evaluate import ComposedModels, Prediction, Structure
-from .skin import check_finite
+from schnetpack_softadapt.deploy.evaluate import ComposedModels, Prediction, Structure
+from schnetpack_softadapt.deploy.skin import check_finite
+from schnetpack_softadapt.neighbors.pair_list import LinkedCells
 
 __all__ = ["evaluate_in_chunks"]
 

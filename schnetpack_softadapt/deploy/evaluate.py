@@ -14,15 +14,15 @@ from schnetpack import properties
 from schnetpack.atomistic import Strain
 from torch import nn
 
-from .. import properties as keys
-from ..descriptors.autograd import choose_backend
-from ..descriptors.kernel_pairs import pair_forces
-from ..descriptors.kernels import KernelBackend
-from ..model import ForcesAndStress
-from ..model.compiled_networks import CompiledNetworks, can_compile
-from .extrapolation import ExtrapolationMonitor
-from .parts import ModelParts
-from .skin import Pairs
+from schnetpack_softadapt import properties as keys
+from schnetpack_softadapt.deploy.extrapolation import ExtrapolationMonitor
+from schnetpack_softadapt.deploy.parts import ModelParts
+from schnetpack_softadapt.deploy.skin import Pairs
+from schnetpack_softadapt.descriptors.acsf.kernels.engine import KernelBackend
+from schnetpack_softadapt.descriptors.autograd import choose_backend
+from schnetpack_softadapt.model import ForcesAndStress
+from schnetpack_softadapt.model.compiled_networks import CompiledNetworks, can_compile
+from schnetpack_softadapt.neighbors.pair_sums import pair_forces
 
 __all__ = ["BatchModel", "ComposedModels", "Prediction", "Structure", "activate_responses"]
 

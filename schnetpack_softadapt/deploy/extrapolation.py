@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from ase.data import chemical_symbols
 
-from ..descriptors.layout import Layout
-from ..descriptors.scaling import Scaling
+from schnetpack_softadapt.descriptors.acsf.layout import Layout
+from schnetpack_softadapt.descriptors.scaling import Scaling
 
 __all__ = ["ExtrapolationError", "ExtrapolationMonitor"]
 

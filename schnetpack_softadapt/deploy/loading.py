@@ -9,7 +9,7 @@ from pytorch_lightning import LightningModule
 from schnetpack.utils import load_model
 from torch import nn
 
-from .n2p2 import read_potential
+from schnetpack_softadapt.deploy.exchange.n2p2 import read_potential
 
 __all__ = ["load_potential", "save_potential"]
 

@@ -8,9 +8,9 @@ from schnetpack.model import NeuralNetworkPotential
 from schnetpack.transform import AddOffsets, CastTo32, CastTo64
 from torch import nn
 
-from ..descriptors.layout import Layout
-from ..descriptors.scaling import Scaling
-from ..model import ACSF, ElementalAtomwise, ElementShift
+from schnetpack_softadapt.descriptors.acsf.layout import Layout
+from schnetpack_softadapt.descriptors.scaling import Scaling
+from schnetpack_softadapt.model import ACSF, ElementalAtomwise, ElementShift
 
 __all__ = ["ModelParts", "UnsupportedModelError", "model_parts"]
 

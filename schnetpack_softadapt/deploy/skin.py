@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from ..descriptors.neighbors import LinkedCells
+from schnetpack_softadapt.neighbors.pair_list import LinkedCells
 
 __all__ = ["Pairs", "SkinList", "check_finite"]
 

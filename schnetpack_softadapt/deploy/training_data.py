@@ -5,9 +5,9 @@ from pathlib import Path
 from ase import Atoms
 from omegaconf import OmegaConf
 
-from ..data.dataset import InMemoryAtomsData
-from ..data.paths import run_config, run_database
-from ..data.split_file import load_split
+from schnetpack_softadapt.data.dataset import InMemoryAtomsData
+from schnetpack_softadapt.data.paths import run_config, run_database
+from schnetpack_softadapt.data.split_file import load_split
 
 __all__ = ["training_structure"]
 

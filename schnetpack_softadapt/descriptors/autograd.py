@@ -13,8 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from schnetpack_softadapt.descriptors.layout import Layout
-from schnetpack_softadapt.descriptors.reference import ReferenceBackend
+from schnetpack_softadapt.descriptors.acsf.layout import Layout
+from schnetpack_softadapt.descriptors.acsf.reference import ReferenceBackend
 from schnetpack_softadapt.descriptors.second_derivative import asked_for, second_derivative
 
 __all__ = ["BACKENDS", "DescriptorBackend", "choose_backend", "descriptors", "pair_descriptors"]
@@ -117,7 +117,7 @@ def _reference(layout: Layout) -> ReferenceBackend:
 @lru_cache(maxsize=32)
 def _kernels(layout: Layout) -> DescriptorBackend:
     # imported here: numba takes a second to load, and only this choice needs it
-    from schnetpack_softadapt.descriptors.kernels import KernelBackend
+    from schnetpack_softadapt.descriptors.acsf.kernels.engine import KernelBackend
 
     return KernelBackend(layout)
 

@@ -3,10 +3,10 @@
 The import paths of these classes are part of the format of saved models.
 """
 
-from .acsf import ACSF
-from .atomwise import ElementalAtomwise
-from .potential import ACSFPotential
-from .response import ForcesAndStress
-from .shift import ElementShift
+from schnetpack_softadapt.model.acsf import ACSF
+from schnetpack_softadapt.model.atomwise import ElementalAtomwise
+from schnetpack_softadapt.model.potential import ACSFPotential
+from schnetpack_softadapt.model.response import ForcesAndStress
+from schnetpack_softadapt.model.shift import ElementShift
 
 __all__ = ["ACSF", "ACSFPotential", "ElementShift", "ElementalAtomwise", "ForcesAndStress"]

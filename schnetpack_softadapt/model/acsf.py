@@ -7,14 +7,14 @@ import torch
 from schnetpack import properties
 from schnetpack.transform import Transform
 
-from .. import properties as keys
-from ..data.statistics import training_targets
-from ..descriptors.autograd import BACKENDS, descriptors
-from ..descriptors.elements import check_elements
-from ..descriptors.grids import default_layout
-from ..descriptors.layout import Layout
-from ..descriptors.scaling import Scaling
-from ..descriptors.stored import stored_descriptors
+from schnetpack_softadapt import properties as keys
+from schnetpack_softadapt.data.statistics import training_targets
+from schnetpack_softadapt.descriptors.acsf.grids import default_layout
+from schnetpack_softadapt.descriptors.acsf.layout import Layout
+from schnetpack_softadapt.descriptors.autograd import BACKENDS, descriptors
+from schnetpack_softadapt.descriptors.elements import check_elements
+from schnetpack_softadapt.descriptors.scaling import Scaling
+from schnetpack_softadapt.descriptors.store.autograd import stored_descriptors
 
 __all__ = ["ACSF"]
 

@@ -11,11 +11,11 @@ from schnetpack.transform import Transform
 from torch import nn
 from torch.nn import functional
 
-from .. import properties as keys
-from ..data.statistics import composition_fit, training_targets
-from ..descriptors.elements import atomic_number
-from .elements import ElementIndex
-from .shift import ElementShift, sum_over_structures
+from schnetpack_softadapt import properties as keys
+from schnetpack_softadapt.data.statistics import composition_fit, training_targets
+from schnetpack_softadapt.descriptors.elements import atomic_number
+from schnetpack_softadapt.model.elements import ElementIndex
+from schnetpack_softadapt.model.shift import ElementShift, sum_over_structures
 
 __all__ = ["ACTIVATIONS", "ElementalAtomwise"]
 

@@ -9,10 +9,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..descriptors.kernel_networks import ACTIVATION_CODES, networks
-from ..descriptors.kernels import as_array, call
-from ..descriptors.scaling import Scaling
-from .atomwise import ElementalAtomwise
+from schnetpack_softadapt.descriptors.acsf.kernels.engine import as_array, call
+from schnetpack_softadapt.descriptors.acsf.kernels.networks import ACTIVATION_CODES, networks
+from schnetpack_softadapt.descriptors.scaling import Scaling
+from schnetpack_softadapt.model.atomwise import ElementalAtomwise
 
 __all__ = ["CompiledNetworks", "can_compile"]
 

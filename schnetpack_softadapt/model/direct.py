@@ -20,16 +20,16 @@ from schnetpack.model import NeuralNetworkPotential
 from schnetpack.transform import AddOffsets, CastTo32, CastTo64
 from torch import Tensor
 
-from .. import properties as keys
-from ..data.cells import stress_volumes
-from ..descriptors.autograd import choose_backend
-from .acsf import ACSF
-from .atomwise import ElementalAtomwise
-from .response import ForcesAndStress, inverse_volume
-from .shift import ElementShift
+from schnetpack_softadapt import properties as keys
+from schnetpack_softadapt.descriptors.autograd import choose_backend
+from schnetpack_softadapt.model.acsf import ACSF
+from schnetpack_softadapt.model.atomwise import ElementalAtomwise
+from schnetpack_softadapt.model.response import ForcesAndStress, inverse_volume
+from schnetpack_softadapt.model.shift import ElementShift
+from schnetpack_softadapt.neighbors.cells import stress_volumes
 
 if TYPE_CHECKING:
-    from ..descriptors.kernels import KernelBackend
+    from schnetpack_softadapt.descriptors.acsf.kernels.engine import KernelBackend
 
 __all__ = ["evaluate_directly"]
 
@@ -65,9 +65,9 @@ def evaluate_directly(model: NeuralNetworkPotential, inputs: dict[str, Tensor]) 
     if backend is None:
         return False
     # only now: numba takes a second to load
-    from ..descriptors.kernel_pairs import pair_forces, pair_vectors
-    from ..descriptors.kernels import as_array
-    from .compiled_networks import CompiledNetworks
+    from schnetpack_softadapt.descriptors.acsf.kernels.engine import as_array
+    from schnetpack_softadapt.model.compiled_networks import CompiledNetworks
+    from schnetpack_softadapt.neighbors.pair_sums import pair_forces, pair_vectors
 
     scaling = model.representation.scaling
     networks, response = model.output_modules._modules.values()
@@ -139,6 +139,6 @@ def _kernels(model: NeuralNetworkPotential) -> "KernelBackend | None":
     backend = choose_backend(layout, representation.backend, _CPU)
     if not hasattr(backend, "prepare"):  # the reference is plain autograd
         return None
-    from .compiled_networks import can_compile
+    from schnetpack_softadapt.model.compiled_networks import can_compile
 
     return backend if can_compile(networks, scaling) else None

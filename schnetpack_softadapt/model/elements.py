@@ -6,7 +6,7 @@ import torch
 from ase.data import chemical_symbols
 from torch import nn
 
-from ..descriptors.elements import atomic_number, check_elements
+from schnetpack_softadapt.descriptors.elements import atomic_number, check_elements
 
 __all__ = ["ElementIndex"]
 

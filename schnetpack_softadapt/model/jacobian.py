@@ -23,11 +23,11 @@ import torch
 from schnetpack import properties
 from torch import Tensor
 
-from .. import properties as keys
-from ..descriptors.stored_terms import position_terms
-from .acsf import ACSF
-from .atomwise import ACTIVATIONS, ElementalAtomwise
-from .response import ForcesAndStress, inverse_volume
+from schnetpack_softadapt import properties as keys
+from schnetpack_softadapt.descriptors.store.terms import position_terms
+from schnetpack_softadapt.model.acsf import ACSF
+from schnetpack_softadapt.model.atomwise import ACTIVATIONS, ElementalAtomwise
+from schnetpack_softadapt.model.response import ForcesAndStress, inverse_volume
 
 __all__ = ["NetworkJacobian", "potential_jacobian"]
 

@@ -9,13 +9,13 @@ from schnetpack.model import NeuralNetworkPotential
 from schnetpack.transform import AddOffsets, CastTo32, CastTo64, ScaleProperty
 from torch import Tensor
 
-from ..data.statistics import training_targets
-from .acsf import ACSF
-from .atomwise import ElementalAtomwise
-from .direct import evaluate_directly
-from .jacobian import potential_jacobian
-from .response import ForcesAndStress
-from .shift import ElementShift
+from schnetpack_softadapt.data.statistics import training_targets
+from schnetpack_softadapt.model.acsf import ACSF
+from schnetpack_softadapt.model.atomwise import ElementalAtomwise
+from schnetpack_softadapt.model.direct import evaluate_directly
+from schnetpack_softadapt.model.jacobian import potential_jacobian
+from schnetpack_softadapt.model.response import ForcesAndStress
+from schnetpack_softadapt.model.shift import ElementShift
 
 __all__ = ["ACSFPotential"]
 

@@ -4,8 +4,8 @@ import torch
 from schnetpack import atomistic, properties
 from torch.autograd import grad
 
-from .. import properties as keys
-from ..data.cells import stress_volumes
+from schnetpack_softadapt import properties as keys
+from schnetpack_softadapt.neighbors.cells import stress_volumes
 
 __all__ = ["ForcesAndStress", "inverse_volume"]
 

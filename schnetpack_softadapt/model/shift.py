@@ -8,8 +8,8 @@ from ase.data import chemical_symbols
 from schnetpack import properties
 from schnetpack.transform import Transform
 
-from ..data.statistics import composition_fit, training_targets
-from ..descriptors.elements import atomic_number
+from schnetpack_softadapt.data.statistics import composition_fit, training_targets
+from schnetpack_softadapt.descriptors.elements import atomic_number
 
 __all__ = ["ElementShift", "sum_over_structures"]
 

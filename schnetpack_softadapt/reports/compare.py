@@ -10,12 +10,12 @@ from typing import Any, Final
 
 from matplotlib.figure import Figure
 
-from .curves import draw_curves
-from .page import Report, paragraph, points, run_content, table
-from .quantities import METRICS, QUANTITIES, SUBSETS
-from .run import Run
-from .style import SUBSET_COLOURS, new_figure
-from .tables import duration, error_rows, figures, headline
+from schnetpack_softadapt.reports.curves import draw_curves
+from schnetpack_softadapt.reports.page import Report, paragraph, points, run_content, table
+from schnetpack_softadapt.reports.quantities import METRICS, QUANTITIES, SUBSETS
+from schnetpack_softadapt.reports.run import Run
+from schnetpack_softadapt.reports.style import SUBSET_COLOURS, new_figure
+from schnetpack_softadapt.reports.tables import duration, error_rows, figures, headline
 
 __all__ = ["Group", "Spread", "draw_bars", "group_runs", "names_of", "write_comparison"]
 

@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from .quantities import QUANTITIES, SUBSETS
-from .run import Run
-from .style import (
+from schnetpack_softadapt.reports.quantities import QUANTITIES, SUBSETS
+from schnetpack_softadapt.reports.run import Run
+from schnetpack_softadapt.reports.style import (
     CYCLE,
     QUANTITY_COLOURS,
     SUBSET_COLOURS,

@@ -9,11 +9,18 @@ from typing import Any, Final
 
 import numpy as np
 
-from ..data.stress_labels import Finding, findings_from_predictions
-from .page import paragraph, table
-from .predictions import Predictions
-from .quantities import ENERGY, FORCES, QUANTITIES, STRESS, SUBSETS, Quantity
-from .tables import figures
+from schnetpack_softadapt.data.stress_labels import Finding, findings_from_predictions
+from schnetpack_softadapt.reports.page import paragraph, table
+from schnetpack_softadapt.reports.predictions import Predictions
+from schnetpack_softadapt.reports.quantities import (
+    ENERGY,
+    FORCES,
+    QUANTITIES,
+    STRESS,
+    SUBSETS,
+    Quantity,
+)
+from schnetpack_softadapt.reports.tables import figures
 
 __all__ = ["Outlier", "find_outliers", "find_stress_order", "outlier_blocks"]
 

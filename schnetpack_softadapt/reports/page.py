@@ -8,9 +8,9 @@ from html import escape
 from pathlib import Path
 from typing import Any, Final
 
-from .run import Run
-from .style import png_bytes, write_atomically
-from .tables import ErrorRow, csv_text, without_nan
+from schnetpack_softadapt.reports.run import Run
+from schnetpack_softadapt.reports.style import png_bytes, write_atomically
+from schnetpack_softadapt.reports.tables import ErrorRow, csv_text, without_nan
 
 __all__ = ["Report", "figure", "heading", "page", "paragraph", "points", "run_content", "table"]
 

@@ -9,10 +9,10 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .predictions import Comparison, Predictions, parity_points
-from .quantities import ENERGY, QUANTITIES, SUBSETS, Quantity
-from .style import SUBSET_COLOURS, density_map, new_figure
-from .tables import figures
+from schnetpack_softadapt.reports.predictions import Comparison, Predictions, parity_points
+from schnetpack_softadapt.reports.quantities import ENERGY, QUANTITIES, SUBSETS, Quantity
+from schnetpack_softadapt.reports.style import SUBSET_COLOURS, density_map, new_figure
+from schnetpack_softadapt.reports.tables import figures
 
 __all__ = ["draw_density", "draw_differences", "draw_histograms", "draw_parity", "interleaved"]
 

@@ -8,9 +8,9 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from ..data.paths import run_config, run_database
-from .quantities import QUANTITIES, SUBSETS
-from .run import Run
+from schnetpack_softadapt.data.paths import run_config, run_database
+from schnetpack_softadapt.reports.quantities import QUANTITIES, SUBSETS
+from schnetpack_softadapt.reports.run import Run
 
 __all__ = ["predict_missing"]
 
@@ -41,8 +41,8 @@ def predict_missing(
             )
     from schnetpack.utils import load_model
 
-    from ..training.outputs import property_kinds
-    from ..training.results import predict, write_predictions
+    from schnetpack_softadapt.training.outputs import property_kinds
+    from schnetpack_softadapt.training.results import predict, write_predictions
 
     # A pickled model can execute code when it is loaded, which is SchNetPack's way.
     try:

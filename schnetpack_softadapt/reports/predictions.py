@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .quantities import ENERGY, FORCES, QUANTITIES, Quantity
+from schnetpack_softadapt.reports.quantities import ENERGY, FORCES, QUANTITIES, Quantity
 
 __all__ = ["Comparison", "Predictions", "composition_baseline", "parity_points"]
 

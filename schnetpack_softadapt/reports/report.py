@@ -5,14 +5,19 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from .compare import group_runs, names_of, write_comparison
-from .curves import draw_learning, draw_weights
-from .outliers import find_outliers, find_stress_order, outlier_blocks
-from .page import Report, paragraph, points, run_content, table
-from .parity import draw_density, draw_differences, draw_histograms, draw_parity
-from .quantities import QUANTITIES, SUBSETS
-from .run import Run
-from .tables import duration, error_rows, error_tables, plain_table
+from schnetpack_softadapt.reports.compare import group_runs, names_of, write_comparison
+from schnetpack_softadapt.reports.curves import draw_learning, draw_weights
+from schnetpack_softadapt.reports.outliers import find_outliers, find_stress_order, outlier_blocks
+from schnetpack_softadapt.reports.page import Report, paragraph, points, run_content, table
+from schnetpack_softadapt.reports.parity import (
+    draw_density,
+    draw_differences,
+    draw_histograms,
+    draw_parity,
+)
+from schnetpack_softadapt.reports.quantities import QUANTITIES, SUBSETS
+from schnetpack_softadapt.reports.run import Run
+from schnetpack_softadapt.reports.tables import duration, error_rows, error_tables, plain_table
 
 __all__ = ["read_runs", "terminal_summary", "write_report"]
 

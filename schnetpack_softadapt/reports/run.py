@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from .history import History, read_history
-from .predictions import Predictions
-from .quantities import ENERGY, METRICS, SUBSETS, Quantity
+from schnetpack_softadapt.reports.history import History, read_history
+from schnetpack_softadapt.reports.predictions import Predictions
+from schnetpack_softadapt.reports.quantities import ENERGY, METRICS, SUBSETS, Quantity
 
 __all__ = ["Run", "Series", "read_config"]
 

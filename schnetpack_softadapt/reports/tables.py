@@ -9,9 +9,16 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 from ase.data import chemical_symbols
 
-from .predictions import Comparison, Predictions, parity_points
-from .quantities import ENERGY, FORCES, METRICS, QUANTITIES, SUBSETS, Quantity
-from .run import Run
+from schnetpack_softadapt.reports.predictions import Comparison, Predictions, parity_points
+from schnetpack_softadapt.reports.quantities import (
+    ENERGY,
+    FORCES,
+    METRICS,
+    QUANTITIES,
+    SUBSETS,
+    Quantity,
+)
+from schnetpack_softadapt.reports.run import Run
 
 __all__ = [
     "CSV_FIELDS",

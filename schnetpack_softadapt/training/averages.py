@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from .losses import LossComponent
+    from schnetpack_softadapt.training.losses import LossComponent
 
 __all__ = ["EpochRecord", "EpochSums", "epoch_record", "error_sums", "sum_names"]
 

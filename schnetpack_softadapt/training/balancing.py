@@ -4,7 +4,7 @@ import math
 import random
 from collections.abc import Mapping
 
-from .weighting import Rule
+from schnetpack_softadapt.training.weighting import Rule
 
 __all__ = ["ReLoBRaLo", "Uncertainty"]
 

@@ -19,13 +19,13 @@ import torch
 from schnetpack import properties
 from schnetpack.task import ModelOutput
 
-from .. import properties as keys
-from ..data.cells import volumes
-from ..data.statistics import TrainingTargets
-from ..descriptors.elements import atomic_number
-from .ranks import REAL_KEY
-from .standardize import VOIGT, Standardization
-from .units import unit_factor
+from schnetpack_softadapt import properties as keys
+from schnetpack_softadapt.data.statistics import TrainingTargets
+from schnetpack_softadapt.descriptors.elements import atomic_number
+from schnetpack_softadapt.neighbors.cells import volumes
+from schnetpack_softadapt.training.ranks import REAL_KEY
+from schnetpack_softadapt.training.standardize import VOIGT, Standardization
+from schnetpack_softadapt.training.units import unit_factor
 
 __all__ = ["EnergyLoss", "ForcesLoss", "LossComponent", "StressLoss"]
 

@@ -8,9 +8,9 @@ from schnetpack import properties
 from schnetpack.task import ModelOutput, UnsupervisedModelOutput
 from torch import nn
 
-from ..data.statistics import TrainingTargets
-from ..model.outputs import property_kinds
-from .losses import EnergyLoss, ForcesLoss, LossComponent, StressLoss
+from schnetpack_softadapt.data.statistics import TrainingTargets
+from schnetpack_softadapt.model.outputs import property_kinds
+from schnetpack_softadapt.training.losses import EnergyLoss, ForcesLoss, LossComponent, StressLoss
 
 __all__ = ["OutputLoss", "components_of", "constrained"]
 

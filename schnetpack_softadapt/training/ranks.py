@@ -8,7 +8,7 @@ from schnetpack import properties
 from torch.utils.data.distributed import DistributedSampler
 
 if TYPE_CHECKING:
-    from .losses import LossComponent
+    from schnetpack_softadapt.training.losses import LossComponent
 
 __all__ = ["REAL_KEY", "batch_loss", "mark_repeated"]
 

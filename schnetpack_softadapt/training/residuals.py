@@ -11,8 +11,8 @@ import torch
 from schnetpack import properties
 from torch import Tensor, nn
 
-from .losses import LossComponent
-from .standardize import VOIGT
+from schnetpack_softadapt.training.losses import LossComponent
+from schnetpack_softadapt.training.standardize import VOIGT
 
 __all__ = ["BatchResiduals", "Residuals", "least_squares_weight"]
 

@@ -24,8 +24,8 @@ from schnetpack import properties
 from schnetpack.data import AtomsLoader
 from tqdm import tqdm
 
-from .. import properties as keys
-from .units import unit_factor
+from schnetpack_softadapt import properties as keys
+from schnetpack_softadapt.training.units import unit_factor
 
 __all__ = [
     "QUANTITIES",

@@ -16,7 +16,7 @@ import torch
 from omegaconf import OmegaConf
 from schnetpack.task import AtomisticTask
 
-from ..errors import in_one_line
+from schnetpack_softadapt.errors import in_one_line
 
 __all__ = ["ResumableTask", "plain", "plain_copy"]
 

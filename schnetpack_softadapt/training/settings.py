@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from .losses import LossComponent
+from schnetpack_softadapt.training.losses import LossComponent
 
 __all__ = ["check_monitor", "check_optimizer", "logged_names"]
 

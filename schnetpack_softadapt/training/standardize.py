@@ -19,7 +19,7 @@ import torch
 from ase.data import chemical_symbols
 from torch import nn
 
-from ..data.statistics import TrainingTargets, composition_fit
+from schnetpack_softadapt.data.statistics import TrainingTargets, composition_fit
 
 __all__ = ["Standardization", "energy_variances", "force_scales", "virial_scale"]
 

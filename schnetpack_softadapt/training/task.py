@@ -10,18 +10,18 @@ import torch
 from pytorch_lightning.callbacks import Timer
 from schnetpack import properties
 
-from ..data.statistics import TrainingTargets, training_targets
-from ..errors import in_one_line
-from .averages import EpochSums, epoch_record, error_sums, sum_names
-from .losses import LossComponent
-from .outputs import components_of, constrained
-from .ranks import batch_loss, mark_repeated
-from .residuals import BatchResiduals, least_squares_weight
-from .resume import ResumableTask, plain, plain_copy
-from .settings import check_monitor, check_optimizer, logged_names
-from .standardize import Standardization
-from .units import record_units
-from .weighting import Likelihood, Rule
+from schnetpack_softadapt.data.statistics import TrainingTargets, training_targets
+from schnetpack_softadapt.errors import in_one_line
+from schnetpack_softadapt.training.averages import EpochSums, epoch_record, error_sums, sum_names
+from schnetpack_softadapt.training.losses import LossComponent
+from schnetpack_softadapt.training.outputs import components_of, constrained
+from schnetpack_softadapt.training.ranks import batch_loss, mark_repeated
+from schnetpack_softadapt.training.residuals import BatchResiduals, least_squares_weight
+from schnetpack_softadapt.training.resume import ResumableTask, plain, plain_copy
+from schnetpack_softadapt.training.settings import check_monitor, check_optimizer, logged_names
+from schnetpack_softadapt.training.standardize import Standardization
+from schnetpack_softadapt.training.units import record_units
+from schnetpack_softadapt.training.weighting import Likelihood, Rule
 
 __all__ = ["SoftAdaptTask"]
 

@@ -34,9 +34,8 @@ from schnetpack.representation import SchNet  # noqa: E402
 from schnetpack.transform import MatScipyNeighborList  # noqa: E402
 
 from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator  # noqa: E402
-from schnetpack_softadapt.descriptors.grids import default_layout  # noqa: E402
-from schnetpack_softadapt.descriptors.kernel_pairs import pair_forces  # noqa: E402
-from schnetpack_softadapt.descriptors.layout import Layout, SymmetryFunction  # noqa: E402
+from schnetpack_softadapt.descriptors.acsf.grids import default_layout  # noqa: E402
+from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction  # noqa: E402
 from schnetpack_softadapt.model import (  # noqa: E402
     ACSF,
     ACSFPotential,
@@ -44,6 +43,7 @@ from schnetpack_softadapt.model import (  # noqa: E402
     ForcesAndStress,
 )
 from schnetpack_softadapt.model.compiled_networks import CompiledNetworks  # noqa: E402
+from schnetpack_softadapt.neighbors.pair_sums import pair_forces  # noqa: E402
 
 CUTOFF = 5.0
 #: largest displacement per step, Ang: 300 K and 2 fs

@@ -41,11 +41,11 @@ from schnetpack.atomistic import Atomwise, PairwiseDistances, Strain
 from schnetpack.model import NeuralNetworkPotential
 from schnetpack.representation import PaiNN, SchNet
 
-from schnetpack_softadapt.descriptors.kernels import KernelBackend
-from schnetpack_softadapt.descriptors.layout import Layout, SymmetryFunction
-from schnetpack_softadapt.descriptors.neighbors import neighbor_pairs
-from schnetpack_softadapt.descriptors.reference import ReferenceBackend
+from schnetpack_softadapt.descriptors.acsf.kernels.engine import KernelBackend
+from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
+from schnetpack_softadapt.descriptors.acsf.reference import ReferenceBackend
 from schnetpack_softadapt.model import ACSF, ACSFPotential, ElementalAtomwise, ForcesAndStress
+from schnetpack_softadapt.neighbors.pair_list import neighbor_pairs
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the readers of the tests
 

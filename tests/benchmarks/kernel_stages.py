@@ -10,16 +10,22 @@ from evaluation import System
 from machine_code import Work, work_per_element
 from numba import njit
 
-from schnetpack_softadapt.descriptors import (
-    kernel_geometry,
-    kernel_math,
-    kernel_values,
-    kernel_vjp,
+from schnetpack_softadapt.descriptors.acsf.kernels import (
+    geometry as kernel_geometry,
 )
-from schnetpack_softadapt.descriptors.compiled import Plan
-from schnetpack_softadapt.descriptors.kernel_geometry import FIRST
-from schnetpack_softadapt.descriptors.kernels import KernelBackend
-from schnetpack_softadapt.descriptors.layout import Layout
+from schnetpack_softadapt.descriptors.acsf.kernels import (
+    loops as kernel_math,
+)
+from schnetpack_softadapt.descriptors.acsf.kernels import (
+    values as kernel_values,
+)
+from schnetpack_softadapt.descriptors.acsf.kernels import (
+    vjp as kernel_vjp,
+)
+from schnetpack_softadapt.descriptors.acsf.kernels.engine import KernelBackend
+from schnetpack_softadapt.descriptors.acsf.kernels.geometry import FIRST
+from schnetpack_softadapt.descriptors.acsf.kernels.plan import Plan
+from schnetpack_softadapt.descriptors.acsf.layout import Layout
 
 __all__ = ["best_times", "machine_limits", "measure_loops", "measure_stages"]
 

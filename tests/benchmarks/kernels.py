@@ -30,9 +30,20 @@ from kernel_stages import best_times, machine_limits, measure_loops, measure_sta
 from machine_code import count_instructions
 from numba import njit
 
-from schnetpack_softadapt.descriptors import kernel_geometry, kernel_values, kernel_vjp, moments
-from schnetpack_softadapt.descriptors.kernels import KernelBackend
-from schnetpack_softadapt.descriptors.layout import Layout, SymmetryFunction
+from schnetpack_softadapt.descriptors.acsf.kernels import (
+    geometry as kernel_geometry,
+)
+from schnetpack_softadapt.descriptors.acsf.kernels import (
+    moments,
+)
+from schnetpack_softadapt.descriptors.acsf.kernels import (
+    values as kernel_values,
+)
+from schnetpack_softadapt.descriptors.acsf.kernels import (
+    vjp as kernel_vjp,
+)
+from schnetpack_softadapt.descriptors.acsf.kernels.engine import KernelBackend
+from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
 
 _CODE_COLUMNS = (
     "zmm",

@@ -112,7 +112,7 @@ def morse_structures(n: int) -> list:
     from ase.build import bulk
 
     from schnetpack_softadapt.data.structures import Structure
-    from schnetpack_softadapt.descriptors.neighbors import neighbor_pairs
+    from schnetpack_softadapt.neighbors.pair_list import neighbor_pairs
 
     rng = np.random.default_rng(0)
     crystals = [bulk("Mo", cubic=True).repeat((2, 1 + k, 1)) for k in range(2)]

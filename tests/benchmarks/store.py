@@ -41,9 +41,9 @@ from ase.data import atomic_numbers  # noqa: E402
 from ase.io import read  # noqa: E402
 
 from schnetpack_softadapt import properties as keys  # noqa: E402
-from schnetpack_softadapt.descriptors.layout import Layout, SymmetryFunction  # noqa: E402
-from schnetpack_softadapt.descriptors.store import DescriptorStore  # noqa: E402
-from schnetpack_softadapt.descriptors.stored import stored_descriptors  # noqa: E402
+from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction  # noqa: E402
+from schnetpack_softadapt.descriptors.store.autograd import stored_descriptors  # noqa: E402
+from schnetpack_softadapt.descriptors.store.store import DescriptorStore  # noqa: E402
 
 CUTOFF = 5.2
 

@@ -122,7 +122,7 @@ def databases(folder: Path) -> dict[str, Path]:
     """The databases of the cases, made on first use, with their split beside them."""
     from shared import shared_path
 
-    from schnetpack_softadapt.cli import main as command
+    from schnetpack_softadapt.cli.main import main as command
 
     folder.mkdir(parents=True, exist_ok=True)
     out = {name: folder / f"{name}.db" for name in ("ethanol", "Mo", "Si", "Si_repaired", "mote2")}

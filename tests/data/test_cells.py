@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from schnetpack_softadapt.data.cells import stress_volumes, volumes
+from schnetpack_softadapt.neighbors.cells import stress_volumes, volumes
 
 CELL = np.random.default_rng(6).normal(size=(3, 3))
 # of both hands, without a third vector, with one that the others span, none at all

@@ -31,11 +31,11 @@ from schnetpack_softadapt.data.datamodule import SoftAdaptDataModule
 from schnetpack_softadapt.data.loading import EpochSampler
 from schnetpack_softadapt.data.split_file import Split, load_split, save_split
 from schnetpack_softadapt.data.statistics import training_targets
-from schnetpack_softadapt.descriptors import store as store_module
+from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
+from schnetpack_softadapt.descriptors.acsf.reference import ReferenceBackend
 from schnetpack_softadapt.descriptors.elements import UnknownElementError
-from schnetpack_softadapt.descriptors.layout import Layout, SymmetryFunction
-from schnetpack_softadapt.descriptors.reference import ReferenceBackend
-from schnetpack_softadapt.descriptors.store import DescriptorStore
+from schnetpack_softadapt.descriptors.store import store as store_module
+from schnetpack_softadapt.descriptors.store.store import DescriptorStore
 
 
 @pytest.fixture(autouse=True)

@@ -15,9 +15,9 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from emt_structures import labelled_atoms
 from shared import shared_path
 
-from schnetpack_softadapt.cli import main
+from schnetpack_softadapt.cli.main import main
 from schnetpack_softadapt.data.dataset import read_database
-from schnetpack_softadapt.data.importers import ImportOptions, format_of, read_files
+from schnetpack_softadapt.data.formats.registry import ImportOptions, format_of, read_files
 from schnetpack_softadapt.data.sources import find_sources
 
 SHEARS = {"yz": (1, 2), "xz": (0, 2), "xy": (0, 1)}

@@ -15,10 +15,10 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.io import read, write
 
-from schnetpack_softadapt.cli import main
+from schnetpack_softadapt.cli.main import main
 from schnetpack_softadapt.data.dataset import read_database
-from schnetpack_softadapt.data.recipe import STRAINS, Prototype, Recipe, build, samples
-from schnetpack_softadapt.data.recipe_settings import (
+from schnetpack_softadapt.data.generate.recipe import STRAINS, Prototype, Recipe, build, samples
+from schnetpack_softadapt.data.generate.settings import (
     load_config,
     parse_grid,
     parse_strain,
@@ -293,7 +293,8 @@ def test_resumes_after_kill_9():
     grid = ["--strain", "xx=-0.03:0.03:0.01", "--sigma", "0.05", "--jobs", "2"]
     arguments = ["--calculator-args", '{"seconds": 0.15}']
     command = ["generate", "cu.extxyz", "--calculator", "calculators:Logged", *grid, *arguments]
-    code = f"from schnetpack_softadapt.cli import main; main({[*command, '--out', 'out.extxyz']!r})"
+    command = [*command, "--out", "out.extxyz"]
+    code = f"from schnetpack_softadapt.cli.main import main; main({command!r})"
     process = subprocess.Popen([sys.executable, "-c", code])
     journal, log = Path("out.extxyz.journal"), Path("calculations.log")
     deadline = time.monotonic() + 60

@@ -12,7 +12,7 @@ from ase.constraints import FixAtoms
 from ase.io import write
 from emt_structures import labelled_atoms
 
-from schnetpack_softadapt.cli import main
+from schnetpack_softadapt.cli.main import main
 from schnetpack_softadapt.data.dataset import read_database
 
 

@@ -7,7 +7,7 @@ import pytest
 from ase.io import write
 from emt_structures import labelled_atoms
 
-from schnetpack_softadapt.cli import main
+from schnetpack_softadapt.cli.main import main
 from schnetpack_softadapt.data.dataset import read_database
 from schnetpack_softadapt.data.sources import find_sources
 

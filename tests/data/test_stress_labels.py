@@ -11,10 +11,10 @@ from ase.db import connect
 from ase.io import write
 from shared import shared_path
 
-from schnetpack_softadapt.cli import main
-from schnetpack_softadapt.data.conventions import STRESS_ORDERS
+from schnetpack_softadapt.cli.main import main
 from schnetpack_softadapt.data.dataset import read_database
-from schnetpack_softadapt.data.importers import ImportOptions, read_files
+from schnetpack_softadapt.data.formats.conventions import STRESS_ORDERS
+from schnetpack_softadapt.data.formats.registry import ImportOptions, read_files
 from schnetpack_softadapt.data.sources import find_sources
 from schnetpack_softadapt.data.stress_labels import (
     StressRepair,

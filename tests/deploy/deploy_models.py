@@ -7,10 +7,10 @@ from ase.build import bulk, mx2
 from schnetpack.atomistic import PairwiseDistances, Strain
 
 from schnetpack_softadapt import properties as keys
+from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
 from schnetpack_softadapt.descriptors.autograd import descriptors
-from schnetpack_softadapt.descriptors.layout import Layout, SymmetryFunction
-from schnetpack_softadapt.descriptors.neighbors import neighbor_pairs
 from schnetpack_softadapt.model import ACSF, ACSFPotential, ElementalAtomwise, ForcesAndStress
+from schnetpack_softadapt.neighbors.pair_list import neighbor_pairs
 
 __all__ = ["CUTOFF", "make_layout", "make_model", "mo", "mote2"]
 

@@ -25,8 +25,8 @@ from schnetpack.representation import SchNet
 from schnetpack_softadapt.data.neighborlist import NeighborList
 from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator, StressNotDefinedError
 from schnetpack_softadapt.deploy.committee import mean_and_spread
+from schnetpack_softadapt.deploy.exchange.n2p2 import write_potential
 from schnetpack_softadapt.deploy.extrapolation import ExtrapolationError
-from schnetpack_softadapt.deploy.n2p2 import write_potential
 
 
 def make_schnet(stress=False):

@@ -19,15 +19,15 @@ from ase.io import read
 from deploy_models import make_model, mo
 
 from schnetpack_softadapt import data
-from schnetpack_softadapt.cli import main
-from schnetpack_softadapt.deploy import check_elastic as check_elastic_module
-from schnetpack_softadapt.deploy import check_structure
-from schnetpack_softadapt.deploy.check import read_options, run_checks, summary
-from schnetpack_softadapt.deploy.check_dynamics import check_nve, check_phonons
-from schnetpack_softadapt.deploy.check_elastic import check_elastic, mean_moduli
-from schnetpack_softadapt.deploy.check_plots import plot_checks
-from schnetpack_softadapt.deploy.check_static import check_derivatives, check_eos, relax
-from schnetpack_softadapt.deploy.check_structure import bulk_directions
+from schnetpack_softadapt.cli.main import main
+from schnetpack_softadapt.deploy.check import elastic as check_elastic_module
+from schnetpack_softadapt.deploy.check import structure as check_structure
+from schnetpack_softadapt.deploy.check.check import read_options, run_checks, summary
+from schnetpack_softadapt.deploy.check.dynamics import check_nve, check_phonons
+from schnetpack_softadapt.deploy.check.elastic import check_elastic, mean_moduli
+from schnetpack_softadapt.deploy.check.plots import plot_checks
+from schnetpack_softadapt.deploy.check.static import check_derivatives, check_eos, relax
+from schnetpack_softadapt.deploy.check.structure import bulk_directions
 
 
 def copper():

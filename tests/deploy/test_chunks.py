@@ -13,7 +13,7 @@ from schnetpack_softadapt.deploy import calculator
 from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator
 from schnetpack_softadapt.deploy.evaluate import ComposedModels
 from schnetpack_softadapt.deploy.extrapolation import ExtrapolationError
-from schnetpack_softadapt.descriptors.neighbors import LinkedCells, neighbor_pairs
+from schnetpack_softadapt.neighbors.pair_list import LinkedCells, neighbor_pairs
 
 
 def outside_of_cell(atoms: Atoms) -> Atoms:

@@ -8,12 +8,12 @@ from ase.data import atomic_masses, atomic_numbers
 from ase.neighborlist import neighbor_list
 from deploy_models import make_layout, make_model, mo, mote2
 
-from schnetpack_softadapt.cli import main
+from schnetpack_softadapt.cli.main import main
 from schnetpack_softadapt.data.database import write_database
 from schnetpack_softadapt.data.structures import Structure
 from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator
-from schnetpack_softadapt.deploy.n2p2 import write_potential
-from schnetpack_softadapt.descriptors.layout import Layout
+from schnetpack_softadapt.deploy.exchange.n2p2 import write_potential
+from schnetpack_softadapt.descriptors.acsf.layout import Layout
 
 
 def test_lammps_files(tmp_path):

@@ -12,12 +12,12 @@ from schnetpack.transform import AddOffsets
 from torch import nn
 
 from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator
-from schnetpack_softadapt.deploy.n2p2 import from_model, read_potential, write_potential
-from schnetpack_softadapt.deploy.n2p2_format import N2P2FormatError, resolve_unit
-from schnetpack_softadapt.deploy.n2p2_read import read_files
-from schnetpack_softadapt.deploy.n2p2_write import write_files
+from schnetpack_softadapt.deploy.exchange.n2p2 import from_model, read_potential, write_potential
+from schnetpack_softadapt.deploy.exchange.n2p2_format import N2P2FormatError, resolve_unit
+from schnetpack_softadapt.deploy.exchange.n2p2_read import read_files
+from schnetpack_softadapt.deploy.exchange.n2p2_write import write_files
 from schnetpack_softadapt.deploy.parts import UnsupportedModelError
-from schnetpack_softadapt.descriptors.layout import Layout, SymmetryFunction
+from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
 from schnetpack_softadapt.model import ElementShift
 
 #: units of the reference potentials; the others state them themselves

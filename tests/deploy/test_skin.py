@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from schnetpack_softadapt.deploy.skin import SkinList
-from schnetpack_softadapt.descriptors.neighbors import neighbor_pairs
+from schnetpack_softadapt.neighbors.pair_list import neighbor_pairs
 
 CUTOFF = 3.0
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from n2p2_reference import pair_list
 
-from schnetpack_softadapt.descriptors.layout import Layout, SymmetryFunction
+from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
 
 __all__ = [
     "assert_columns_close",

@@ -7,7 +7,7 @@ import torch
 from ase.build import bulk, fcc111, molecule
 
 from schnetpack_softadapt import properties as keys
-from schnetpack_softadapt.descriptors.layout import Layout, SymmetryFunction
+from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
 
 __all__ = ["batch_of", "layout", "structures"]
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from n2p2_reference import NAMES, load
 
+from schnetpack_softadapt.descriptors.acsf.cutoffs import CUTOFFS
+from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
+from schnetpack_softadapt.descriptors.acsf.reference import ReferenceBackend
 from schnetpack_softadapt.descriptors.autograd import pair_descriptors
-from schnetpack_softadapt.descriptors.cutoffs import CUTOFFS
-from schnetpack_softadapt.descriptors.layout import Layout, SymmetryFunction
-from schnetpack_softadapt.descriptors.reference import ReferenceBackend
 
 CELL = np.eye(3) * 30.0  # of clusters: wide enough for matscipy's neighbour list
 
@@ -21,9 +21,9 @@ def make_backend(request):
     """Builds the backend of a layout."""
     if request.param == "reference":
         return ReferenceBackend
-    if importlib.util.find_spec("schnetpack_softadapt.descriptors.kernels") is None:
+    if importlib.util.find_spec("schnetpack_softadapt.descriptors.acsf.kernels.engine") is None:
         pytest.skip("the compiled kernels are not there yet")
-    from schnetpack_softadapt.descriptors.kernels import KernelBackend
+    from schnetpack_softadapt.descriptors.acsf.kernels.engine import KernelBackend
 
     return KernelBackend
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from schnetpack_softadapt.descriptors.cutoffs import CUTOFFS
+from schnetpack_softadapt.descriptors.acsf.cutoffs import CUTOFFS
 
 # derivatives that are continuous at the cutoff
 SMOOTHNESS = {"cosine": 1, "tanh3": 2, "exp": 9, "poly1": 1, "poly2": 2, "poly3": 3, "poly4": 4}

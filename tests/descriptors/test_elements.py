@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 import torch
 
+from schnetpack_softadapt.descriptors.acsf.grids import default_layout
+from schnetpack_softadapt.descriptors.acsf.kernels.engine import KernelBackend
+from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
+from schnetpack_softadapt.descriptors.acsf.reference import ReferenceBackend
 from schnetpack_softadapt.descriptors.elements import (
     UnknownElementError,
     atomic_number,
     check_elements,
 )
-from schnetpack_softadapt.descriptors.grids import default_layout
-from schnetpack_softadapt.descriptors.kernels import KernelBackend
-from schnetpack_softadapt.descriptors.layout import Layout, SymmetryFunction
-from schnetpack_softadapt.descriptors.reference import ReferenceBackend
 from schnetpack_softadapt.descriptors.scaling import Scaling
-from schnetpack_softadapt.descriptors.store import fingerprint
+from schnetpack_softadapt.descriptors.store.store import fingerprint
 from schnetpack_softadapt.model import ElementalAtomwise, ElementShift
 from schnetpack_softadapt.model.elements import ElementIndex
 from schnetpack_softadapt.training.losses import ForcesLoss

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from schnetpack_softadapt.descriptors.functions import (
+from schnetpack_softadapt.descriptors.acsf.functions import (
     angular_factors,
     cosine_of_angle,
     gaussians,

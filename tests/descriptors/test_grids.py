@@ -4,10 +4,10 @@ import torch
 from ase.build import bulk
 from n2p2_reference import pair_list
 
-from schnetpack_softadapt.descriptors.cutoffs import CUTOFFS
-from schnetpack_softadapt.descriptors.grids import angular_grid, default_layout, radial_grid
-from schnetpack_softadapt.descriptors.layout import Layout
-from schnetpack_softadapt.descriptors.reference import ReferenceBackend
+from schnetpack_softadapt.descriptors.acsf.cutoffs import CUTOFFS
+from schnetpack_softadapt.descriptors.acsf.grids import angular_grid, default_layout, radial_grid
+from schnetpack_softadapt.descriptors.acsf.layout import Layout
+from schnetpack_softadapt.descriptors.acsf.reference import ReferenceBackend
 
 
 def test_radial_grid():

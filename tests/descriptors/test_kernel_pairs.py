@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from schnetpack_softadapt.descriptors.kernel_pairs import pair_forces, pair_vectors
+from schnetpack_softadapt.neighbors.pair_sums import pair_forces, pair_vectors
 
 POSITIONS = np.random.default_rng(3).normal(size=(7, 3))
 # two clusters of four and three atoms, the pairs of the first not sorted

@@ -14,17 +14,25 @@ import torch
 from n2p2_reference import load
 from numba import njit
 
-from schnetpack_softadapt.descriptors import (
-    compiled,
-    kernel_geometry,
-    kernel_math,
-    kernels,
+from schnetpack_softadapt.descriptors.acsf.cutoffs import CUTOFFS
+from schnetpack_softadapt.descriptors.acsf.kernels import (
+    engine as kernels,
+)
+from schnetpack_softadapt.descriptors.acsf.kernels import (
+    geometry as kernel_geometry,
+)
+from schnetpack_softadapt.descriptors.acsf.kernels import (
+    loops as kernel_math,
+)
+from schnetpack_softadapt.descriptors.acsf.kernels import (
     moments,
 )
-from schnetpack_softadapt.descriptors.cutoffs import CUTOFFS
-from schnetpack_softadapt.descriptors.kernels import KernelBackend
-from schnetpack_softadapt.descriptors.layout import Layout, SymmetryFunction
-from schnetpack_softadapt.descriptors.reference import ReferenceBackend
+from schnetpack_softadapt.descriptors.acsf.kernels import (
+    plan as compiled,
+)
+from schnetpack_softadapt.descriptors.acsf.kernels.engine import KernelBackend
+from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
+from schnetpack_softadapt.descriptors.acsf.reference import ReferenceBackend
 
 BOTH = [0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]  # Voigt order
 
@@ -502,8 +510,11 @@ def test_a_second_process_does_not_compile(tmp_path):
     # a cache of its own: tests that run at the same time may overwrite each other's index
     program = """
         import torch
-        from schnetpack_softadapt.descriptors import kernel_values, kernels
-        from schnetpack_softadapt.descriptors.layout import Layout, SymmetryFunction
+        from schnetpack_softadapt.descriptors.acsf.kernels import (
+    values as kernel_values,
+    engine as kernels,
+)
+        from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
         layout = Layout({1: [SymmetryFunction("G4", (1, 1), 4.0, 0.1)]})
         v = torch.eye(3, dtype=torch.float64)
         zero = torch.zeros(3, dtype=int)
@@ -551,7 +562,7 @@ def test_without_compilation_auto_is_the_reference():
     program = """
         import torch
         from schnetpack_softadapt.descriptors.autograd import choose_backend
-        from schnetpack_softadapt.descriptors.layout import Layout, SymmetryFunction
+        from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
         layout = Layout({1: [SymmetryFunction("G2", (1,), 4.0, 0.1)]})
         print(type(choose_backend(layout, "auto", torch.device("cpu"))).__name__)
         choose_backend(layout, "kernels", torch.device("cpu"))

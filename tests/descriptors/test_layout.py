@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from schnetpack_softadapt.descriptors.layout import Layout, SymmetryFunction
+from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
 
 
 def small_layout(**changes):

@@ -7,7 +7,7 @@ import pytest
 from ase.build import bulk, fcc111, molecule
 from matscipy.neighbours import neighbour_list
 
-from schnetpack_softadapt.descriptors.neighbors import neighbor_pairs, neighbor_shifts
+from schnetpack_softadapt.neighbors.pair_list import neighbor_pairs, neighbor_shifts
 
 CUTOFF = 4.0
 

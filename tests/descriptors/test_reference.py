@@ -11,10 +11,11 @@ import torch
 from n2p2_reference import load
 from test_backends import cluster_input, crystal_input, tensors
 
-from schnetpack_softadapt.descriptors import autograd, reference
+from schnetpack_softadapt.descriptors import autograd
+from schnetpack_softadapt.descriptors.acsf import reference
+from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
+from schnetpack_softadapt.descriptors.acsf.reference import ReferenceBackend
 from schnetpack_softadapt.descriptors.autograd import descriptors
-from schnetpack_softadapt.descriptors.layout import Layout, SymmetryFunction
-from schnetpack_softadapt.descriptors.reference import ReferenceBackend
 
 HARMLESS = SymmetryFunction("G2", (1,), 4.0, 1.0)
 

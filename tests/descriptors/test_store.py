@@ -17,15 +17,16 @@ import torch
 from ase.build import bulk
 from small_store import CUTOFF, layout, structures
 
-from schnetpack_softadapt.descriptors import store as store_module
-from schnetpack_softadapt.descriptors import store_build, store_shards
-from schnetpack_softadapt.descriptors.jacobian import Columns
-from schnetpack_softadapt.descriptors.kernels import KernelBackend
-from schnetpack_softadapt.descriptors.layout import Layout, SymmetryFunction
-from schnetpack_softadapt.descriptors.neighbors import neighbor_pairs
-from schnetpack_softadapt.descriptors.reference import ReferenceBackend
-from schnetpack_softadapt.descriptors.store import DescriptorStore, StoreError
-from schnetpack_softadapt.descriptors.store_build import Build
+from schnetpack_softadapt.descriptors.acsf.kernels.engine import KernelBackend
+from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
+from schnetpack_softadapt.descriptors.acsf.reference import ReferenceBackend
+from schnetpack_softadapt.descriptors.store import build as store_build
+from schnetpack_softadapt.descriptors.store import shards as store_shards
+from schnetpack_softadapt.descriptors.store import store as store_module
+from schnetpack_softadapt.descriptors.store.build import Build
+from schnetpack_softadapt.descriptors.store.jacobian import Columns
+from schnetpack_softadapt.descriptors.store.store import DescriptorStore, StoreError
+from schnetpack_softadapt.neighbors.pair_list import neighbor_pairs
 
 HERE = Path(__file__).parent
 
@@ -655,8 +656,8 @@ sys.path.insert(0, {here!r})
 import numpy as np, torch
 import test_store as t
 from schnetpack_softadapt import properties as keys
-from schnetpack_softadapt.descriptors import store_shards
-from schnetpack_softadapt.descriptors.stored import _HostJacobian
+from schnetpack_softadapt.descriptors.store import shards as store_shards
+from schnetpack_softadapt.descriptors.store.autograd import _HostJacobian
 def used():
     with open("/proc/self/status") as file:
         return 1024 * int(next(line for line in file if line.startswith("VmData")).split()[1])

@@ -6,12 +6,12 @@ import torch
 from small_store import batch_of, layout, structures
 
 from schnetpack_softadapt import properties as keys
-from schnetpack_softadapt.descriptors import stored
-from schnetpack_softadapt.descriptors.neighbors import neighbor_pairs
-from schnetpack_softadapt.descriptors.reference import ReferenceBackend
-from schnetpack_softadapt.descriptors.store import DescriptorStore
-from schnetpack_softadapt.descriptors.stored import stored_descriptors
-from schnetpack_softadapt.descriptors.stored_device import DeviceJacobian
+from schnetpack_softadapt.descriptors.acsf.reference import ReferenceBackend
+from schnetpack_softadapt.descriptors.store import autograd as stored
+from schnetpack_softadapt.descriptors.store.autograd import stored_descriptors
+from schnetpack_softadapt.descriptors.store.device import DeviceJacobian
+from schnetpack_softadapt.descriptors.store.store import DescriptorStore
+from schnetpack_softadapt.neighbors.pair_list import neighbor_pairs
 
 INDICES = [4, 0, 2, 3, 1, 5]  # not in the order of the store
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from schnetpack_softadapt.descriptors.triples import NeighborTable
+from schnetpack_softadapt.descriptors.acsf.triples import NeighborTable
 
 
 @pytest.fixture

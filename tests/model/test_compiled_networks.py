@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from schnetpack_softadapt.descriptors.kernel_networks import ACTIVATION_CODES
+from schnetpack_softadapt.descriptors.acsf.kernels.networks import ACTIVATION_CODES
 from schnetpack_softadapt.descriptors.scaling import Scaling
 from schnetpack_softadapt.model.atomwise import ACTIVATIONS, ElementalAtomwise
 from schnetpack_softadapt.model.compiled_networks import CompiledNetworks, can_compile

@@ -8,8 +8,8 @@ from schnetpack.atomistic import Forces, PairwiseDistances, Strain
 from torch import nn
 
 from schnetpack_softadapt import properties as keys
-from schnetpack_softadapt.descriptors.neighbors import neighbor_pairs
 from schnetpack_softadapt.model import ForcesAndStress
+from schnetpack_softadapt.neighbors.pair_list import neighbor_pairs
 
 CUTOFF = 4.0
 

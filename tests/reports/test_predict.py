@@ -10,7 +10,7 @@ from ase import Atoms, units
 from schnetpack.data import ASEAtomsData
 from schnetpack.transform import AddOffsets, CastTo64
 
-from schnetpack_softadapt.cli import main
+from schnetpack_softadapt.cli.main import main
 from schnetpack_softadapt.reports.predict import predict_missing
 from schnetpack_softadapt.reports.predictions import Predictions
 

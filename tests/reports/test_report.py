@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from fake_run import expected_rmse, write_run
 
-from schnetpack_softadapt.cli import main
+from schnetpack_softadapt.cli.main import main
 from schnetpack_softadapt.reports import page as html
 from schnetpack_softadapt.reports import style
 from schnetpack_softadapt.reports.compare import Spread, group_runs
@@ -426,7 +426,7 @@ def test_matplotlib_of_the_caller_is_untouched(tmp_path):
 
 def test_no_pyplot_and_light_help():
     code = (
-        "import sys; from schnetpack_softadapt.cli import main\n"
+        "import sys; from schnetpack_softadapt.cli.main import main\n"
         "try: main(['report', '--help'])\n"
         "except SystemExit: pass\n"
         "assert not {'torch', 'numpy', 'matplotlib', 'schnetpack'} & set(sys.modules)\n"

@@ -14,7 +14,7 @@ from schnetpack.data import AtomsDataModule
 from schnetpack.transform import AddOffsets, CastTo32, CastTo64, MatScipyNeighborList, RemoveOffsets
 
 from schnetpack_softadapt.data.datamodule import SoftAdaptDataModule
-from schnetpack_softadapt.descriptors.layout import Layout, SymmetryFunction
+from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
 from schnetpack_softadapt.reports.outliers import find_outliers
 from schnetpack_softadapt.reports.predict import predict_missing
 from schnetpack_softadapt.reports.predictions import Predictions

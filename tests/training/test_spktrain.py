@@ -11,7 +11,7 @@ import pytest
 import toy_runs
 from ase.calculators.singlepoint import SinglePointCalculator
 
-from schnetpack_softadapt.cli import main
+from schnetpack_softadapt.cli.main import main
 from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator
 
 

@@ -1,0 +1,157 @@
+"""A LAMMPS input and a README beside an exported potential, ready to run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+from ase.build import bulk
+from ase.data import atomic_masses, reference_states
+
+from schnetpack_softadapt.deploy.exchange.n2p2_write import write_text
+from schnetpack_softadapt.descriptors.elements import atomic_number, check_elements
+
+__all__ = ["write_lammps"]
+
+_INPUT = """\
+# Short NVE run with the potential of this folder; start it here:
+#   mpirun -np 4 lmp -in in.lammps
+units           metal
+atom_style      atomic
+boundary        {boundary}
+read_data       structure.data
+
+{masses}
+
+# the cutoff may be a little larger than that of the potential, never smaller
+pair_style      hdnnp {cutoff} dir "." showew no showewsum 100 resetew no maxew 1000000 &
+                cflength 1.0 cfenergy 1.0
+pair_coeff      * * {symbols}
+
+velocity        all create 300.0 12345 mom yes rot yes dist gaussian
+timestep        0.001
+thermo          10
+thermo_style    custom step temp pe ke etotal press
+fix             1 all nve
+run             100
+"""
+
+_README = """\
+# Potential for {names}
+Behler-Parrinello neural network potential in n2p2's format, in Ang and eV, written by
+schnetpack_softadapt. These are text files: reading them executes no code.
+- `input.nn` (settings), `scaling.data` (ranges seen in training), `weights.ZZZ.data` (networks).
+- LAMMPS: `in.lammps` runs 100 steps of NVE with `pair_style hdnnp` on any number of MPI ranks;
+  LAMMPS must contain the package ML-HDNNP. Atom types are, in this order: {symbols}.
+- {structure}
+- ASE: `SoftAdaptCalculator("this/folder")` of `schnetpack_softadapt.deploy.calculator`.
+- Largest cutoff radius: {cutoff} Ang.
+"""
+
+
+def write_lammps(
+    folder: str | Path, elements: Sequence[str], cutoff: float, structure: Atoms | None = None
+) -> list[Path]:
+    """Write `in.lammps`, `README.md` and, where one is known, `structure.data`.
+
+    Args:
+        folder: an exported potential.
+        elements: symbols, the LAMMPS atom types in this order.
+        cutoff: largest cutoff radius, Ang.
+        structure: what to simulate; it gets some vacuum along directions that are not periodic.
+            Without one, a crystal of about 200 atoms when the potential has a single element whose
+            crystal structure ASE knows, else none is written.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ValueError: the structure has elements that the potential does not know, or a periodic
+            direction without a lattice vector.
+    """
+    folder = Path(folder)
+    if structure is None:
+        structure = _crystal(elements)
+    files = []
+    if structure is None:
+        boundary = "p p p"
+        remark = (
+            "`structure.data` is missing: write yours with ASE, `atoms.write('structure.data',"
+            f" format='lammps-data', specorder={list(elements)})`."
+        )
+    else:
+        structure = _in_box(structure, cutoff)
+        text = _structure_text(structure, elements)
+        files.append(write_text(folder / "structure.data", text))
+        boundary = " ".join("p" if periodic else "f" for periodic in structure.pbc)
+        remark = (
+            f"`structure.data` holds {len(structure)} atoms, {structure.get_chemical_formula()}."
+        )
+    text = _INPUT.format(
+        boundary=boundary,
+        masses="\n".join(
+            f"mass            {k} {atomic_masses[atomic_number(symbol)]:.6g}  # {symbol}"
+            for k, symbol in enumerate(elements, start=1)
+        ),
+        # rounding of the last digit must not make it smaller than the potential's
+        cutoff=f"{np.ceil(cutoff * 100 + 1e-6) / 100:.2f}",
+        symbols=" ".join(elements),
+    )
+    files.append(write_text(folder / "in.lammps", text))
+    text = _README.format(
+        names=", ".join(elements),
+        symbols=" ".join(elements),
+        cutoff=f"{cutoff:g}",
+        structure=remark,
+    )
+    files.append(write_text(folder / "README.md", text))
+    return files
+
+
+def _in_box(structure: Atoms, vacuum: float) -> Atoms:
+    """The structure in a box as LAMMPS wants it: a along x, b in the xy plane, little tilt."""
+    atoms = structure.copy()
+    atoms.set_constraint()
+    free = np.flatnonzero(~atoms.pbc)
+    if len(free):  # LAMMPS takes no tilt there and loses atoms outside of the box
+        atoms.cell[free] = 0.0
+        atoms.center(vacuum=vacuum, axis=tuple(free))
+    if atoms.cell.rank < 3:
+        raise ValueError("a periodic direction of the structure has no lattice vector")
+    if atoms.cell.handedness < 0:  # then all three directions are periodic
+        atoms.set_cell(atoms.cell[[1, 0, 2]])
+    triangular = np.linalg.qr(atoms.cell.T, mode="r").T
+    box = triangular * np.sign(np.diag(triangular))
+    atoms.set_cell(box, scale_atoms=True)  # turns the whole
+    for row, column in ((2, 1), (2, 0), (1, 0)):
+        box[row] -= np.round(box[row, column] / box[column, column]) * box[column]
+    # rounding must not look like a tilt
+    atoms.set_cell(np.where(np.abs(box) > 1e-12 * box.max(), box, 0.0))
+    atoms.wrap()
+    return atoms
+
+
+def _structure_text(atoms: Atoms, elements: Sequence[str]) -> str:
+    """A data file of a structure from `_in_box`, atom types in the order of `elements`."""
+    check_elements(atoms.numbers.tolist(), map(atomic_number, elements), "the structure")
+    (lx, _, _), (xy, ly, _), (xz, yz, lz) = atoms.cell.array.tolist()
+    lines = [f"{atoms.get_chemical_formula()}, written by schnetpack_softadapt", ""]
+    lines += [f"{len(atoms)} atoms", f"{len(elements)} atom types", ""]
+    lines += [f"0.0 {length!r} {x}lo {x}hi" for length, x in zip((lx, ly, lz), "xyz", strict=True)]
+    lines += [f"{xy!r} {xz!r} {yz!r} xy xz yz", "", "Atoms # atomic", ""]
+    for k, atom in enumerate(atoms, start=1):
+        x, y, z = atom.position.tolist()
+        lines.append(f"{k} {elements.index(atom.symbol) + 1} {x!r} {y!r} {z!r}")
+    return "\n".join(lines) + "\n"
+
+
+def _crystal(elements: Sequence[str]) -> Atoms | None:
+    """About 200 atoms of the element's crystal, if it is one that ASE can build."""
+    if len(elements) != 1:
+        return None
+    state = reference_states[atomic_number(elements[0])] or {}
+    if state.get("symmetry") not in ("fcc", "bcc", "diamond"):
+        return None
+    cell = bulk(elements[0], cubic=True)
+    n = max(1, round((200 / len(cell)) ** (1 / 3)))
+    return cell * (n, n, n)

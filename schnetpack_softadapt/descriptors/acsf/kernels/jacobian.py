@@ -1,0 +1,297 @@
+"""Jacobians of the symmetry functions of single atoms, for the descriptor store.
+
+The derivative of every function by every neighbour vector is built in a buffer of one atom; from
+there it is added up over the periodic images of each neighbour and contracted to the strain
+derivative. Within a triple the loop runs over the functions: with the notation of `kernel_vjp` and
+T = 2 W u^zeta, D = dT/dc, each adds a_j r_j + B r_k to the derivative by r_j.
+"""
+
+import numpy as np
+from numba import njit
+
+from schnetpack_softadapt.descriptors.acsf.kernels.geometry import (
+    FIRST,
+    channel_range,
+    load_shell,
+    new_neighbors,
+    new_pairs,
+    select_pairs,
+)
+from schnetpack_softadapt.descriptors.acsf.kernels.loops import LOOP, SCALAR, STAGE
+from schnetpack_softadapt.descriptors.acsf.kernels.values import (
+    fill_rows,
+    fill_weights,
+    start_group,
+)
+
+__all__ = ["blocks", "jacobian"]
+
+
+@njit(nogil=True, cache=True)
+def blocks(first, order, idx_j, n_atoms):
+    """Distinct atoms in the pair list of each atom.
+
+    Distances and cutoffs are left alone: a neighbour in whose reach no function is has a block of
+    zeros, and nobody can count other blocks than these.
+
+    Returns:
+        (block_first (N + 1,), block_atom (n_blocks,), pair_block (P,)): the atoms of i, ascending
+        and with i itself, are block_atom[block_first[i]:block_first[i + 1]]; pair_block is the
+        block of each pair counted from block_first[i].
+    """
+    block_first = np.zeros(n_atoms + 1, np.int64)
+    block_atom = np.empty(len(idx_j) + n_atoms, np.int32)
+    pair_block = np.empty(len(idx_j), np.int32)
+    seen = np.full(n_atoms, -1, np.int64)
+    number = np.empty(n_atoms, np.int32)
+    n = 0
+    for i in range(n_atoms):
+        begin = n
+        block_atom[n] = i
+        seen[i] = i
+        n += 1
+        for k in range(first[i], first[i + 1]):
+            j = idx_j[order[k]]
+            if seen[j] != i:
+                seen[j] = i
+                block_atom[n] = j
+                n += 1
+        block_atom[begin:n].sort()
+        for b in range(begin, n):
+            number[block_atom[b]] = b - begin
+        for k in range(first[i], first[i + 1]):
+            pair_block[order[k]] = number[idx_j[order[k]]]
+        block_first[i + 1] = n
+    return block_first, block_atom[:n].copy(), pair_block
+
+
+@njit(**SCALAR)
+def _columns(weight, rows, row, slope_row, slope_factor, value, slope, k, n):
+    """Column k of T and D."""
+    for t in range(n):
+        value[t, k] = 2.0 * weight[t] * rows[row, t]
+        slope[t, k] = (2.0 * slope_factor) * weight[t] * rows[slope_row, t]
+
+
+@njit(**LOOP)
+def _spread(value, slope, eta, eta_shift, scalars, xj, xk, g, jx, jy, jz, kx, ky, kz, n):
+    """Add the derivatives of all functions by r_j and r_k for one triple.
+
+    Args:
+        value, slope: (n,) T and D; eta, eta_shift: (n,) eta and eta r_s of the functions.
+        scalars: dlog f_c/d(r^2) and 1/r of r_j, r_k, r_jk, then cos.
+        xj, xk: (3,) r_j, r_k.
+    """
+    lj, ij, lk, ik, ljk, ijk, c, narrow = scalars
+    x1, y1, z1 = xj
+    x2, y2, z2 = xk
+    turn, turn_j, turn_k = ij * ik, c * ij * ij, c * ik * ik
+    for t in range(n):
+        v, d, e, f = value[t], slope[t], eta[t], eta_shift[t]
+        a = narrow * v * (ljk - e + f * ijk)
+        b = d * turn - 2.0 * a
+        aj = 2.0 * (v * (lj - e + f * ij) + a) - d * turn_j
+        ak = 2.0 * (v * (lk - e + f * ik) + a) - d * turn_k
+        g[t] += v
+        jx[t] += aj * x1 + b * x2
+        jy[t] += aj * y1 + b * y2
+        jz[t] += aj * z1 + b * z2
+        kx[t] += ak * x2 + b * x1
+        ky[t] += ak * y2 + b * y1
+        kz[t] += ak * z2 + b * z1
+
+
+@njit(**STAGE)
+def _angular(plan, shell, g, neighbors, pairs, work, vectors, out_g, out):
+    """Add the functions of group g to out_g (D,) and out (pairs of the atom, 3, D)."""
+    value, slope, eta, eta_shift, sums, gradient = work
+    group = plan.groups[g]
+    first_width, last_width = group.first_width, plan.groups[g + 1].first_width
+    first_term, last_term = plan.widths[first_width].first_term, plan.widths[last_width].first_term
+    n_terms = last_term - first_term
+    for w in range(first_width, last_width):
+        width = plan.widths[w]
+        for k in range(width.first_term, plan.widths[w + 1].first_term):
+            eta[k - first_term] = width.eta
+            eta_shift[k - first_term] = width.eta * width.shift
+    lo, hi = neighbors.bounds[0], neighbors.bounds[-1]
+    sums[:n_terms] = 0.0
+    gradient[lo:hi, :, :n_terms] = 0.0
+    cut_slope, inverse = neighbors.slope[group.fn], neighbors.inverse
+    start_group(plan, g, neighbors)
+    j = FIRST
+    while j >= 0:
+        n, j = select_pairs(neighbors, group, plan.shells[shell].cutoff, j, pairs)
+        if n == 0:
+            continue
+        fill_weights(plan, shell, g, neighbors, pairs, n)
+        fill_rows(plan, g, pairs, n, True)
+        for w in range(first_width, last_width):
+            weight = pairs.weights[w - first_width]
+            for k in range(plan.widths[w].first_term, plan.widths[w + 1].first_term):
+                t = plan.terms[k]
+                _columns(
+                    weight,
+                    pairs.rows,
+                    t.row,
+                    t.slope_row,
+                    t.slope_factor,
+                    value,
+                    slope,
+                    k - first_term,
+                    n,
+                )
+        for t in range(n):
+            j1, k1 = pairs.index[t] >> 16, pairs.index[t] & 0xFFFF
+            scalars = (
+                cut_slope[j1],
+                inverse[j1],
+                cut_slope[k1],
+                inverse[k1],
+                pairs.slope[t] if group.narrow else 0.0,  # not filled for wide groups
+                1.0 / np.sqrt(pairs.s[t]),
+                pairs.cosine[t],
+                1.0 if group.narrow else 0.0,
+            )
+            _spread(
+                value[t],
+                slope[t],
+                eta,
+                eta_shift,
+                scalars,
+                (vectors[j1, 0], vectors[j1, 1], vectors[j1, 2]),
+                (vectors[k1, 0], vectors[k1, 1], vectors[k1, 2]),
+                sums,
+                gradient[j1, 0],
+                gradient[j1, 1],
+                gradient[j1, 2],
+                gradient[k1, 0],
+                gradient[k1, 1],
+                gradient[k1, 2],
+                n_terms,
+            )
+    for k in range(first_term, last_term):
+        column = plan.terms[k].column
+        if column >= 0:
+            out_g[column] += sums[k - first_term]
+            for p in range(lo, hi):
+                for c in range(3):
+                    out[p - lo, c, column] += gradient[p, c, k - first_term]
+
+
+@njit(**LOOP)
+def _strain(gx, gy, gz, x, y, z, s0, s1, s2, s3, s4, s5, n):
+    for t in range(n):
+        a, b, c = gx[t], gy[t], gz[t]
+        s0[t] += a * x
+        s1[t] += b * y
+        s2[t] += c * z
+        s3[t] += 0.5 * (b * z + c * y)
+        s4[t] += 0.5 * (a * z + c * x)
+        s5[t] += 0.5 * (a * y + b * x)
+
+
+@njit(**LOOP)
+def _move(gradient, block, own, n):
+    for t in range(n):
+        block[t] += gradient[t]
+        own[t] -= gradient[t]
+
+
+@njit(nogil=True, cache=True)
+def jacobian(
+    plan,
+    first,
+    order,
+    r_ij,
+    idx_j,
+    numbers,
+    most,
+    start,
+    stop,
+    block_first,
+    block_atom,
+    pair_block,
+    g,
+    strain,
+    dg_dr,
+):
+    """Values and Jacobians of atoms start to stop.
+
+    Args: as for `kernel_values.values`, then the results of `blocks` and the arrays to fill, of any
+        float type: g (N, D), strain (N, 6, D) and dg_dr (n_blocks, 3, D).
+    """
+    neighbors = new_neighbors(plan.sizes, most)
+    pairs = new_pairs(plan.sizes, most)
+    n_columns, n_terms, room = g.shape[1], len(plan.terms), len(neighbors.x)
+    f = np.float64
+    work = (
+        np.empty((len(pairs.s), n_terms), f),
+        np.empty((len(pairs.s), n_terms), f),
+        np.empty(n_terms, f),
+        np.empty(n_terms, f),
+        np.empty(n_terms, f),
+        np.empty((room, 3, n_terms), f),
+    )
+    vectors = np.empty((room, 3), f)
+    values = np.empty(n_columns, f)
+    gradient = np.empty((most, 3, n_columns), f)
+    of_block = np.empty((most + 1, 3, n_columns), f)
+    by_strain = np.empty((6, n_columns), f)
+    for i in range(start, stop):
+        n_blocks = block_first[i + 1] - block_first[i]
+        own = 0
+        while block_atom[block_first[i] + own] != i:
+            own += 1
+        values[:] = 0.0
+        of_block[:n_blocks] = 0.0
+        by_strain[:] = 0.0
+        species = plan.species[numbers[i]]
+        for shell in range(plan.shell_first[species], plan.shell_first[species + 1]):
+            end = load_shell(
+                plan, shell, r_ij, idx_j, numbers, order, first[i], first[i + 1], neighbors
+            )
+            gradient[: end - FIRST] = 0.0
+            for p in range(FIRST, end):
+                r = neighbors.r[p]
+                vectors[p, 0] = neighbors.x[p] * r
+                vectors[p, 1] = neighbors.y[p] * r
+                vectors[p, 2] = neighbors.z[p] * r
+            here, after = plan.shells[shell], plan.shells[shell + 1]
+            for k in range(here.first_radial, after.first_radial):
+                radial = plan.radials[k]
+                factor = plan.factors[here.first_factor + radial.factor]
+                lo, hi = channel_range(neighbors, factor.channel)
+                for p in range(lo, hi):
+                    value = neighbors.factors[radial.factor, p]
+                    w = 1.0 - factor.shift * neighbors.inverse[p]
+                    w = 2.0 * value * (neighbors.slope[factor.fn, p] - factor.eta * w)
+                    values[radial.column] += value
+                    for c in range(3):
+                        gradient[p - FIRST, c, radial.column] += w * vectors[p, c]
+            for k in range(here.first_group, after.first_group):
+                _angular(plan, shell, k, neighbors, pairs, work, vectors, values, gradient)
+            for p in range(FIRST, end):
+                d = gradient[p - FIRST]
+                _strain(
+                    d[0],
+                    d[1],
+                    d[2],
+                    vectors[p, 0],
+                    vectors[p, 1],
+                    vectors[p, 2],
+                    by_strain[0],
+                    by_strain[1],
+                    by_strain[2],
+                    by_strain[3],
+                    by_strain[4],
+                    by_strain[5],
+                    n_columns,
+                )
+                b = pair_block[order[neighbors.position[p]]]
+                if b != own:  # an image of the atom itself moves with it
+                    for c in range(3):
+                        _move(d[c], of_block[b, c], of_block[own, c], n_columns)
+        g[i] = values
+        strain[i] = by_strain
+        dg_dr[block_first[i] : block_first[i + 1]] = of_block[:n_blocks]

@@ -1,0 +1,315 @@
+"""A layout as flat tables of numbers, which the compiled loops walk through.
+
+The loops are the same machine code for every layout; the tables say what they compute:
+
+    species -> shells (one cutoff radius each) -> factors   exp(-eta (r - r_s)^2) f_c(r) [z]
+                                               -> radials   sums of one factor
+                                               -> groups    triples of two channels
+    group -> bases  (exponentials) and widths (eta, r_s: integer powers of a base)
+          -> terms  (functions of a width)
+          -> steps  (how each power of an exponential or of (1 +- cos)/2 follows from lower ones)
+
+A channel is an element that some function has as neighbour; the last channel holds all others,
+which only the weighted functions see.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from schnetpack_softadapt.descriptors.acsf.kernels.loops import CUTOFF_CODES
+from schnetpack_softadapt.descriptors.acsf.layout import ANGULAR, WEIGHTED, Layout, SymmetryFunction
+
+__all__ = ["ALL_CHANNELS", "Plan", "compile_layout", "legendre_coefficients"]
+
+#: channel number of the weighted functions, which sum over all neighbours
+ALL_CHANNELS = -1
+
+# rows of the array of powers: 1, (1 + cos)/2 and (1 - cos)/2, then what `steps` makes
+_ONES = 0
+_COSINE = {1.0: 1, -1.0: 2}
+
+# beyond it moments never pay
+_MOST_DEGREE = 32
+
+_INT, _FLOAT = np.int64, np.float64
+
+
+def _record(**fields) -> np.dtype:
+    return np.dtype(list(fields.items()), align=True)
+
+
+_SHELL = _record(
+    cutoff=_FLOAT, first_fn=_INT, first_factor=_INT, first_radial=_INT, first_group=_INT
+)
+_FACTOR = _record(eta=_FLOAT, shift=_FLOAT, fn=_INT, channel=_INT, weighted=_INT)
+_RADIAL = _record(factor=_INT, column=_INT)
+_GROUP = _record(
+    channel_a=_INT,
+    channel_b=_INT,
+    fn=_INT,
+    narrow=_INT,
+    weighted=_INT,
+    shifted=_INT,
+    # largest exponent if the group can be done by moments, else -1
+    degree=_INT,
+    first_base=_INT,
+    first_width=_INT,
+    first_step=_INT,
+    # steps from first_step: for the exponentials, for values, the others for derivatives
+    n_width_steps=_INT,
+    n_value_steps=_INT,
+)
+_BASE = _record(eta=_FLOAT, shift=_FLOAT, row=_INT)
+_WIDTH = _record(eta=_FLOAT, shift=_FLOAT, row=_INT, first_term=_INT)
+_STEP = _record(row=_INT, left=_INT, right=_INT, exponent=_FLOAT)
+_TERM = _record(
+    slope_factor=_FLOAT, row=_INT, slope_row=_INT, column=_INT, first_legendre=_INT, degree=_INT
+)
+
+
+class Plan(NamedTuple):
+    """Tables of a layout; where a table has a field `first_x`, its last record only ends the x.
+
+    Attributes:
+        species: (119,) row of an atomic number in `shell_first`, -1 where the layout has none.
+        channel: (119,) channel of an atomic number.
+        sizes: number of channels, largest numbers of cutoff functions and factors of a shell, of
+            widths and of rows of powers of a group, largest degree of moments (-1: none).
+        shell_first: (n_species + 1,) first shell of each species.
+        shells, fn_codes, factors, radials, groups, bases, widths, steps, terms: see the module;
+            `terms` of a width are padded to a multiple of four with records of column -1.
+        legendre: coefficients of the terms of wide groups, see `legendre_coefficients`.
+        crossover: (1,) factor on the cost of moments where it is compared with that of triples.
+    """
+
+    species: np.ndarray
+    channel: np.ndarray
+    sizes: np.ndarray
+    shell_first: np.ndarray
+    shells: np.ndarray
+    fn_codes: np.ndarray
+    factors: np.ndarray
+    radials: np.ndarray
+    groups: np.ndarray
+    bases: np.ndarray
+    widths: np.ndarray
+    steps: np.ndarray
+    terms: np.ndarray
+    legendre: np.ndarray
+    crossover: np.ndarray
+
+
+class _Powers:
+    """Rows that hold powers of some base rows, and the products that make them."""
+
+    def __init__(self, first_row: int):
+        self.first_row = first_row
+        self.rows: dict[tuple[float, int], int] = {}  # (exponent, base row) -> row
+        self.steps: list[tuple[int, int, int, float]] = []
+
+    def row(self, exponent: float, base: int) -> int:
+        """The row of base^exponent; adds the steps that are missing."""
+        if exponent == 0:
+            return _ONES
+        if exponent == 1:
+            return base
+        if (exponent, base) in self.rows:
+            return self.rows[exponent, base]
+        if exponent != int(exponent):
+            step = (base, base, exponent)
+        else:
+            known = {1.0, *(e for e, b in self.rows if b == base and e == int(e))}
+            pairs = [(e, exponent - e) for e in known if exponent - e in known]
+            # a product of two known rows, or else of two halves
+            left, right = max(pairs) if pairs else (exponent // 2, exponent - exponent // 2)
+            step = (self.row(left, base), self.row(right, base), 0.0)
+        row = self.first_row + len(self.rows)
+        self.rows[exponent, base] = row
+        self.steps.append((row, *step))
+        return row
+
+    @property
+    def end(self) -> int:
+        return self.first_row + len(self.rows)
+
+
+def legendre_coefficients(zeta: int, lam: float) -> list[float]:
+    """a_l, l = 0 ... zeta, of 2^(1-zeta) (1 + lam c)^zeta = sum_l a_l P_l(c)."""
+    square = math.factorial(zeta) ** 2
+    return [
+        2
+        * lam**l
+        * (2 * l + 1)
+        * square
+        / (math.factorial(zeta - l) * math.factorial(zeta + l + 1))
+        for l in range(zeta + 1)
+    ]
+
+
+def _common_base(etas: list[float]) -> tuple[float, list[float]] | None:
+    """eta_0 and the integers eta / eta_0, where powers of one exponential are worth it."""
+    best, best_cost = None, float(len(etas))
+    for divisor in (1, 2, 3, 4):
+        base = min(etas) / divisor
+        if base <= 0 or max(etas) / base > 64:
+            continue
+        ratios = [eta / base for eta in etas]
+        if any(abs(x - round(x)) > 1e-15 * x for x in ratios):
+            continue
+        powers = _Powers(1)
+        for x in sorted(ratios):
+            powers.row(float(round(x)), 0)
+        # a product of rows costs a sixth of an exponential
+        cost = 1.0 + len(powers.steps) / 6.0
+        if cost < best_cost:
+            best, best_cost = (base, [float(round(x)) for x in ratios]), cost
+    return best
+
+
+class _Builder:
+    def __init__(self, channel: np.ndarray):
+        self.channel = channel
+        self.shells, self.fn_codes, self.factors, self.radials = [], [], [], []
+        self.groups, self.bases, self.widths, self.steps, self.terms = [], [], [], [], []
+        self.legendre: list[float] = []
+        self.most_rows, self.most_degree = 3, -1
+
+    def ends(self) -> tuple:
+        return len(self.fn_codes), len(self.factors), len(self.radials), len(self.groups)
+
+    def shell(self, cutoff: float, members: list[tuple[int, SymmetryFunction]]) -> None:
+        """Add a shell with the functions (column, function) that share a cutoff radius."""
+        self.shells.append((cutoff, *self.ends()))
+        codes = sorted({CUTOFF_CODES[f.cutoff_fn] for _, f in members})
+        self.fn_codes += codes
+        factors: dict[tuple, int] = {}
+
+        def factor(f: SymmetryFunction, channel: int) -> int:
+            fn = codes.index(CUTOFF_CODES[f.cutoff_fn])
+            key = (f.eta, f.r_s, fn, channel, int(channel == ALL_CHANNELS))
+            return factors.setdefault(key, len(factors))
+
+        angular: dict[tuple, list[tuple[int, SymmetryFunction]]] = {}
+        for column, f in members:
+            channels = [int(self.channel[z]) for z in f.neighbors] or [ALL_CHANNELS] * 2
+            if f.kind in ANGULAR:
+                fn = codes.index(CUTOFF_CODES[f.cutoff_fn])
+                key = (*channels, fn, int(f.kind.endswith("G4")), int(f.kind in WEIGHTED))
+                angular.setdefault(key, []).append((column, f))
+            else:
+                self.radials.append((factor(f, channels[0]), column))
+        for key, group in sorted(angular.items()):
+            self._group(key, group)
+        self.factors += list(factors)
+
+    def _group(self, key: tuple, members: list[tuple[int, SymmetryFunction]]) -> None:
+        widths: dict[tuple[float, float], list[tuple[int, SymmetryFunction]]] = {}
+        for column, f in members:
+            widths.setdefault((f.r_s, f.eta), []).append((column, f))
+        shifted = int(any(shift != 0 for shift, _ in widths))
+        firsts = (len(self.bases), len(self.widths), len(self.steps))
+
+        # the exponentials, one base for the etas of a shift or one each
+        base_row, exponents = 3, {}
+        for shift in sorted({shift for shift, _ in widths}):
+            etas = sorted(eta for s, eta in widths if s == shift)
+            common = _common_base(etas)
+            if common is None:
+                for eta in etas:
+                    self.bases.append((eta, shift, base_row))
+                    exponents[shift, eta] = (1.0, base_row)
+                    base_row += 1
+            else:
+                self.bases.append((common[0], shift, base_row))
+                for eta, exponent in zip(etas, common[1], strict=True):
+                    exponents[shift, eta] = (exponent, base_row)
+                base_row += 1
+        powers = _Powers(base_row)
+        for exponent in sorted(exponents.values()):
+            powers.row(*exponent)
+        n_width_steps = len(powers.steps)
+        for _, f in sorted(members, key=lambda m: m[1].zeta):
+            powers.row(f.zeta, _COSINE[f.lam])
+        n_value_steps = len(powers.steps) - n_width_steps
+
+        a, b, fn, narrow, weighted = key
+        degree = -1
+        if not narrow and all(f.zeta == int(f.zeta) <= _MOST_DEGREE for _, f in members):
+            degree = int(max(f.zeta for _, f in members))
+        for (shift, eta), terms in sorted(widths.items()):
+            row = powers.row(*exponents[shift, eta])
+            self.widths.append((eta, shift, row, len(self.terms)))
+            for column, f in sorted(terms, key=lambda m: (m[1].lam, m[1].zeta)):
+                # 2^(1-zeta) (1 + lam c)^zeta = 2 u^zeta, its slope by c is zeta lam u^(zeta-1)
+                base = _COSINE[f.lam]
+                rows = powers.row(f.zeta, base), powers.row(f.zeta - 1, base)
+                first_legendre = len(self.legendre)
+                if degree >= 0:
+                    self.legendre += legendre_coefficients(int(f.zeta), f.lam)
+                degree_of_term = len(self.legendre) - first_legendre - 1
+                self.terms.append(
+                    (0.5 * f.zeta * f.lam, *rows, column, first_legendre, degree_of_term)
+                )
+            self.terms += [(0.0, _ONES, _ONES, -1, 0, -1)] * (-len(self.terms) % 4)
+        self.steps += powers.steps
+        self.most_rows = max(self.most_rows, powers.end)
+        self.most_degree = max(self.most_degree, degree)
+        self.groups.append(
+            (a, b, fn, narrow, weighted, shifted, degree, *firsts, n_width_steps, n_value_steps)
+        )
+
+
+def _most(records: np.ndarray, name: str) -> int:
+    return int(np.diff(records[name]).max(initial=0))
+
+
+def compile_layout(layout: Layout) -> Plan:
+    """The tables of a layout."""
+    functions = [f for values in layout.functions.values() for f in values]
+    neighbors = sorted({z for f in functions if f.kind not in WEIGHTED for z in f.neighbors})
+    channel = np.full(119, len(neighbors), _INT)
+    channel[neighbors] = np.arange(len(neighbors))
+    species = np.full(119, -1, _INT)
+    species[list(layout.elements)] = np.arange(len(layout.elements))
+
+    builder = _Builder(channel)
+    shell_first = [0]
+    for members in layout.functions.values():
+        columns = list(enumerate(members))
+        for cutoff in sorted({f.cutoff for f in members}):
+            builder.shell(cutoff, [(k, f) for k, f in columns if f.cutoff == cutoff])
+        shell_first.append(len(builder.shells))
+    builder.shells.append((0.0, *builder.ends()))
+    ends = (len(builder.bases), len(builder.widths), len(builder.steps))
+    builder.groups.append((0, 0, 0, 0, 0, 0, -1, *ends, 0, 0))
+    builder.widths.append((0.0, 0.0, 0, len(builder.terms)))
+
+    shells = np.array(builder.shells, _SHELL)
+    groups = np.array(builder.groups, _GROUP)
+    sizes = [
+        len(neighbors) + 1,
+        _most(shells, "first_fn"),
+        _most(shells, "first_factor"),
+        _most(groups, "first_width"),
+        builder.most_rows,
+        builder.most_degree,
+    ]
+    return Plan(
+        species=species,
+        channel=channel,
+        sizes=np.array(sizes, _INT),
+        shell_first=np.array(shell_first, _INT),
+        shells=shells,
+        fn_codes=np.array(builder.fn_codes, _INT),
+        factors=np.array(builder.factors, _FACTOR),
+        radials=np.array(builder.radials, _RADIAL),
+        groups=groups,
+        bases=np.array(builder.bases, _BASE),
+        widths=np.array(builder.widths, _WIDTH),
+        steps=np.array(builder.steps, _STEP),
+        terms=np.array(builder.terms, _TERM),
+        legendre=np.array(builder.legendre, _FLOAT),
+        crossover=np.ones(1),
+    )

@@ -1,0 +1,197 @@
+"""Which symmetry functions describe the atoms of each element, and in which column each stands."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from ase.data import chemical_symbols
+
+from schnetpack_softadapt.descriptors.acsf.cutoffs import CUTOFFS
+from schnetpack_softadapt.descriptors.elements import atomic_number
+
+__all__ = ["ANGULAR", "KINDS", "RADIAL", "WEIGHTED", "Layout", "SymmetryFunction"]
+
+RADIAL = ("G2", "wG2")
+ANGULAR = ("G4", "G5", "wG4", "wG5")
+WEIGHTED = ("wG2", "wG4", "wG5")
+KINDS = RADIAL + ANGULAR
+
+
+@dataclass(frozen=True)
+class SymmetryFunction:
+    """One atom-centred symmetry function.
+
+    Attributes:
+        kind: "G2" radial, "G4" narrow angular (with the distance r_jk), "G5" wide angular; with a
+            leading "w" the weighted variant (Gastegger et al., J. Chem. Phys. 148, 241709, 2018),
+            which sums over all elements, each neighbour weighted by its atomic number.
+        neighbors: atomic numbers (or symbols) of the neighbours: one for G2, two for G4 and G5,
+            none for the weighted kinds; kept as numbers, ascending.
+        cutoff: radius beyond which a neighbour does not count, Ang.
+        eta: width of the Gaussian, 1/Ang^2.
+        r_s: shift of the Gaussian, Ang.
+        zeta: angular exponent (angular kinds).
+        lam: +1 or -1, the angle at which the angular part is largest is 0 or 180 degrees.
+        cutoff_fn: name of a function in `descriptors.cutoffs`.
+
+    Raises:
+        UnknownElementError: a neighbour that is no chemical element.
+        ValueError: a parameter that is out of range or not finite.
+    """
+
+    kind: str
+    neighbors: tuple[int, ...]
+    cutoff: float
+    eta: float
+    r_s: float = 0.0
+    zeta: float = 1.0
+    lam: float = 1.0
+    cutoff_fn: str = "cosine"
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise ValueError(f"unknown symmetry function kind {self.kind!r}; choose from {KINDS}")
+        n_expected = 0 if self.kind in WEIGHTED else 1 if self.kind in RADIAL else 2
+        neighbors = tuple(sorted(map(atomic_number, self.neighbors)))
+        if len(neighbors) != n_expected:
+            raise ValueError(
+                f"{self.kind} takes {n_expected} neighbour element(s), got {self.neighbors}"
+            )
+        object.__setattr__(self, "neighbors", neighbors)
+        for name in ("cutoff", "eta", "r_s", "zeta", "lam"):
+            value = float(getattr(self, name))
+            if not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number, got {value}")
+            object.__setattr__(self, name, value)
+        if self.cutoff_fn not in CUTOFFS:
+            raise ValueError(
+                f"unknown cutoff function {self.cutoff_fn!r}; choose from {sorted(CUTOFFS)}"
+            )
+        if self.eta < 0:
+            raise ValueError(f"eta must not be negative, got {self.eta}")
+        if not self.cutoff > 0:
+            raise ValueError(f"cutoff must be positive, got {self.cutoff}")
+        if self.kind in ANGULAR and self.lam not in (-1.0, 1.0):
+            raise ValueError(f"lam must be +1 or -1, got {self.lam}")
+        if self.kind in ANGULAR and self.zeta < 1.0:
+            # below 1 the derivative diverges where 1 + lam cos(theta) vanishes
+            raise ValueError(f"zeta must be at least 1, got {self.zeta}")
+
+    def __str__(self):
+        names = " ".join(chemical_symbols[z] for z in self.neighbors) or "*"
+        text = f"{self.kind:4s}{names:6s} eta={self.eta:<9.4g} r_s={self.r_s:<7.4g}"
+        if self.kind in ANGULAR:
+            text += f" zeta={self.zeta:<5g} lam={self.lam:+g}"
+        return f"{text} r_c={self.cutoff:g} {self.cutoff_fn}"
+
+
+class Layout:
+    """Symmetry functions per element; the order is the order of the columns.
+
+    Elements may have different numbers of functions; the descriptor matrix is padded with zeros on
+    the right to `n_columns`, the largest number.
+
+    Args:
+        functions: symmetry functions of each central element, by atomic number or symbol.
+
+    Raises:
+        UnknownElementError: a key that is no chemical element.
+        ValueError: an element without functions, or with one of them twice.
+    """
+
+    def __init__(self, functions: Mapping[int | str, Iterable[SymmetryFunction]]):
+        numbers = {atomic_number(key): tuple(value) for key, value in functions.items()}
+        self.functions: dict[int, tuple[SymmetryFunction, ...]] = dict(sorted(numbers.items()))
+        if not self.functions:
+            raise ValueError("a layout needs at least one element")
+        for number, values in self.functions.items():
+            if not values:
+                raise ValueError(f"{chemical_symbols[number]} has no symmetry functions")
+            if len(set(values)) != len(values):
+                raise ValueError(f"{chemical_symbols[number]} has a symmetry function twice")
+
+    @property
+    def elements(self) -> tuple[int, ...]:
+        """Atomic numbers of the central elements, ascending."""
+        return tuple(self.functions)
+
+    @property
+    def n_columns(self) -> int:
+        """Columns of the descriptor matrix: the largest number of functions of any element."""
+        return max(map(len, self.functions.values()))
+
+    @property
+    def n_functions(self) -> dict[int, int]:
+        """Number of functions (used columns) of each element."""
+        return {number: len(values) for number, values in self.functions.items()}
+
+    @property
+    def cutoff(self) -> float:
+        """Largest cutoff of all functions, Ang: what a neighbour list needs."""
+        return max(f.cutoff for values in self.functions.values() for f in values)
+
+    def to_dict(self) -> dict:
+        """Plain numbers and strings, fit for JSON; `from_dict` reads it back."""
+        return {
+            chemical_symbols[number]: [dataclasses.asdict(f) for f in values]
+            for number, values in self.functions.items()
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping) -> "Layout":
+        """Read what `to_dict` wrote; neighbours may also be given as chemical symbols."""
+        return cls(
+            {
+                key: [SymmetryFunction(**{"neighbors": (), **entry}) for entry in values]
+                for key, values in data.items()
+            }
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of every function and its column: two layouts with one fingerprint are the same."""
+        text = json.dumps(self.to_dict(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def __eq__(self, other):
+        return isinstance(other, Layout) and self.functions == other.functions
+
+    def __hash__(self):
+        return hash(self.fingerprint)
+
+    def summary(self) -> str:
+        """How many functions of which kind each element has, with the ranges of parameters."""
+        lines = []
+        for number, values in self.functions.items():
+            lines.append(f"{chemical_symbols[number]}: {len(values)} symmetry functions")
+            for kind in KINDS:
+                chosen = [f for f in values if f.kind == kind]
+                if chosen:
+                    lines.append(f"  {len(chosen):4d} {kind:4s}" + _ranges(chosen))
+        return "\n".join(lines)
+
+    def __str__(self):
+        """All functions, one a line."""
+        lines = []
+        for number, values in self.functions.items():
+            lines.append(f"{chemical_symbols[number]}: {len(values)} symmetry functions")
+            lines += [f"  {k:3d} {f}" for k, f in enumerate(values)]
+        return "\n".join(lines)
+
+
+def _ranges(functions: list[SymmetryFunction]) -> str:
+    names = (
+        ("eta", "r_s", "zeta", "cutoff")
+        if functions[0].kind in ANGULAR
+        else ("eta", "r_s", "cutoff")
+    )
+    text = ""
+    for name in names:
+        values = [getattr(f, name) for f in functions]
+        low, high = f"{min(values):.4g}", f"{max(values):.4g}"
+        text += f" {'r_c' if name == 'cutoff' else name} {low if low == high else f'{low}..{high}'}"
+    return text
