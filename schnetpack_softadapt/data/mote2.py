@@ -9,9 +9,9 @@ from pathlib import Path
 
 from schnetpack_softadapt.data.database import write_database
 from schnetpack_softadapt.data.datamodule import SoftAdaptDataModule
-from schnetpack_softadapt.data.formats.registry import ImportOptions, read_files
+from schnetpack_softadapt.data.formats.format import ImportOptions, read_files
+from schnetpack_softadapt.data.importing.sources import find_sources
 from schnetpack_softadapt.data.paths import user_path
-from schnetpack_softadapt.data.sources import find_sources
 from schnetpack_softadapt.data.structures import Structure
 from schnetpack_softadapt.errors import in_one_line
 

@@ -10,8 +10,8 @@ from ase.db import connect
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from schnetpack_softadapt.data.checks import raise_problems
 from schnetpack_softadapt.data.dataset import read_database
+from schnetpack_softadapt.data.importing.checks import raise_problems
 from schnetpack_softadapt.data.mote2 import (
     MoTe2DataModule,
     create_mote2_database,

@@ -16,7 +16,7 @@ from itertools import permutations
 import numpy as np
 from ase.stress import full_3x3_to_voigt_6_stress
 
-from schnetpack_softadapt.data.formats.conventions import (
+from schnetpack_softadapt.data.formats.units import (
     STRESS_ORDERS,
     STRESS_UNITS,
     stress_matrix,
