@@ -510,10 +510,8 @@ def test_a_second_process_does_not_compile(tmp_path):
     # a cache of its own: tests that run at the same time may overwrite each other's index
     program = """
         import torch
-        from schnetpack_softadapt.descriptors.acsf.kernels import (
-    values as kernel_values,
-    engine as kernels,
-)
+        from schnetpack_softadapt.descriptors.acsf.kernels import engine as kernels
+        from schnetpack_softadapt.descriptors.acsf.kernels import values as kernel_values
         from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
         layout = Layout({1: [SymmetryFunction("G4", (1, 1), 4.0, 0.1)]})
         v = torch.eye(3, dtype=torch.float64)
