@@ -1,6 +1,5 @@
 """Write an `N2P2Potential` as the files that n2p2, LAMMPS and RuNNer read."""
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,8 +16,9 @@ from schnetpack_softadapt.deploy.exchange.n2p2_format import (
     column_order,
 )
 from schnetpack_softadapt.descriptors.acsf.layout import SymmetryFunction
+from schnetpack_softadapt.files import write_file
 
-__all__ = ["write_files", "write_text"]
+__all__ = ["write_files"]
 
 
 def write_files(potential: N2P2Potential, folder: str | Path) -> list[Path]:
@@ -46,15 +46,7 @@ def write_files(potential: N2P2Potential, folder: str | Path) -> list[Path]:
     for old in folder.glob("weights.*.data"):
         if old.name not in texts:
             old.unlink()
-    return [write_text(folder / name, text) for name, text in texts.items()]
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Write a file so that it is never seen half written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-    return path
+    return [write_file(folder / name, text) for name, text in texts.items()]
 
 
 def _input_text(potential: N2P2Potential) -> str:
