@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from schnetpack_softadapt.data.dataset import InMemoryAtomsData
 from schnetpack_softadapt.data.paths import run_config, run_database
-from schnetpack_softadapt.data.split_file import load_split
+from schnetpack_softadapt.data.splitting import load_split
 
 __all__ = ["training_structure"]
 
@@ -27,7 +27,7 @@ def training_structure(model: str | Path) -> Atoms:
     config = run_config(run_dir)
     database = run_database(run_dir, config)
     dataset = InMemoryAtomsData(str(database), load_properties=[], distance_unit="Ang")
-    split_file = run_dir / (OmegaConf.select(config, "data.split_file") or "split.npz")
+    split_file = run_dir / (OmegaConf.select(config, "data.splitting") or "split.npz")
     if not split_file.is_file():
         raise FileNotFoundError(f"no split file at {split_file}")
     train = load_split(split_file, len(dataset)).train

@@ -17,7 +17,7 @@ from schnetpack_softadapt.data.importing.checks import leave_out_placeholder_str
 from schnetpack_softadapt.data.importing.sources import find_sources
 from schnetpack_softadapt.data.importing.stress_labels import StressRepair, repair
 from schnetpack_softadapt.data.importing.summary import summary, warnings
-from schnetpack_softadapt.data.split_file import Split, save_split, split_path
+from schnetpack_softadapt.data.splitting import Split, save_split, split_path
 from schnetpack_softadapt.data.structures import Structure
 
 __all__ = ["convert_files"]
