@@ -300,14 +300,9 @@ def _add_generate(commands) -> None:
 
 def _generate(args) -> int:
     from schnetpack_softadapt.data.generate.generate import generate, plan
-    from schnetpack_softadapt.data.generate.settings import (
-        load_config,
-        read_recipe,
-        settings_from_options,
-    )
+    from schnetpack_softadapt.data.generate.recipe import read_recipe
 
-    config, folder = load_config(args.config) if args.config else ({}, ".")
-    recipe = read_recipe(settings_from_options(config, vars(args)), folder)
+    recipe = read_recipe(args.config, vars(args))
     if args.dry_run:
         print(plan(recipe))
         return 0
