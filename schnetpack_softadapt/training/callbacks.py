@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 import sys
 import time
 from pathlib import Path
@@ -12,6 +11,8 @@ from ase import units
 from pytorch_lightning.callbacks import Callback, ProgressBar
 from pytorch_lightning.loggers.logger import Logger
 from tqdm import tqdm
+
+from schnetpack_softadapt.files import write_file
 
 __all__ = ["HistoryWriter", "NoLogger", "WeightsProgressBar"]
 
@@ -76,9 +77,7 @@ class HistoryWriter(Callback):
             self.path.unlink(missing_ok=True)
             return
         header = _lines(self._columns, [{c: c for c in self._columns}])
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        temporary.write_text(header + _lines(self._columns, rows), encoding="utf-8", newline="")
-        os.replace(temporary, self.path)
+        write_file(self.path, header + _lines(self._columns, rows))
 
 
 class WeightsProgressBar(ProgressBar):

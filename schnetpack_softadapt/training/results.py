@@ -8,7 +8,6 @@ import io
 import json
 import logging
 import math
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from schnetpack.data import AtomsLoader
 from tqdm import tqdm
 
 from schnetpack_softadapt import properties as keys
+from schnetpack_softadapt.files import write_file
 from schnetpack_softadapt.training.units import unit_factor
 
 __all__ = [
@@ -84,7 +84,7 @@ class ResultsWriter(Callback):
         layout = getattr(getattr(pl_module.model, "representation", None), "layout", None)
         if layout is not None:
             path = self.dirpath / "symmetry_functions.txt"
-            _replace(path, f"{layout}\n".encode())
+            write_file(path, f"{layout}\n")
             log.info("table of all symmetry functions: %s", path)
 
     def on_test_end(self, trainer, pl_module) -> None:
@@ -115,7 +115,7 @@ class ResultsWriter(Callback):
         metrics["epochs"] = task.epochs_done
         metrics["wall_s"] = round(task.wall_s, 3)
         text = json.dumps(metrics, indent=2) + "\n"
-        _replace(self.dirpath / "metrics.json", text.encode())
+        write_file(self.dirpath / "metrics.json", text)
         self._table = format_table(metrics)
 
     def teardown(self, trainer, pl_module, stage: str) -> None:
@@ -226,7 +226,7 @@ def write_predictions(run_dir: Path, subset: str, arrays: dict[str, np.ndarray])
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     path = run_dir / "predictions" / f"{subset}.npz"
-    _replace(path, buffer.getvalue())
+    write_file(path, buffer.getvalue())
     return path
 
 
@@ -316,11 +316,4 @@ def _update_config(path: Path) -> None:
         config.pop("seed", None)
         if "seed" in first:
             config.seed = first.seed
-    _replace(path, OmegaConf.to_yaml(config).encode())
-
-
-def _replace(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    write_file(path, OmegaConf.to_yaml(config))
