@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from schnetpack_softadapt.reports.quantities import QUANTITIES, SUBSETS
+from schnetpack_softadapt.quantities import QUANTITIES, SUBSETS
 from schnetpack_softadapt.reports.run import Run
 from schnetpack_softadapt.reports.style import (
     CYCLE,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from schnetpack_softadapt.data.paths import run_config, run_database
-from schnetpack_softadapt.reports.quantities import QUANTITIES, SUBSETS
+from schnetpack_softadapt.quantities import QUANTITIES, SUBSETS
 from schnetpack_softadapt.reports.run import Run
 
 __all__ = ["predict_missing"]

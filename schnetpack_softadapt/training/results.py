@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from ase import units
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
@@ -25,10 +24,10 @@ from schnetpack.data import AtomsLoader
 from tqdm import tqdm
 
 from schnetpack_softadapt import properties as keys
+from schnetpack_softadapt.quantities import BY_NAME, QUANTITIES, SUBSETS, full_to_voigt
 from schnetpack_softadapt.training.units import unit_factor
 
 __all__ = [
-    "QUANTITIES",
     "ResultsWriter",
     "format_table",
     "predict",
@@ -37,19 +36,6 @@ __all__ = [
 ]
 
 log = logging.getLogger(__name__)
-
-#: kind of property: ending of its keys in metrics.json, unit in the table, unit per ASE unit
-QUANTITIES = {
-    "energy": ("meV_per_atom", "meV/atom", 1e3),
-    "forces": ("meV_per_Ang", "meV/Å", 1e3),
-    "stress": ("MPa", "MPa", 1e3 / units.GPa),
-}
-#: units of the errors in history.csv, whatever those of the data
-HISTORY_UNITS = {"energy": "eV/atom", "forces": "eV/Ang", "stress": "eV/Ang^3"}
-SUBSETS = {"train": "training", "val": "validation", "test": "test"}
-ASE_UNITS = {"energy": "eV", "forces": "eV/Ang", "stress": "eV/Ang/Ang/Ang"}
-SHAPES = {"energy": (-1,), "forces": (-1, 3), "stress": (-1, 3, 3)}
-VOIGT = (0, 4, 8, 5, 2, 1)
 
 
 class ResultsWriter(Callback):
@@ -109,7 +95,7 @@ class ResultsWriter(Callback):
                 log.warning("no %s of the %s set: not finite", sorted(lost), SUBSETS[subset])
             if self.save_predictions:
                 write_predictions(self.dirpath, subset, arrays)
-        metrics["units"] = {"history.csv": {kind: HISTORY_UNITS[kind] for kind in outputs}}
+        metrics["units"] = {"history.csv": {kind: BY_NAME[kind].history_unit for kind in outputs}}
         if units:
             metrics["units"]["data"] = units
         metrics["epochs"] = task.epochs_done
@@ -169,9 +155,9 @@ def predict(
     for kind, (key, target) in outputs.items():
         if key not in predicted[order[0]] or target not in known[order[0]]:
             continue
-        factor = unit_factor(dataset.units[target], ASE_UNITS[kind])
+        factor = unit_factor(dataset.units[target], BY_NAME[kind].unit)
         for name, parts, source in ((kind, predicted, key), (f"{kind}_ref", known, target)):
-            values = join(parts, source).reshape(SHAPES[kind])
+            values = join(parts, source).reshape(-1, *BY_NAME[kind].shape)
             arrays[name] = values.astype(np.float64) * factor
     if "stress" in arrays:
         has_mask = keys.stress_mask in known[order[0]]
@@ -204,8 +190,8 @@ def _predicted(model, batches, outputs, device, title: str) -> dict[int, dict[st
             columns = {}
             for kind, (key, _) in outputs.items():
                 if key in result:
-                    values = result[key].detach().cpu().numpy().reshape(SHAPES[kind])
-                    columns[key] = np.split(values, stops if kind == "forces" else len(index))
+                    values = result[key].detach().cpu().numpy().reshape(-1, *BY_NAME[kind].shape)
+                    columns[key] = np.split(values, stops if BY_NAME[kind].per_atom else len(index))
             for k, structure in enumerate(index):
                 found[structure] = {key: values[k] for key, values in columns.items()}
     finally:
@@ -237,7 +223,7 @@ def _data_units(dataset, outputs: Mapping[str, tuple[str, str]]) -> dict[str, st
     return {
         kind: unit
         for kind, unit in units.items()
-        if not math.isclose(unit_factor(unit, ASE_UNITS[kind]), 1.0)
+        if not math.isclose(unit_factor(unit, BY_NAME[kind].unit), 1.0)
     }
 
 
@@ -252,20 +238,20 @@ def subset_metrics(
             energies in these are those of whole structures, as SchNetPack's metrics are.
     """
     metrics = {}
-    for kind, (suffix, _, factor) in QUANTITIES.items():
+    for quantity in QUANTITIES:
+        kind = quantity.name
         if kind not in arrays:
             continue
         error = arrays[kind] - arrays[f"{kind}_ref"]
         if kind == "stress":
             # six numbers, not nine: shear components would count twice
-            error = error[arrays["stress_mask"]]
-            error = (0.5 * (error + error.transpose(0, 2, 1))).reshape(-1, 9)[:, VOIGT]
+            error = full_to_voigt(error[arrays["stress_mask"]])
         if not error.size:
             continue
         shown = error / arrays["n_atoms"] if kind == "energy" else error
-        errors = {suffix: shown * factor}
+        errors = {quantity.suffix: shown * quantity.shown_factor}
         if data_units and kind in data_units:
-            errors["data_unit"] = error * unit_factor(ASE_UNITS[kind], data_units[kind])
+            errors["data_unit"] = error * unit_factor(quantity.unit, data_units[kind])
         for ending, values in errors.items():
             metrics[f"{kind}_rmse_{ending}"] = float(np.sqrt(np.mean(values**2)))
             metrics[f"{kind}_mae_{ending}"] = float(np.mean(np.abs(values)))
@@ -275,7 +261,7 @@ def subset_metrics(
 def format_table(metrics: dict[str, Any]) -> str:
     """The errors of all subsets as text, one line per subset."""
     data_units = metrics.get("units", {}).get("data", {})
-    columns = [(kind, suffix, unit) for kind, (suffix, unit, _) in QUANTITIES.items()]
+    columns = [(q.name, q.suffix, q.shown_unit) for q in QUANTITIES]
     columns += [(kind, "data_unit", unit) for kind, unit in data_units.items()]
     columns = [
         column
@@ -298,7 +284,7 @@ def format_table(metrics: dict[str, Any]) -> str:
     if "energy" in data_units:
         end.append(f"energies in {data_units['energy']} are those of whole structures")
     if data_units:
-        end.append(f"history.csv has {', '.join(HISTORY_UNITS.values())}")
+        end.append(f"history.csv has {', '.join(q.history_unit for q in QUANTITIES)}")
     return "\n".join([rule, lines[0].rstrip(), rule, *(x.rstrip() for x in lines[1:]), rule, *end])
 
 
