@@ -19,20 +19,14 @@ from schnetpack_softadapt import __version__
 from schnetpack_softadapt import properties as keys
 from schnetpack_softadapt.data.structures import Structure
 from schnetpack_softadapt.files import replacing
+from schnetpack_softadapt.quantities import QUANTITIES
 
 __all__ = ["STRESS_CONVENTION", "UNITS", "open_database", "write_database"]
 
 STRESS_CONVENTION = "(1, 3, 3), symmetric, dE/dstrain / volume: positive = tension"
 
-# SchNetPack's names, written out: importing SchNetPack for them takes seconds. Unit strings as
-# SchNetPack can parse them; `eV/Ang^3` it cannot.
-ENERGY, FORCES, STRESS = "energy", "forces", "stress"
-UNITS = {
-    ENERGY: "eV",
-    FORCES: "eV/Ang",
-    STRESS: "eV/Ang/Ang/Ang",
-    keys.stress_mask: "",
-}
+ENERGY, FORCES, STRESS = (quantity.name for quantity in QUANTITIES)
+UNITS = {**{quantity.name: quantity.unit for quantity in QUANTITIES}, keys.stress_mask: ""}
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from schnetpack.data import RandomSplit, SplittingStrategy
 from schnetpack_softadapt import properties as keys
 from schnetpack_softadapt.data.paths import user_path
 from schnetpack_softadapt.files import replacing
+from schnetpack_softadapt.quantities import SUBSETS
 
 __all__ = [
     "BlockSplit",
@@ -38,7 +39,6 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-SUBSETS = ("train", "val", "test")
 DEFAULT_SPLIT_FILE = "split.npz"
 DEFAULT_SPLIT_KEY = "strain_state"
 
@@ -352,8 +352,8 @@ class Partition:
                 self._compare(split, path)
             else:
                 split = self._from_users(split, path, dataset)
-        for name, words in (("train", "training"), ("val", "validation")):
-            if not getattr(split, name):
+        for name, words in SUBSETS.items():
+            if name != "test" and not getattr(split, name):
                 raise ValueError(
                     f"no structures left for {words}: {len(dataset)} structures with"
                     f" num_train={self.num_train}, num_val={self.num_val},"

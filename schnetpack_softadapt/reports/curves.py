@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from schnetpack_softadapt.files import write_file
-from schnetpack_softadapt.reports.quantities import QUANTITIES, SUBSETS
+from schnetpack_softadapt.quantities import QUANTITIES, SUBSETS
 from schnetpack_softadapt.reports.run import Run
 from schnetpack_softadapt.reports.style import (
     CYCLE,

@@ -18,7 +18,6 @@ from ase.io import read, write
 from schnetpack_softadapt.cli.main import main
 from schnetpack_softadapt.data.dataset import read_database
 from schnetpack_softadapt.data.generate.recipe import (
-    STRAINS,
     Prototype,
     Recipe,
     build,
@@ -27,6 +26,7 @@ from schnetpack_softadapt.data.generate.recipe import (
     read_recipe,
     samples,
 )
+from schnetpack_softadapt.quantities import VOIGT
 
 #: calculators for the tests, imported by the workers from the current directory
 CALCULATORS = '''
@@ -121,14 +121,14 @@ def test_strain_deforms_the_cell_as_its_name_says(component):
     strain[component] = 0.02
     (sample,) = samples(recipe(strain=strain))
     atoms = build(sample, recipe())
-    a, b = ("xyz".index(letter) for letter in STRAINS[component])
+    a, b = ("xyz".index(letter) for letter in VOIGT[component])
     deformation = np.eye(3)
     deformation[a, b] += 0.02
     if a != b:
         deformation[b, a] += 0.02
     assert atoms.cell.array == pytest.approx(copper().cell.array @ deformation)
     assert atoms.positions == pytest.approx(copper().positions @ deformation)
-    assert sample.strain_state == f"{STRAINS[component]}+0.02"
+    assert sample.strain_state == f"{VOIGT[component]}+0.02"
     # tensor components: the energy's derivative by one shear holds sigma_ab and sigma_ba
     assert atoms.info["strain"] == pytest.approx(strain)
 

@@ -17,8 +17,9 @@ import numpy as np
 import yaml
 from ase import Atoms
 
+from schnetpack_softadapt.quantities import VOIGT
+
 __all__ = [
-    "STRAINS",
     "Prototype",
     "Recipe",
     "Sample",
@@ -29,8 +30,7 @@ __all__ = [
     "samples",
 ]
 
-STRAINS = ("xx", "yy", "zz", "yz", "xz", "xy")
-SHORTHANDS = {"in_plane": ("xx", "yy"), "normal": ("xx", "yy", "zz"), "full": STRAINS}
+SHORTHANDS = {"in_plane": ("xx", "yy"), "normal": ("xx", "yy", "zz"), "full": VOIGT}
 SHIPPED = resources.files(__package__) / "recipes"
 
 
@@ -55,7 +55,7 @@ class Recipe:
 
     Attributes:
         prototypes: what to start from.
-        strain: (S, 6) components eps_ab in the order of `STRAINS` (tensor components: shears not
+        strain: (S, 6) components eps_ab in the order of `VOIGT` (tensor components: shears not
             doubled), or what `parse_strain` makes them of; the cell becomes cell @ (1 + eps).
         sigma: standard deviations of each displaced Cartesian component, Ang; see `parse_grid`.
         repeats: draws of each random case (a case without displacements and vacancies has one).
@@ -147,7 +147,7 @@ class Sample:
     @property
     def strain_state(self) -> str:
         """The components that are not zero, such as "xx-0.1 xy+0.02"; "0" without strain."""
-        parts = [f"{n}{e:+.6g}" for n, e in zip(STRAINS, self.strain, strict=True) if e]
+        parts = [f"{n}{e:+.6g}" for n, e in zip(VOIGT, self.strain, strict=True) if e]
         return " ".join(parts) or "0"
 
     def child_seed(self, seed: int) -> int:
@@ -204,9 +204,9 @@ def build(sample: Sample, recipe: Recipe) -> Atoms:
 
 
 def _deformations(strains: np.ndarray) -> np.ndarray:
-    """1 + eps (S, 3, 3) of components (S, 6) in the order of `STRAINS`."""
+    """1 + eps (S, 3, 3) of components (S, 6) in the order of `VOIGT`."""
     matrices = np.tile(np.eye(3), (len(strains), 1, 1))
-    for k, name in enumerate(STRAINS):
+    for k, name in enumerate(VOIGT):
         a, b = ("xyz".index(letter) for letter in name)
         matrices[:, a, b] += strains[:, k]
         if a != b:
@@ -255,10 +255,10 @@ def parse_strain(value: np.ndarray | Mapping | Sequence[Mapping]) -> np.ndarray:
         return value.astype(np.float64).reshape(-1, 6)
     found: dict[tuple[float, ...], None] = {}
     for mapping in [value] if isinstance(value, Mapping) else value:
-        grids = dict.fromkeys(STRAINS, (0.0,))
+        grids = dict.fromkeys(VOIGT, (0.0,))
         for name, grid in mapping.items():
-            if name not in STRAINS and name not in SHORTHANDS:
-                names = ", ".join([*STRAINS, *SHORTHANDS])
+            if name not in VOIGT and name not in SHORTHANDS:
+                names = ", ".join([*VOIGT, *SHORTHANDS])
                 raise ValueError(f"unknown strain {name!r}; choose from {names}")
             for component in SHORTHANDS.get(name, (name,)):
                 grids[component] = parse_grid(grid)

@@ -12,10 +12,11 @@ from schnetpack_softadapt.data.importing.checks import where
 from schnetpack_softadapt.data.importing.stress_labels import findings_from_strained_cells
 from schnetpack_softadapt.data.structures import Structure
 from schnetpack_softadapt.neighbors.pair_list import neighbor_pairs
+from schnetpack_softadapt.quantities import STRESS
 
 __all__ = ["summary", "warnings"]
 
-MPA = 1e-3 * units.GPa  # eV/Ang^3
+MPA = 1 / STRESS.shown_factor  # eV/Ang^3
 MAX_SAMPLED = 200  # structures looked at for distances, which take longest
 
 
