@@ -35,7 +35,7 @@ def _frames(file: LabelledFile) -> Iterator[tuple[Atoms, str]]:
         with open_with_compression(stream, "r") as compressed:
             stream = io.StringIO(compressed.read())
     difference = 0.0
-    frames = file.source.frames or ":"
+    frames = file.frames or ":"
     for atoms in ase.io.iread(stream, frames, kind, do_not_split_by_at_sign=True):
         results = atoms.calc.results if atoms.calc is not None else {}
         if {"energy", "free_energy"} <= results.keys():

@@ -23,7 +23,7 @@ def _frames(file: LabelledFile) -> Iterator[tuple[Mapping, int]]:
         ) from None
     name = file.options.format.partition(":")[2]
     data = LabeledSystem(str(file.path), fmt=name).data
-    indices = range(len(data["coords"]))[string2index(file.source.frames or ":")]
+    indices = range(len(data["coords"]))[string2index(file.frames or ":")]
     for index in [indices] if isinstance(indices, int) else indices:
         yield data, index
 

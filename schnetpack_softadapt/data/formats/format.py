@@ -25,7 +25,6 @@ __all__ = [
     "Format",
     "ImportOptions",
     "LabelledFile",
-    "Source",
     "format_of",
     "known_formats",
     "option_help",
@@ -50,24 +49,6 @@ CHOICES = {
     "stress_order": "of six numbers: voigt (xx yy zz yz xz xy), vasp (xx yy zz xy yz zx), lammps"
     " (xx yy zz xy xz yz), or the six components in quotes",
 }
-
-
-@dataclass(frozen=True)
-class Source:
-    """What to read: a file, or a folder where its format takes folders.
-
-    Attributes:
-        path: the file.
-        frames: which of its structures, in ASE's notation; None for all.
-        group: group of structures that do not name theirs.
-    """
-
-    path: Path
-    frames: str | None
-    group: str
-
-    def __str__(self) -> str:
-        return str(self.path) if self.frames is None else f"{self.path}@{self.frames}"
 
 
 @dataclass(frozen=True)
@@ -174,22 +155,24 @@ class ImportOptions:
 
 @dataclass
 class LabelledFile:
-    """A file that is being read, for the functions of a `Format`.
+    """A file to read, or a folder where its format takes folders.
 
     Attributes:
-        source: the file.
+        path: the file.
+        frames: which of its structures, in ASE's notation; None for all.
+        group: group of structures that do not name theirs.
         options: what the user says about it.
         remarks: how labels were understood; the user sees each once.
     """
 
-    source: Source
-    options: ImportOptions
+    path: Path
+    frames: str | None
+    group: str
+    options: ImportOptions = field(default_factory=ImportOptions)
     remarks: list[str] = field(default_factory=list)
 
-    @property
-    def path(self) -> Path:
-        """The file."""
-        return self.source.path
+    def __str__(self) -> str:
+        return str(self.path) if self.frames is None else f"{self.path}@{self.frames}"
 
     def label(self, name: str, *places: Mapping, usual: str | None = None):
         """A label by the name that the user gave, else by its usual one; None if it may be missing.
@@ -233,7 +216,7 @@ def format_of(file: str | Path, options: ImportOptions) -> Format:
 
 
 def read_files(
-    sources: Sequence[Source], options: ImportOptions, progress: bool = False
+    files: Sequence[LabelledFile], options: ImportOptions, progress: bool = False
 ) -> tuple[list[Structure], list[str], list[str]]:
     """Read all structures of all files.
 
@@ -251,19 +234,20 @@ def read_files(
     problems: list[str] = []
     files_of_remark: dict[str, list[str]] = {}
     # one large file shows its structures, many show how many of them are done
-    unit, total = (" structures", None) if len(sources) == 1 else (" files", len(sources))
+    unit, total = (" structures", None) if len(files) == 1 else (" files", len(files))
     with tqdm(desc="reading", unit=unit, total=total, disable=not progress) as bar:
-        for source in sources:
-            record, file, index = format_of(source.path, options), LabelledFile(source, options), 0
+        for file in files:
+            file.options, index = options, 0
+            record = format_of(file.path, options)
             _refuse_keys(record, options)
             try:
                 for frame in record.frames(file):
                     try:
                         structure = _structure(record.labels(frame, file), record, file)
-                        structure.info.update(file=str(source), format=record.name, index=index)
+                        structure.info.update(file=str(file), format=record.name, index=index)
                         structures.append(structure)
                     except (ValueError, TypeError) as error:
-                        problems.append(f"{source}, structure {index}: {error}")
+                        problems.append(f"{file}, structure {index}: {error}")
                     index += 1
                     bar.update(total is None)
             except ImportError as error:
@@ -271,16 +255,16 @@ def read_files(
             except Exception as error:  # parsers of many formats raise anything at all
                 reason = f"{type(error).__name__}: {error}"
                 raise ValueError(
-                    f"{source} cannot be read from structure {index} on ({reason})"
+                    f"{file} cannot be read from structure {index} on ({reason})"
                 ) from error
             if index == 0:
-                raise ValueError(f"{source} holds no structures")
+                raise ValueError(f"{file} holds no structures")
             for remark in dict.fromkeys(file.remarks):
-                files_of_remark.setdefault(remark, []).append(source.path.name)
+                files_of_remark.setdefault(remark, []).append(file.path.name)
             bar.update(total is not None)
     remarks = [
-        f"{files[0]}{f' and {len(files) - 1} more' if len(files) > 1 else ''}: {text}"
-        for text, files in files_of_remark.items()
+        f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {text}"
+        for text, names in files_of_remark.items()
     ]
     return structures, problems, remarks
 
@@ -312,7 +296,7 @@ def _structure(labels: dict, record: Format, file: LabelledFile) -> Structure:
         forces = np.asarray(forces, dtype=np.float64) * units.forces_factor
     cell = np.asarray(labels["cell"], dtype=np.float64) * units.length_factor
     entries = labels.get("entries", {})
-    group = labels.get("group", file.source.group)
+    group = labels.get("group", file.group)
     group = entries.get("group", entries.get("config_type", group))
     if options.group_key is not None:
         group = _entry(entries, options.group_key, "group")

@@ -9,7 +9,7 @@ import numpy as np
 from schnetpack_softadapt.data.database import write_database
 from schnetpack_softadapt.data.formats.format import (
     ImportOptions,
-    Source,
+    LabelledFile,
     known_formats,
     read_files,
 )
@@ -106,7 +106,7 @@ def convert_files(
     say(f"written      {out}")
 
 
-def _refuse_files_given_twice(subsets: dict[str, list[Source]]) -> None:
+def _refuse_files_given_twice(subsets: dict[str, list[LabelledFile]]) -> None:
     """A slip that would leak the test set."""
     seen: dict[str, str] = {}
     for subset, sources in subsets.items():

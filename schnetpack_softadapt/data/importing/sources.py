@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from schnetpack_softadapt.data.formats.ase import COMPRESSED
-from schnetpack_softadapt.data.formats.format import Source
+from schnetpack_softadapt.data.formats.format import LabelledFile
 
 __all__ = ["find_sources"]
 
@@ -20,7 +20,9 @@ LABELLED = ("*.extxyz", "*.xyz", "*.traj", "*.json", "input.data", "OUTCAR*", "v
 ANONYMOUS = ("input.data*", "OUTCAR*", "vasprun*")
 
 
-def find_sources(names: Sequence[str | os.PathLike], takes_folders: bool = False) -> list[Source]:
+def find_sources(
+    names: Sequence[str | os.PathLike], takes_folders: bool = False
+) -> list[LabelledFile]:
     """Files that the names stand for, in their order, within folders and patterns by name.
 
     A name is a file, `FILE@FRAMES`, a folder (all labelled structures below it) or a pattern as
@@ -53,7 +55,7 @@ def find_sources(names: Sequence[str | os.PathLike], takes_folders: bool = False
             raise FileNotFoundError(f"no file {file if at else name}")
     n_of_name = Counter(path.name for path, _, was_sought in found if not was_sought)
     return [
-        Source(
+        LabelledFile(
             path,
             frames,
             _group(path, (was_sought and path.is_file()) or n_of_name[path.name] > 1),
