@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from itertools import groupby
 from numbers import Real
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -91,11 +90,11 @@ def split_sizes(n_structures: int, *sizes: int | float | None) -> list[int]:
 # ways to split; sizes as in `split_sizes`
 
 
+@dataclass
 class SeededRandomSplit(SplittingStrategy):
     """Structures drawn one by one, the same for the same seed on any machine."""
 
-    def __init__(self, seed: int = 0):
-        self.seed = seed
+    seed: int = 0
 
     def split(self, dataset, *sizes) -> list[list[int]]:
         """Indices of each subset."""
@@ -105,6 +104,7 @@ class SeededRandomSplit(SplittingStrategy):
         return [sorted(order[e - s : e].tolist()) for e, s in zip(ends, sizes, strict=True)]
 
 
+@dataclass
 class GroupedSplit(SplittingStrategy):
     """Structures of one group stay in one subset.
 
@@ -118,9 +118,8 @@ class GroupedSplit(SplittingStrategy):
         seed: of the order of groups.
     """
 
-    def __init__(self, key: str = DEFAULT_SPLIT_KEY, seed: int = 0):
-        self.key = key
-        self.seed = seed
+    key: str = DEFAULT_SPLIT_KEY
+    seed: int = 0
 
     def split(self, dataset, *sizes) -> list[list[int]]:
         """Indices of each subset."""
@@ -148,6 +147,7 @@ class GroupedSplit(SplittingStrategy):
         return [sorted(subset) for subset in subsets]
 
 
+@dataclass
 class BlockSplit(SplittingStrategy):
     """Each trajectory is cut into one block of consecutive frames for each subset.
 
@@ -161,9 +161,8 @@ class BlockSplit(SplittingStrategy):
         seed: of the drawing.
     """
 
-    def __init__(self, key: str | None = "group", seed: int = 0):
-        self.key = key
-        self.seed = seed
+    key: str | None = "group"
+    seed: int = 0
 
     def split(self, dataset, *sizes) -> list[list[int]]:
         """Indices of each subset."""
@@ -459,45 +458,33 @@ class Partition:
 # frames of trajectories, which a random split should not part
 
 
-class Series(NamedTuple):
-    """Consecutive structures of the same atoms in the same order, and of the same group.
-
-    Attributes:
-        first, last: indices in the database.
-        near: median distance of neighbouring frames, root mean square over atoms, Ang.
-        far: of frames farther apart.
-    """
-
-    first: int
-    last: int
-    near: float
-    far: float
-
-
 def _warn_of_trajectories(dataset) -> None:
     found = list(_trajectories(dataset))
     if found:
+        first, last, near, far = found[0]
         log.warning(
             "structures %d to %d%s look like frames of a trajectory: neighbours differ by %.3f Ang,"
             " others by %.3f Ang. After a random split the test set resembles the training set more"
             " than new structures do; data.splitting=blocks keeps them apart",
-            found[0].first,
-            found[0].last,
+            first,
+            last,
             f" and {len(found) - 1} more series" if len(found) > 1 else "",
-            found[0].near,
-            found[0].far,
+            near,
+            far,
         )
 
 
-def _trajectories(dataset) -> Iterator[Series]:
-    """Series in which neighbours resemble each other much more than frames farther apart do."""
+def _trajectories(dataset) -> Iterator[tuple[int, int, float, float]]:
+    """Series in which neighbours resemble each other much more than frames farther apart do.
+
+    A series are consecutive structures of the same atoms and group. Yields the indices of its ends
+    in the database, and the median distances (Ang) of neighbours and of others.
+    """
     raw, rng = dataset.raw, np.random.default_rng(0)
-
-    def kind(index: int) -> tuple[bytes, bytes]:
-        group = raw.rows(keys.group, index).tobytes() if keys.group in raw else b""
-        return raw.rows(properties.Z, index).tobytes(), group
-
-    for _, members in groupby(dataset.indices, kind):
+    same = [key for key in (properties.Z, keys.group) if key in raw]
+    for _, members in groupby(
+        dataset.indices, lambda k: [raw.rows(key, k).tobytes() for key in same]
+    ):
         frames = list(members)
         n = len(frames)
         if n < LEAST_FRAMES:
@@ -509,7 +496,7 @@ def _trajectories(dataset) -> Iterator[Series]:
             far.append(_distance(raw, frames[k], frames[k + lag if k + lag < n else k - lag]))
         near, far = np.array(near), np.array(far)
         if np.median(far) > LEAST_DISTANCE and np.median(near / far.clip(1e-9)) < ALIKE:
-            yield Series(frames[0], frames[-1], float(np.median(near)), float(np.median(far)))
+            yield frames[0], frames[-1], float(np.median(near)), float(np.median(far))
 
 
 def _distance(raw, a: int, b: int) -> float:
