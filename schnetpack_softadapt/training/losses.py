@@ -25,8 +25,9 @@ from schnetpack_softadapt import properties as keys
 from schnetpack_softadapt.data.statistics import TrainingTargets
 from schnetpack_softadapt.descriptors.elements import atomic_number
 from schnetpack_softadapt.neighbors.cells import volumes
+from schnetpack_softadapt.quantities import ENERGY, FORCES, STRESS, VOIGT_IN_FULL
 from schnetpack_softadapt.training.ranks import REAL_KEY
-from schnetpack_softadapt.training.standardize import VOIGT, Standardization
+from schnetpack_softadapt.training.standardize import Standardization
 from schnetpack_softadapt.training.units import unit_factor
 
 __all__ = ["EnergyLoss", "ForcesLoss", "LossComponent", "StressLoss"]
@@ -328,7 +329,7 @@ class EnergyLoss(LossComponent):
     """Energy per atom, (E_pred - E_ref) / N; standardised, (E_pred - E_ref) / sqrt(sum sigma^2)."""
 
     kind = "energy"
-    ase_unit = "eV"
+    ase_unit = ENERGY.unit
 
     def __init__(self, name: str = properties.energy, **kwargs):
         super().__init__(name, **kwargs)
@@ -360,7 +361,7 @@ class ForcesLoss(LossComponent):
     """
 
     kind = "forces"
-    ase_unit = "eV/Ang"
+    ase_unit = FORCES.unit
     splits = ("groups", "elements")
     n_columns = 3
 
@@ -418,7 +419,7 @@ class StressLoss(LossComponent):
     """
 
     kind = "stress"
-    ase_unit = "eV/Ang/Ang/Ang"
+    ase_unit = STRESS.unit
     splits = ("groups", "normal_shear", "voigt")
 
     def __init__(self, name: str = properties.stress, voigt: Sequence[str] | None = None, **kwargs):
@@ -432,7 +433,7 @@ class StressLoss(LossComponent):
         self.voigt = None if voigt is None else list(voigt)
         # (9, 6) takes the symmetric part; deliberately no buffer, DDP would send it every step
         unit = torch.eye(9).reshape(9, 3, 3)
-        self.to_voigt = (0.5 * (unit + unit.transpose(1, 2))).reshape(9, 9)[:, VOIGT]
+        self.to_voigt = (0.5 * (unit + unit.transpose(1, 2))).reshape(9, 9)[:, VOIGT_IN_FULL]
 
     def error(self, pred, batch):
         # reshape, not view: the stress of schnetpack.atomistic.Forces is not contiguous

@@ -11,8 +11,8 @@ import torch
 from schnetpack import properties
 from torch import Tensor, nn
 
+from schnetpack_softadapt.quantities import VOIGT_IN_FULL
 from schnetpack_softadapt.training.losses import LossComponent
-from schnetpack_softadapt.training.standardize import VOIGT
 
 __all__ = ["BatchResiduals", "Residuals", "least_squares_weight"]
 
@@ -151,7 +151,7 @@ class BatchResiduals(Residuals):
             factor = factor.reshape(-1, 3, 3)
             eye = torch.eye(3, dtype=factor.dtype, device=factor.device)
             factor = (factor + factor.transpose(1, 2)) * (1 - 0.5 * eye)
-            factor = c.counted(factor.reshape(-1, 9)[:, VOIGT])
+            factor = c.counted(factor.reshape(-1, 9)[:, VOIGT_IN_FULL])
         else:
             factor = factor.reshape(-1, self.n_columns[c.component])
         return factor if chosen is None else factor.index_select(0, chosen)
