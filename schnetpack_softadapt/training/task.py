@@ -16,10 +16,11 @@ from schnetpack_softadapt.data.statistics import TrainingTargets, training_targe
 from schnetpack_softadapt.errors import in_one_line
 from schnetpack_softadapt.training.averages import EpochSums, epoch_record, error_sums, sum_names
 from schnetpack_softadapt.training.losses import LossComponent
+from schnetpack_softadapt.training.optimizers.residuals import BatchResiduals, least_squares_weight
 from schnetpack_softadapt.training.outputs import components_of, constrained
 from schnetpack_softadapt.training.ranks import batch_loss, mark_repeated
-from schnetpack_softadapt.training.residuals import BatchResiduals, least_squares_weight
 from schnetpack_softadapt.training.resume import ResumableTask, plain, plain_copy
+from schnetpack_softadapt.training.rules import Likelihood, Rule
 from schnetpack_softadapt.training.settings import (
     check_monitor,
     check_optimizer,
@@ -28,7 +29,6 @@ from schnetpack_softadapt.training.settings import (
 )
 from schnetpack_softadapt.training.standardize import Standardization
 from schnetpack_softadapt.training.units import record_units
-from schnetpack_softadapt.training.weighting import Likelihood, Rule
 
 __all__ = ["SoftAdaptTask"]
 

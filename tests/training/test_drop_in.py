@@ -31,8 +31,8 @@ from schnetpack_softadapt.model import (
 from schnetpack_softadapt.model.outputs import property_kinds
 from schnetpack_softadapt.training.losses import EnergyLoss, ForcesLoss
 from schnetpack_softadapt.training.outputs import OutputLoss, components_of
+from schnetpack_softadapt.training.rules import Likelihood
 from schnetpack_softadapt.training.task import SoftAdaptTask
-from schnetpack_softadapt.training.weighting import Likelihood
 
 KCAL = 23.060541945329334  # kcal/mol per eV
 
@@ -420,7 +420,7 @@ def test_loaders_without_a_data_module(molecules, tmp_path):
 
 
 def test_second_order_optimizers_refuse_losses_that_are_no_residuals(molecules, tmp_path):
-    from schnetpack_softadapt.training.kalman import KalmanFilter
+    from schnetpack_softadapt.training.optimizers import KalmanFilter
 
     outputs = [energy(), ModelOutput("forces", torch.nn.HuberLoss(), metrics={})]
     task = SoftAdaptTask(painn(), outputs, optimizer_cls=KalmanFilter, optimizer_args={"lr": 0.5})

@@ -10,11 +10,11 @@ import toy_runs
 from schnetpack.transform import CastTo32, MatScipyNeighborList
 
 from schnetpack_softadapt.data.datamodule import SoftAdaptDataModule
-from schnetpack_softadapt.training.kalman import KalmanFilter
 from schnetpack_softadapt.training.losses import EnergyLoss, ForcesLoss, StressLoss
-from schnetpack_softadapt.training.residuals import Residuals
+from schnetpack_softadapt.training.optimizers import KalmanFilter
+from schnetpack_softadapt.training.optimizers.residuals import Residuals
+from schnetpack_softadapt.training.rules import Fixed, SoftAdapt
 from schnetpack_softadapt.training.task import SoftAdaptTask
-from schnetpack_softadapt.training.weighting import Fixed, SoftAdapt
 
 
 def linear_problem(n_batches=6, n_rows=4, n_parameters=5, seed=0):

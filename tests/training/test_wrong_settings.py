@@ -13,11 +13,11 @@ from schnetpack.train import ReduceLROnPlateau
 from schnetpack_softadapt.data.datamodule import SoftAdaptDataModule
 from schnetpack_softadapt.data.dataset import InMemoryAtomsData
 from schnetpack_softadapt.model import ACSF
-from schnetpack_softadapt.training.kalman import KalmanFilter
 from schnetpack_softadapt.training.losses import EnergyLoss, ForcesLoss, StressLoss
+from schnetpack_softadapt.training.optimizers import KalmanFilter
+from schnetpack_softadapt.training.rules import Fixed, LinearRamp, SoftAdapt
 from schnetpack_softadapt.training.settings import check_monitor, check_optimizer, logged_names
 from schnetpack_softadapt.training.task import SoftAdaptTask
-from schnetpack_softadapt.training.weighting import Fixed, LinearRamp, SoftAdapt
 
 SMALL = (
     "experiment=mlearn_softadapt",
