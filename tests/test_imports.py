@@ -56,7 +56,7 @@ FRAMEWORK_FREE = (
     "files.py",
     "properties.py",
     "quantities.py",
-    "training/weighting.py",
+    "training/rules",
     "reports",
 )
 FRAMEWORKS = {"schnetpack", "pytorch_lightning", "lightning"}
