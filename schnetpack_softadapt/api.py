@@ -1,0 +1,433 @@
+"""Training and prediction in a few lines of Python; `spk-softadapt train` and `predict` call these.
+
+    import schnetpack_softadapt as spksa
+
+    run = spksa.train("my.db", epochs=50)
+    print(run.metrics["test"])
+    print(spksa.predict(run.model, "more.extxyz"))
+
+`train` composes the configuration that `spktrain` would, and runs it in this process.
+"""
+
+import re
+import shlex
+import sqlite3
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas
+    from ase import Atoms
+    from torch import nn
+
+__all__ = ["MODELS", "Predictions", "Run", "load", "predict", "spktrain_line", "train"]
+
+#: overrides of `spktrain` for each kind of model, of a crystal and of a molecule
+MODELS = {
+    "acsf": (["experiment=mlearn_softadapt"], ["experiment=molecule_softadapt"]),
+    "painn": (
+        ["experiment=mote2_painn_softadapt", "data=acsf_data"],
+        ["experiment=molecule_painn_softadapt"],
+    ),
+    "schnet": (
+        ["experiment=mote2_painn_softadapt", "data=acsf_data", "model/representation=schnet"],
+        ["experiment=molecule_painn_softadapt", "model/representation=schnet"],
+    ),
+}
+
+#: setting of the configuration behind each keyword of `train`
+SETTINGS = {
+    "epochs": "trainer.max_epochs",
+    "max_time": "+trainer.max_time",
+    "seed": "seed",
+    "cutoff": "globals.cutoff",
+    "n_hidden": "globals.n_hidden",
+    "weighting": "task/weighting",
+    "batch_size": "data.batch_size",
+    "num_train": "data.num_train",
+    "num_val": "data.num_val",
+    "num_test": "data.num_test",
+    "device": "trainer.accelerator",
+}
+
+
+def train(
+    database: str | Path,
+    *overrides: str,
+    model: str = "acsf",
+    out: str | Path | None = None,
+    epochs: int | None = None,
+    max_time: str | float | timedelta | None = None,
+    seed: int | None = None,
+    cutoff: float | None = None,
+    n_hidden: Sequence[int] | None = None,
+    weighting: str | None = None,
+    batch_size: int | None = None,
+    num_train: float | None = None,
+    num_val: float | None = None,
+    num_test: float | None = None,
+    device: str | None = None,
+) -> "Run":
+    """Train a potential with the recipe for the data, or go on with a run that was started before.
+
+    What is not given is as the recipe has it: `experiment=mlearn_softadapt` for crystals and
+    `molecule_softadapt` where no structure is periodic. `spktrain_line` tells the command that a
+    call stands for.
+
+    Args:
+        database: in SchNetPack's format, as `spk-softadapt import` writes it.
+        overrides: of the configuration, as for `spktrain`: "task.weighting.beta=1".
+        model: "acsf" (symmetry functions), or SchNetPack's "painn" or "schnet".
+        out: folder of the run, `runs/<name of the database>` if not given. The run in it goes on.
+        epochs: largest number of epochs.
+        max_time: wall time after which the run ends: seconds, or a text such as "90s", "30min",
+            "2h", "1d" or "DD:HH:MM:SS".
+        seed: of the first weights and the order of structures.
+        cutoff: radius of the environments, Ang.
+        n_hidden: widths of the hidden layers ("acsf").
+        weighting: rule of the loss weights: likelihood, softadapt, fixed and others.
+        batch_size: structures in a step.
+        num_train, num_val, num_test: sizes of the subsets, as numbers or fractions.
+        device: "cpu", "gpu" or "auto".
+
+    Raises:
+        FileNotFoundError: there is no such database.
+        ValueError: a setting that does not exist, a wrong value, data that cannot be trained on.
+    """
+    settings = {name: value for name, value in locals().items() if name in SETTINGS}
+    arguments = spktrain_arguments(database, overrides, model, out, settings)
+    return Run(run_spktrain([*arguments, "print_config=false"]))
+
+
+def spktrain_arguments(
+    database: str | Path,
+    overrides: Sequence[str],
+    model: str,
+    out: str | Path | None,
+    settings: dict[str, Any],
+) -> list[str]:
+    """What follows `spktrain` in the command that a call of `train` stands for."""
+    if model not in MODELS:
+        raise ValueError(f"model {model!r} is none of {', '.join(MODELS)}")
+    crystal, molecule = MODELS[model]
+    recipe = crystal if _has_periodic_structures(Path(database)) else molecule
+    out = Path("runs", Path(database).stem) if out is None else Path(out)
+    arguments = [*recipe, f"data.datapath={_value(database)}", f"run.id={_value(out.name)}"]
+    if out.parent != Path("runs"):
+        arguments.append(f"run.path={_value(out.parent)}")
+    if settings.get("max_time") is not None:
+        settings = {**settings, "max_time": _days_to_seconds(settings["max_time"])}
+    for name, value in settings.items():
+        if value is not None:
+            arguments.append(f"{SETTINGS[name]}={_value(value)}")
+    return [*arguments, *overrides]
+
+
+def spktrain_line(arguments: Sequence[str]) -> str:
+    """The command as a shell takes it."""
+    return shlex.join(["spktrain", *arguments])
+
+
+def run_spktrain(arguments: Sequence[str], logging: bool = False) -> Path:
+    """Do what `spktrain` does, in this process; the folder of the run.
+
+    Args:
+        arguments: overrides of the configuration.
+        logging: set up Python's logging as `spktrain` does, on the terminal and in the run.
+
+    Raises:
+        ValueError: the configuration cannot be composed or instantiated; exceptions of the training
+            pass through.
+    """
+    from hydra import compose, initialize_config_module
+    from hydra.core.callbacks import Callbacks
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.utils import run_job
+    from hydra.errors import HydraException, InstantiationException
+    from hydra.types import HydraContext
+    from schnetpack import cli
+
+    failures: list[Exception] = []
+
+    def job(config) -> None:
+        try:
+            cli.train(config)
+        except Exception as error:  # run_job would print it
+            failures.append(error)
+
+    with initialize_config_module("schnetpack.configs", job_name="train", version_base="1.2"):
+        try:
+            config = compose("train", list(arguments), return_hydra_config=True)
+        except HydraException as error:
+            text = str(error).split("Config search path")[0].split("Set the environment")[0]
+            raise ValueError(" ".join(text.split())) from error
+        loader = GlobalHydra.instance().config_loader()
+        context = HydraContext(config_loader=loader, callbacks=Callbacks())
+        done = run_job(
+            job, config, "hydra.run.dir", None, context, configure_logging=logging
+        )
+    for error in failures:
+        cause = error.__cause__
+        if isinstance(error, InstantiationException) and isinstance(cause, (ValueError, OSError)):
+            raise ValueError(str(cause)) from error
+        raise error
+    return Path(done.hydra_cfg.hydra.runtime.output_dir)
+
+
+def _has_periodic_structures(database: Path) -> bool:
+    if not database.is_file():
+        raise FileNotFoundError(f"no database at {database}; `spk-softadapt import` writes one")
+    try:
+        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+            query = "SELECT EXISTS(SELECT 1 FROM systems WHERE pbc > 0)"
+            return bool(connection.execute(query).fetchone()[0])
+    except sqlite3.DatabaseError as error:
+        raise ValueError(f"{database} is no database of structures: {error}") from None
+
+
+def _value(value: Any) -> str:
+    """A value as Hydra's grammar takes it."""
+    text = str(list(value)).replace(" ", "") if isinstance(value, list | tuple) else str(value)
+    if isinstance(value, str | Path) and not re.fullmatch(r"[\w./+-]+", text):
+        text = "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return text
+
+
+def _days_to_seconds(time: str | float | timedelta) -> str:
+    """A time as DD:HH:MM:SS."""
+    if isinstance(time, str):
+        if re.fullmatch(r"\d+:\d\d:\d\d:\d\d", time):
+            return time
+        match = re.fullmatch(r"([\d.]+)\s*(s|min|h|d)?", time)
+        if not match:
+            raise ValueError(f"max_time {time!r} is none of 90s, 30min, 2h, 1d, DD:HH:MM:SS")
+        time = float(match[1]) * {"s": 1, "min": 60, "h": 3600, "d": 86400}[match[2] or "s"]
+    seconds = round(time.total_seconds() if isinstance(time, timedelta) else time)
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    return "{:02}:{:02}:{:02}:{:02}".format(*divmod(hours, 24), minutes, seconds)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run in its folder, finished or not.
+
+    Attributes:
+        folder: what `spktrain` made.
+    """
+
+    folder: Path
+
+    def __post_init__(self):
+        object.__setattr__(self, "folder", Path(self.folder).resolve())
+
+    @cached_property
+    def model(self) -> "nn.Module":
+        """The model of the best epoch, in evaluation mode and double precision."""
+        return load(self.folder)
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """metrics.json: errors by subset ("train", "val", "test"), epochs, wall time."""
+        import json
+
+        return json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
+
+    @property
+    def history(self) -> "pandas.DataFrame":
+        """history.csv: losses, weights and errors, a row an epoch."""
+        import pandas
+
+        return pandas.read_csv(self.folder / "history.csv")
+
+    def report(self, out: str | Path | None = None) -> Path:
+        """Write tables and pictures; returns the page `report.html`.
+
+        Args:
+            out: folder, `report` in that of the run if not given.
+        """
+        from schnetpack_softadapt.reports.report import read_runs, write_report
+
+        return write_report(read_runs([self.folder]), out) / "report.html"
+
+
+def load(path: str | Path) -> "nn.Module":
+    """A model, in evaluation mode and double precision.
+
+    Args:
+        path: a `best_model` (a pickle, which can execute code: load only what you trust), the
+            folder of a run, or of an n2p2 potential (text).
+
+    Raises:
+        FileNotFoundError: there is nothing at the path, or nothing that is a model.
+        ValueError: the file is not a saved model.
+    """
+    from schnetpack_softadapt.deploy.loading import load_potential
+
+    return load_potential(path)
+
+
+@dataclass
+class Predictions:
+    """Predictions for some structures, in their order.
+
+    Attributes:
+        structures: with their labels, where they have any, as the results of their calculators.
+        energy: (S,) eV.
+        forces: (N, 3) of each structure, eV/Ang.
+        stress: (S, 6) eV/Ang^3, Voigt order xx yy zz yz xz xy, positive = tension; NaN where it is
+            not defined (a molecule).
+    """
+
+    structures: "list[Atoms]"
+    energy: "np.ndarray"
+    forces: "list[np.ndarray]"
+    stress: "np.ndarray"
+
+    def errors(self) -> "pandas.DataFrame":
+        """Number of values, MAE and RMSE of energy (per atom), forces and stress.
+
+        Empty where no structure has labels.
+        """
+        import numpy as np
+        import pandas
+
+        from schnetpack_softadapt.quantities import QUANTITIES
+
+        rows = {}
+        for quantity in QUANTITIES:
+            differences = []
+            for k, atoms in enumerate(self.structures):
+                label = _labels(atoms).get(quantity.name)
+                if label is not None:
+                    predicted = getattr(self, quantity.name)[k]
+                    per = len(atoms) if quantity.name == "energy" else 1
+                    differences.append(np.ravel((predicted - label) / per))
+            if differences:
+                # a stress label of a structure without a cell has no counterpart
+                values = np.concatenate(differences) * quantity.shown_factor
+                values = values[np.isfinite(values)]
+                rows[quantity.name] = {
+                    "values": len(values),
+                    "MAE": np.abs(values).mean(),
+                    "RMSE": np.sqrt((values**2).mean()),
+                    "unit": quantity.shown_unit,
+                }
+        return pandas.DataFrame.from_dict(rows, orient="index")
+
+    def to_atoms(self) -> "list[Atoms]":
+        """Copies whose results are the predictions; labels become `energy_ref`, `forces_ref`..."""
+        import numpy as np
+        from ase.calculators.singlepoint import SinglePointCalculator
+
+        copies = []
+        for k, atoms in enumerate(self.structures):
+            copied = atoms.copy()
+            for name, value in _labels(atoms).items():
+                store = copied.arrays if name == "forces" else copied.info
+                store[f"{name}_ref"] = value
+            results = {"energy": self.energy[k], "forces": self.forces[k]}
+            if np.isfinite(self.stress[k]).all():
+                results["stress"] = self.stress[k]
+            copied.calc = SinglePointCalculator(copied, **results)
+            copies.append(copied)
+        return copies
+
+    def write(self, path: str | Path) -> Path:
+        """Write `to_atoms` as extended XYZ."""
+        import ase.io
+
+        from schnetpack_softadapt.files import replacing
+
+        with replacing(path) as temporary:
+            ase.io.write(temporary, self.to_atoms(), format="extxyz")
+        return Path(path)
+
+    def __str__(self):
+        n_atoms = sum(map(len, self.structures))
+        head = f"{len(self.structures)} structures, {n_atoms} atoms"
+        table = self.errors()
+        if table.empty:
+            return f"{head}, without labels"
+        return f"{head}; errors against their labels:\n{table.to_string(float_format='{:.4g}'.format)}"
+
+
+def _labels(atoms: "Atoms") -> dict[str, Any]:
+    """Energy, forces and stress (6,) that a structure came with."""
+    results = atoms.calc.results if atoms.calc is not None else {}
+    return {k: results[k] for k in ("energy", "forces", "stress") if results.get(k) is not None}
+
+
+def predict(
+    model: Any,
+    structures: "str | Path | Atoms | Iterable[Atoms]",
+    device: str = "cpu",
+    energy_unit: str | None = None,
+    position_unit: str | None = None,
+) -> Predictions:
+    """Energies, forces and stresses of structures, and their errors where there are labels.
+
+    Args:
+        model: a model, what `load` takes, or a list of these: a committee, whose mean counts.
+        structures: a file that ASE reads (all its frames; "FILE@INDEX" selects), a database of
+            `spk-softadapt import`, a structure, or several.
+        device: where the model runs.
+        energy_unit, position_unit: of a model that does not state them.
+
+    Raises:
+        FileNotFoundError: no such file or model.
+        ValueError: a file that cannot be read, or a structure that the model cannot describe; with
+            its index.
+    """
+    import numpy as np
+    from ase import Atoms
+
+    from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator
+
+    units = {"energy_unit": energy_unit, "position_unit": position_unit}
+    calculator = SoftAdaptCalculator(model, device=device, **units)
+    if isinstance(structures, str | Path):
+        structures = read_structures(structures)
+    structures = [structures] if isinstance(structures, Atoms) else list(structures)
+    energies, forces, stresses = [], [], []
+    for k, atoms in enumerate(structures):
+        try:
+            calculator.calculate(atoms)
+        except ValueError as error:
+            raise ValueError(f"structure {k}: {error}") from error
+        energies.append(calculator.results["energy"])
+        forces.append(calculator.results["forces"])
+        stresses.append(calculator.results.get("stress", np.full(6, np.nan)))
+    stress = np.reshape(stresses, (-1, 6))
+    return Predictions(structures, np.array(energies), forces, stress)
+
+
+def read_structures(path: str | Path) -> "list[Atoms]":
+    """All structures of a file, with their labels as results of their calculators."""
+    import ase.io
+    from ase.calculators.singlepoint import SinglePointCalculator
+
+    from schnetpack_softadapt.data.database import read_database
+
+    if Path(path).suffix == ".db":
+        frames = []
+        for structure in read_database(path):
+            atoms = structure.to_atoms()
+            labels = {"energy": structure.energy, "forces": structure.forces}
+            if structure.stress is not None:
+                labels["stress"] = structure.stress.flat[[0, 4, 8, 5, 2, 1]]
+            atoms.calc = SinglePointCalculator(atoms, **labels)
+            frames.append(atoms)
+        return frames
+    try:
+        return ase.io.read(path, index=":" if "@" not in str(path) else None)
+    except OSError:
+        raise
+    except Exception as error:  # ASE's readers raise whatever their parsing meets
+        raise ValueError(f"{path} is no structure file that ASE reads ({error!r})") from error
