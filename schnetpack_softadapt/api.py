@@ -169,9 +169,7 @@ def run_spktrain(arguments: Sequence[str], logging: bool = False) -> Path:
             raise ValueError(" ".join(text.split())) from error
         loader = GlobalHydra.instance().config_loader()
         context = HydraContext(config_loader=loader, callbacks=Callbacks())
-        done = run_job(
-            job, config, "hydra.run.dir", None, context, configure_logging=logging
-        )
+        done = run_job(job, config, "hydra.run.dir", None, context, configure_logging=logging)
     for error in failures:
         cause = error.__cause__
         if isinstance(error, InstantiationException) and isinstance(cause, (ValueError, OSError)):
@@ -273,161 +271,80 @@ def load(path: str | Path) -> "nn.Module":
     return load_potential(path)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Predictions:
-    """Predictions for some structures, in their order.
+    """Predictions for S structures, in their order, beside the labels that all of them have.
+
+    `str` of it is a table of the errors.
 
     Attributes:
-        structures: with their labels, where they have any, as the results of their calculators.
-        energy: (S,) eV.
-        forces: (N, 3) of each structure, eV/Ang.
-        stress: (S, 6) eV/Ang^3, Voigt order xx yy zz yz xz xy, positive = tension; NaN where it is
-            not defined (a molecule).
+        arrays: as in a run's `predictions/*.npz`, see `training.predictions.prediction_arrays`;
+            `energy_ref`, `forces_ref` and `stress_ref` are the labels.
     """
 
-    structures: "list[Atoms]"
-    energy: "np.ndarray"
-    forces: "list[np.ndarray]"
-    stress: "np.ndarray"
+    arrays: "dict[str, np.ndarray]"
 
-    def errors(self) -> "pandas.DataFrame":
-        """Number of values, MAE and RMSE of energy (per atom), forces and stress.
+    @property
+    def energy(self) -> "np.ndarray":
+        """(S,) eV."""
+        return self.arrays["energy"]
 
-        Empty where no structure has labels.
+    @property
+    def forces(self) -> "list[np.ndarray]":
+        """(n_atoms, 3) of each structure, eV/Ang."""
+        import numpy as np
+
+        return np.split(self.arrays["forces"], self.arrays["n_atoms"].cumsum()[:-1])
+
+    @property
+    def stress(self) -> "np.ndarray | None":
+        """(S, 6) eV/Ang^3, order xx yy zz yz xz xy, positive = tension; None if the model has none.
+
+        NaN where it is not defined, as for a molecule.
         """
-        import numpy as np
-        import pandas
+        from schnetpack_softadapt.quantities import full_to_voigt
 
-        from schnetpack_softadapt.quantities import QUANTITIES
+        return full_to_voigt(self.arrays["stress"]) if "stress" in self.arrays else None
 
-        rows = {}
-        for quantity in QUANTITIES:
-            differences = []
-            for k, atoms in enumerate(self.structures):
-                label = _labels(atoms).get(quantity.name)
-                if label is not None:
-                    predicted = getattr(self, quantity.name)[k]
-                    per = len(atoms) if quantity.name == "energy" else 1
-                    differences.append(np.ravel((predicted - label) / per))
-            if differences:
-                # a stress label of a structure without a cell has no counterpart
-                values = np.concatenate(differences) * quantity.shown_factor
-                values = values[np.isfinite(values)]
-                rows[quantity.name] = {
-                    "values": len(values),
-                    "MAE": np.abs(values).mean(),
-                    "RMSE": np.sqrt((values**2).mean()),
-                    "unit": quantity.shown_unit,
-                }
-        return pandas.DataFrame.from_dict(rows, orient="index")
+    @property
+    def errors(self) -> dict[str, float]:
+        """RMSE and MAE by the keys of metrics.json, such as `forces_rmse_meV_per_Ang`."""
+        from schnetpack_softadapt.training.predictions import prediction_errors
 
-    def to_atoms(self) -> "list[Atoms]":
-        """Copies whose results are the predictions; labels become `energy_ref`, `forces_ref`..."""
-        import numpy as np
-        from ase.calculators.singlepoint import SinglePointCalculator
-
-        copies = []
-        for k, atoms in enumerate(self.structures):
-            copied = atoms.copy()
-            for name, value in _labels(atoms).items():
-                store = copied.arrays if name == "forces" else copied.info
-                store[f"{name}_ref"] = value
-            results = {"energy": self.energy[k], "forces": self.forces[k]}
-            if np.isfinite(self.stress[k]).all():
-                results["stress"] = self.stress[k]
-            copied.calc = SinglePointCalculator(copied, **results)
-            copies.append(copied)
-        return copies
-
-    def write(self, path: str | Path) -> Path:
-        """Write `to_atoms` as extended XYZ."""
-        import ase.io
-
-        from schnetpack_softadapt.files import replacing
-
-        with replacing(path) as temporary:
-            ase.io.write(temporary, self.to_atoms(), format="extxyz")
-        return Path(path)
+        return prediction_errors(self.arrays)
 
     def __str__(self):
-        n_atoms = sum(map(len, self.structures))
-        head = f"{len(self.structures)} structures, {n_atoms} atoms"
-        table = self.errors()
-        if table.empty:
-            return f"{head}, without labels"
-        return f"{head}; errors against their labels:\n{table.to_string(float_format='{:.4g}'.format)}"
+        from schnetpack_softadapt.training.predictions import error_table
 
-
-def _labels(atoms: "Atoms") -> dict[str, Any]:
-    """Energy, forces and stress (6,) that a structure came with."""
-    results = atoms.calc.results if atoms.calc is not None else {}
-    return {k: results[k] for k in ("energy", "forces", "stress") if results.get(k) is not None}
+        n_atoms = self.arrays["n_atoms"]
+        head = f"{len(n_atoms)} structures, {n_atoms.sum()} atoms"
+        errors = self.errors
+        return f"{head}, without labels" if not errors else error_table({head: errors})
 
 
 def predict(
     model: Any,
     structures: "str | Path | Atoms | Iterable[Atoms]",
-    device: str = "cpu",
-    energy_unit: str | None = None,
-    position_unit: str | None = None,
+    out: str | Path | None = None,
+    **calculator_args: Any,
 ) -> Predictions:
-    """Energies, forces and stresses of structures, and their errors where there are labels.
+    """Energies, forces and stresses of structures, and their errors where they have labels.
 
     Args:
         model: a model, what `load` takes, or a list of these: a committee, whose mean counts.
-        structures: a file that ASE reads (all its frames; "FILE@INDEX" selects), a database of
-            `spk-softadapt import`, a structure, or several.
-        device: where the model runs.
-        energy_unit, position_unit: of a model that does not state them.
+        structures: a file, as `spk-softadapt import` reads it, or a database that it wrote; a
+            structure, or several.
+        out: file for predictions and labels, renewed: extended XYZ, or *.npz.
+        calculator_args: of `SoftAdaptCalculator`, such as `device` and, for a model that does not
+            state them, `energy_unit` and `position_unit`.
 
     Raises:
-        FileNotFoundError: no such file or model.
-        ValueError: a file that cannot be read, or a structure that the model cannot describe; with
-            its index.
+        FileNotFoundError: no model or file at the path.
+        ValueError: a file or model cannot be read, or a structure cannot be predicted.
     """
-    import numpy as np
     from ase import Atoms
 
-    from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator
+    from schnetpack_softadapt.deploy.predict import predict as predict_arrays
 
-    units = {"energy_unit": energy_unit, "position_unit": position_unit}
-    calculator = SoftAdaptCalculator(model, device=device, **units)
-    if isinstance(structures, str | Path):
-        structures = read_structures(structures)
-    structures = [structures] if isinstance(structures, Atoms) else list(structures)
-    energies, forces, stresses = [], [], []
-    for k, atoms in enumerate(structures):
-        try:
-            calculator.calculate(atoms)
-        except ValueError as error:
-            raise ValueError(f"structure {k}: {error}") from error
-        energies.append(calculator.results["energy"])
-        forces.append(calculator.results["forces"])
-        stresses.append(calculator.results.get("stress", np.full(6, np.nan)))
-    stress = np.reshape(stresses, (-1, 6))
-    return Predictions(structures, np.array(energies), forces, stress)
-
-
-def read_structures(path: str | Path) -> "list[Atoms]":
-    """All structures of a file, with their labels as results of their calculators."""
-    import ase.io
-    from ase.calculators.singlepoint import SinglePointCalculator
-
-    from schnetpack_softadapt.data.database import read_database
-
-    if Path(path).suffix == ".db":
-        frames = []
-        for structure in read_database(path):
-            atoms = structure.to_atoms()
-            labels = {"energy": structure.energy, "forces": structure.forces}
-            if structure.stress is not None:
-                labels["stress"] = structure.stress.flat[[0, 4, 8, 5, 2, 1]]
-            atoms.calc = SinglePointCalculator(atoms, **labels)
-            frames.append(atoms)
-        return frames
-    try:
-        return ase.io.read(path, index=":" if "@" not in str(path) else None)
-    except OSError:
-        raise
-    except Exception as error:  # ASE's readers raise whatever their parsing meets
-        raise ValueError(f"{path} is no structure file that ASE reads ({error!r})") from error
+    structures = [structures] if isinstance(structures, Atoms) else structures
+    return Predictions(predict_arrays(model, structures, out, **calculator_args))

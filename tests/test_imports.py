@@ -28,7 +28,7 @@ ALLOWED = {
     "model": {"model", "neighbors", "data", "descriptors", "properties"},
     "training": {"training", "neighbors", "model", "data", "descriptors", "errors", "properties"},
     "reports": {"reports", "neighbors", "training", "data", "properties"},
-    "deploy": {"deploy", "neighbors", "model", "descriptors", "data", "properties"},
+    "deploy": {"deploy", "neighbors", "training", "model", "descriptors", "data", "properties"},
     "cli": {
         "__version__",
         "cli",
