@@ -145,12 +145,9 @@ def run_spktrain(arguments: Sequence[str], logging: bool = False) -> Path:
         ValueError: the configuration cannot be composed or instantiated; exceptions of the training
             pass through.
     """
-    from hydra import compose, initialize_config_module
-    from hydra.core.callbacks import Callbacks
+    from hydra import initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.utils import run_job
     from hydra.errors import HydraException, InstantiationException
-    from hydra.types import HydraContext
     from schnetpack import cli
 
     failures: list[Exception] = []
@@ -158,18 +155,16 @@ def run_spktrain(arguments: Sequence[str], logging: bool = False) -> Path:
     def job(config) -> None:
         try:
             cli.train(config)
-        except Exception as error:  # run_job would print it
+        except Exception as error:  # Hydra would print it
             failures.append(error)
 
     with initialize_config_module("schnetpack.configs", job_name="train", version_base="1.2"):
+        hydra = GlobalHydra.instance().hydra
         try:
-            config = compose("train", list(arguments), return_hydra_config=True)
+            done = hydra.run("train", job, list(arguments), with_log_configuration=logging)
         except HydraException as error:
             text = str(error).split("Config search path")[0].split("Set the environment")[0]
             raise ValueError(" ".join(text.split())) from error
-        loader = GlobalHydra.instance().config_loader()
-        context = HydraContext(config_loader=loader, callbacks=Callbacks())
-        done = run_job(job, config, "hydra.run.dir", None, context, configure_logging=logging)
     for error in failures:
         cause = error.__cause__
         if isinstance(error, InstantiationException) and isinstance(cause, (ValueError, OSError)):
