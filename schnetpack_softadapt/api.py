@@ -12,6 +12,7 @@
 import re
 import shlex
 import sqlite3
+import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from ase import Atoms
     from torch import nn
 
-__all__ = ["MODELS", "Predictions", "Run", "load", "predict", "spktrain_line", "train"]
+__all__ = ["MODELS", "Predictions", "Run", "load", "predict", "spktrain_arguments", "train"]
 
 #: overrides of `spktrain` for each kind of model, of a crystal and of a molecule
 MODELS = {
@@ -77,8 +78,8 @@ def train(
     """Train a potential with the recipe for the data, or go on with a run that was started before.
 
     What is not given is as the recipe has it: `experiment=mlearn_softadapt` for crystals and
-    `molecule_softadapt` where no structure is periodic. `spktrain_line` tells the command that a
-    call stands for.
+    `molecule_softadapt` where no structure is periodic. The `spktrain` command that a call stands
+    for is printed.
 
     Args:
         database: in SchNetPack's format, as `spk-softadapt import` writes it.
@@ -101,16 +102,17 @@ def train(
         ValueError: a setting that does not exist, a wrong value, data that cannot be trained on.
     """
     settings = {name: value for name, value in locals().items() if name in SETTINGS}
-    arguments = spktrain_arguments(database, overrides, model, out, settings)
+    arguments = spktrain_arguments(database, overrides, model, out, **settings)
+    print(shlex.join(["spktrain", *arguments]), flush=True)
     return Run(run_spktrain([*arguments, "print_config=false"]))
 
 
 def spktrain_arguments(
     database: str | Path,
-    overrides: Sequence[str],
-    model: str,
-    out: str | Path | None,
-    settings: dict[str, Any],
+    overrides: Sequence[str] = (),
+    model: str = "acsf",
+    out: str | Path | None = None,
+    **settings: Any,
 ) -> list[str]:
     """What follows `spktrain` in the command that a call of `train` stands for."""
     if model not in MODELS:
@@ -122,24 +124,18 @@ def spktrain_arguments(
     if out.parent != Path("runs"):
         arguments.append(f"run.path={_value(out.parent)}")
     if settings.get("max_time") is not None:
-        settings = {**settings, "max_time": _days_to_seconds(settings["max_time"])}
+        settings["max_time"] = _days_to_seconds(settings["max_time"])
     for name, value in settings.items():
         if value is not None:
             arguments.append(f"{SETTINGS[name]}={_value(value)}")
     return [*arguments, *overrides]
 
 
-def spktrain_line(arguments: Sequence[str]) -> str:
-    """The command as a shell takes it."""
-    return shlex.join(["spktrain", *arguments])
-
-
-def run_spktrain(arguments: Sequence[str], logging: bool = False) -> Path:
+def run_spktrain(arguments: Sequence[str]) -> Path:
     """Do what `spktrain` does, in this process; the folder of the run.
 
     Args:
         arguments: overrides of the configuration.
-        logging: set up Python's logging as `spktrain` does, on the terminal and in the run.
 
     Raises:
         ValueError: the configuration cannot be composed or instantiated; exceptions of the training
@@ -158,10 +154,15 @@ def run_spktrain(arguments: Sequence[str], logging: bool = False) -> Path:
         except Exception as error:  # Hydra would print it
             failures.append(error)
 
-    with initialize_config_module("schnetpack.configs", job_name="train", version_base="1.2"):
+    with (
+        warnings.catch_warnings(),
+        initialize_config_module("schnetpack.configs", job_name="train", version_base="1.2"),
+    ):
+        # not everybody has configs of his own where he is
+        warnings.filterwarnings("ignore", "provider=hydra.searchpath")
         hydra = GlobalHydra.instance().hydra
         try:
-            done = hydra.run("train", job, list(arguments), with_log_configuration=logging)
+            done = hydra.run("train", job, list(arguments), with_log_configuration=False)
         except HydraException as error:
             text = str(error).split("Config search path")[0].split("Set the environment")[0]
             raise ValueError(" ".join(text.split())) from error

@@ -31,6 +31,7 @@ ALLOWED = {
     "deploy": {"deploy", "neighbors", "training", "model", "descriptors", "data", "properties"},
     "cli": {
         "__version__",
+        "api",
         "cli",
         "neighbors",
         "data",
@@ -44,8 +45,9 @@ ALLOWED = {
     },
     "hydra_searchpath": set(),
     "configs": set(),
-    "__init__": set(),
-    "examples": {"SoftAdaptCalculator", "SoftAdaptTask", "training"},
+    "__init__": {"api", "deploy", "model", "training"},
+    "api": {"deploy", "reports", "training"},
+    "examples": {"SoftAdaptCalculator", "SoftAdaptTask", "training", "train", "predict"},
 }
 
 #: parts that know neither SchNetPack nor Lightning
