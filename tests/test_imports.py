@@ -14,13 +14,14 @@ PACKAGE = Path(schnetpack_softadapt.__file__).parent
 NAME = "schnetpack_softadapt"
 
 #: what every part may import
-EVERYONES = {"__version__", "quantities"}
+EVERYONES = {"__version__", "files", "quantities"}
 
 #: what each part of the package may import from the package
 ALLOWED = {
     "properties": set(),
     "quantities": set(),
     "errors": set(),
+    "files": set(),
     "neighbors": {"neighbors", "properties"},
     "descriptors": {"descriptors", "neighbors", "properties"},
     "data": {"data", "neighbors", "descriptors", "errors", "properties"},
@@ -52,6 +53,7 @@ FRAMEWORK_FREE = (
     "neighbors",
     "descriptors",
     "errors.py",
+    "files.py",
     "properties.py",
     "quantities.py",
     "training/weighting.py",

@@ -2,7 +2,6 @@
 
 import io
 import logging
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from schnetpack_softadapt.data.formats.registry import ImportOptions, read_files
 from schnetpack_softadapt.data.sources import find_sources
 from schnetpack_softadapt.data.structures import Structure
 from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator
+from schnetpack_softadapt.files import write_file
 from schnetpack_softadapt.quantities import (
     ENERGY,
     FORCES,
@@ -167,6 +167,4 @@ def _write_extxyz(path: Path, structures: list[Structure], predicted: list[dict]
         frames.append(atoms)
     text = io.StringIO()
     ase.io.write(text, frames, format="extxyz")
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text.getvalue(), encoding="utf-8")
-    os.replace(temporary, path)
+    write_file(path, text.getvalue())

@@ -7,6 +7,13 @@ from schnetpack_softadapt.model.acsf import ACSF
 from schnetpack_softadapt.model.atomwise import ElementalAtomwise
 from schnetpack_softadapt.model.potential import ACSFPotential
 from schnetpack_softadapt.model.response import ForcesAndStress
-from schnetpack_softadapt.model.shift import ElementShift
+from schnetpack_softadapt.model.shift import ElementShift, EnergyScale
 
-__all__ = ["ACSF", "ACSFPotential", "ElementShift", "ElementalAtomwise", "ForcesAndStress"]
+__all__ = [
+    "ACSF",
+    "ACSFPotential",
+    "ElementShift",
+    "ElementalAtomwise",
+    "EnergyScale",
+    "ForcesAndStress",
+]

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 import sys
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ from pytorch_lightning.callbacks import Callback, ProgressBar
 from pytorch_lightning.loggers.logger import Logger
 from tqdm import tqdm
 
+from schnetpack_softadapt.files import write_file
 from schnetpack_softadapt.quantities import BY_NAME
 
 __all__ = ["HistoryWriter", "NoLogger", "WeightsProgressBar"]
@@ -66,9 +66,7 @@ class HistoryWriter(Callback):
 
     def _write(self, rows: list[dict]) -> None:
         header = dict(zip(self._columns, self._columns, strict=True))
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        temporary.write_text(self._lines([header, *rows]), encoding="utf-8", newline="")
-        os.replace(temporary, self.path)
+        write_file(self.path, self._lines([header, *rows]))
 
     def _lines(self, rows: list[dict]) -> str:
         buffer = io.StringIO()

@@ -7,7 +7,6 @@ Written are `metrics.json`, `predictions/{train,val,test}.npz` and, before train
 import json
 import logging
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf, open_dict
 from pytorch_lightning.callbacks import Callback
 
+from schnetpack_softadapt.files import write_file
 from schnetpack_softadapt.quantities import BY_NAME, QUANTITIES, SUBSETS
 from schnetpack_softadapt.training.predictions import (
     error_table,
@@ -63,7 +63,7 @@ class ResultsWriter(Callback):
         layout = getattr(getattr(pl_module.model, "representation", None), "layout", None)
         if layout is not None:
             path = self.dirpath / "symmetry_functions.txt"
-            _replace(path, f"{layout}\n")
+            write_file(path, f"{layout}\n")
             log.info("table of all symmetry functions: %s", path)
 
     def on_test_end(self, trainer, pl_module) -> None:
@@ -93,7 +93,7 @@ class ResultsWriter(Callback):
             metrics["units"]["data"] = data_units
         metrics["epochs"] = task.epochs_done
         metrics["wall_s"] = round(task.wall_s, 3)
-        _replace(self.dirpath / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+        write_file(self.dirpath / "metrics.json", json.dumps(metrics, indent=2) + "\n")
         self._table = format_table(metrics)
 
     def teardown(self, trainer, pl_module, stage: str) -> None:
@@ -141,11 +141,4 @@ def _update_config(path: Path) -> None:
         config.pop("seed", None)
         if "seed" in first:
             config.seed = first.seed
-    _replace(path, OmegaConf.to_yaml(config))
-
-
-def _replace(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_file(path, OmegaConf.to_yaml(config))

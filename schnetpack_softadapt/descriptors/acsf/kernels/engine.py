@@ -35,9 +35,6 @@ from schnetpack_softadapt.descriptors.acsf.kernels import (
     loops as kernel_math,
 )
 from schnetpack_softadapt.descriptors.acsf.kernels import (
-    moments,
-)
-from schnetpack_softadapt.descriptors.acsf.kernels import (
     networks as kernel_networks,
 )
 from schnetpack_softadapt.descriptors.acsf.kernels import (
@@ -112,7 +109,6 @@ def _stamp_sources() -> None:
         kernel_networks,
         kernel_values,
         kernel_vjp,
-        moments,
     )
     files = [module.__file__ for module in modules]
     stamp = tuple((os.stat(f).st_mtime, os.stat(f).st_size) for f in files)
