@@ -185,7 +185,7 @@ def train(folder: Path, database: Path, epochs: int, overrides: list[str], seed:
 
     data = ["data=mote2_pbe"] if database.stem == "mote2" else ["data=acsf_data"]
     if database.stem == "ethanol_kcal":
-        data = [f"+data.splitting={database.with_suffix('.npz')}"]
+        data = [f"+data.split_file={database.with_suffix('.npz')}"]
     elif "experiment=mlearn_softadapt" not in overrides:
         data += ["data.num_train=0.8", "data.num_val=0.1", "data.num_test=0.1"]
     if database.stem == "mote2":
