@@ -28,9 +28,10 @@ ALLOWED = {
     "model": {"model", "neighbors", "data", "descriptors", "properties"},
     "training": {"training", "neighbors", "model", "data", "descriptors", "errors", "properties"},
     "reports": {"reports", "neighbors", "training", "data", "properties"},
-    "deploy": {"deploy", "neighbors", "model", "descriptors", "data", "properties"},
+    "deploy": {"deploy", "neighbors", "training", "model", "descriptors", "data", "properties"},
     "cli": {
         "__version__",
+        "api",
         "cli",
         "neighbors",
         "data",
@@ -44,8 +45,9 @@ ALLOWED = {
     },
     "hydra_searchpath": set(),
     "configs": set(),
-    "__init__": set(),
-    "examples": {"SoftAdaptCalculator", "SoftAdaptTask", "training"},
+    "__init__": {"api", "deploy", "model", "training"},
+    "api": {"deploy", "reports", "training"},
+    "examples": {"SoftAdaptCalculator", "SoftAdaptTask", "training", "train", "predict"},
 }
 
 #: parts that know neither SchNetPack nor Lightning
@@ -56,7 +58,7 @@ FRAMEWORK_FREE = (
     "files.py",
     "properties.py",
     "quantities.py",
-    "training/weighting.py",
+    "training/rules",
     "reports",
 )
 FRAMEWORKS = {"schnetpack", "pytorch_lightning", "lightning"}

@@ -268,7 +268,7 @@ def load_split(path: str | Path, n_structures: int, fingerprint: str | None = No
             split.fingerprint = str(data["fingerprint"]) if "fingerprint" in data else None
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(
-            f"{path} is no split file ({error}); choose another with data.splitting=..."
+            f"{path} is no split file ({error}); choose another with data.split_file=..."
         ) from error
     indices = [*split.train, *split.val, *split.test]
     problem = None
@@ -281,7 +281,7 @@ def load_split(path: str | Path, n_structures: int, fingerprint: str | None = No
     if problem:
         raise ValueError(
             f"the split file {path} was made for other data: {problem}; choose another with"
-            " data.splitting=..."
+            " data.split_file=..."
         )
     return split
 

@@ -27,7 +27,7 @@ def training_structure(model: str | Path) -> Atoms:
     config = run_config(run_dir)
     database = run_database(run_dir, config)
     dataset = InMemoryAtomsData(str(database), load_properties=[], distance_unit="Ang")
-    split_file = run_dir / (OmegaConf.select(config, "data.splitting") or "split.npz")
+    split_file = run_dir / (OmegaConf.select(config, "data.split_file") or "split.npz")
     if not split_file.is_file():
         raise FileNotFoundError(f"no split file at {split_file}")
     train = load_split(split_file, len(dataset)).train
