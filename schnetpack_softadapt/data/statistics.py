@@ -138,18 +138,19 @@ def composition_fit(targets: TrainingTargets) -> tuple[np.ndarray, np.ndarray]:
     return targets.elements, _per_element(targets, targets.energy / targets.n_atoms)
 
 
-def element_contributions(dataset, property: str, is_extensive: bool, z_max: int = 100):
-    """What each element contributes to a property of a structure, by a minimum-norm fit.
+def element_contributions(
+    targets: TrainingTargets, property: str, is_extensive: bool, z_max: int = 100
+) -> torch.Tensor:
+    """What each element contributes to a property (S,) of the structures, by a minimum-norm fit.
 
     Args:
-        dataset: structures whose property (1,) is fitted, as they are.
+        targets: the structures.
         property: key; a sum over atoms if `is_extensive`, else their mean.
         z_max: size of the result.
 
     Returns:
         (z_max,) float64, 0 for elements that do not occur.
     """
-    targets = TrainingTargets.from_dataset(dataset)
     values = targets.labels[property].astype(np.float64).reshape(-1)
     values = values / targets.n_atoms if is_extensive else values
     result = torch.zeros(z_max, dtype=torch.float64)
