@@ -17,11 +17,7 @@ from ase.data import covalent_radii
 from tqdm import tqdm
 
 from schnetpack_softadapt.data.database import write_database
-from schnetpack_softadapt.data.generate.labelling import (
-    CalculatorSpec,
-    import_calculator,
-    label_all,
-)
+from schnetpack_softadapt.data.generate.labelling import import_calculator, label_all
 from schnetpack_softadapt.data.generate.recipe import Recipe, build, samples
 from schnetpack_softadapt.data.structures import Structure
 from schnetpack_softadapt.files import locked, replacing
@@ -65,7 +61,7 @@ class Task(NamedTuple):
 
     key: str
     atoms: Atoms
-    calculator: CalculatorSpec
+    calculator_args: dict
     digest: str
 
 
@@ -134,7 +130,7 @@ def generate(
         with (
             open(journal, "ab") as file,
             tqdm(
-                label_all([task[:3] for task in missing], n_jobs),
+                label_all([task[:3] for task in missing], recipe.calculator, n_jobs),
                 desc="labelling",
                 unit=" structures",
                 total=len(tasks),
@@ -169,14 +165,13 @@ def _tasks(recipe: Recipe, result: GenerationResult) -> list[Task]:
         if reason is not None:
             result.skipped[sample.key] = reason
             continue
-        calculator = CalculatorSpec(recipe.calculator, arguments[sample.prototype])
-        tasks.append(Task(sample.key, atoms, calculator, _digest(atoms, calculator)))
+        own = arguments[sample.prototype]
+        tasks.append(Task(sample.key, atoms, own, _digest(atoms, [recipe.calculator, own])))
     return tasks
 
 
-def _digest(atoms: Atoms, calculator: CalculatorSpec) -> str:
-    text = json.dumps([calculator.path, calculator.arguments], sort_keys=True)
-    digest = hashlib.sha256(text.encode())
+def _digest(atoms: Atoms, calculator: list) -> str:
+    digest = hashlib.sha256(json.dumps(calculator, sort_keys=True).encode())
     digest.update(atoms.numbers.astype("<i8").tobytes())
     for array in (atoms.positions, atoms.cell.array):
         # to 1e-8 Ang, beyond what differs between machines

@@ -10,14 +10,10 @@ from schnetpack_softadapt.data.structures import Structure
 from schnetpack_softadapt.neighbors.cells import MIN_VOLUME_ANG3
 from schnetpack_softadapt.neighbors.pair_list import neighbor_pairs
 
-__all__ = ["InvalidStructures", "leave_out_placeholder_stress", "raise_problems", "where"]
+__all__ = ["leave_out_placeholder_stress", "raise_problems", "where"]
 
 MIN_DISTANCE_ANG = 0.5  # no two nuclei come closer in any data worth learning; H2 has 0.74
 MAX_LISTED = 20
-
-
-class InvalidStructures(ValueError):
-    """Structures that cannot be used; the message lists them with file, index and reason."""
 
 
 def raise_problems(
@@ -31,7 +27,7 @@ def raise_problems(
         progress: show a progress bar.
 
     Raises:
-        InvalidStructures: with the first problems and their number.
+        ValueError: with the first problems, by file, index and reason, and their number.
     """
     problems = list(problems)
     some_have_forces = any(s.forces is not None for s in structures)
@@ -47,7 +43,7 @@ def raise_problems(
         lines = [f"{len(problems)} problem(s), nothing written:", *problems[:MAX_LISTED]]
         if len(problems) > MAX_LISTED:
             lines.append(f"and {len(problems) - MAX_LISTED} more")
-        raise InvalidStructures("\n  ".join(lines))
+        raise ValueError("\n  ".join(lines))
 
 
 def where(structure: Structure, position: int) -> str:
