@@ -63,7 +63,8 @@ class Format:
             `cell`, `pbc`, `energy` and, where there are some, `forces` and `stress` (six or nine
             numbers) or `virial` (-volume * stress, an energy); `entries`, by which the user may
             group and split; `group` and `units` (fields of `LabelUnits`) where the file states
-            them. Raises ValueError where they make no sense.
+            them. Raises ValueError where they make no sense, KeyError with the name of what is
+            missing.
         detect: whether a file is unmistakably of this format, from its path and the text that it
             begins with; None where the user has to name the format.
         units: what holds unless the file or the user says otherwise.
@@ -246,8 +247,9 @@ def read_files(
                         structure = _structure(record.labels(frame, file), record, file)
                         structure.info.update(file=str(file), format=record.name, index=index)
                         structures.append(structure)
-                    except (ValueError, TypeError) as error:
-                        problems.append(f"{file}, structure {index}: {error}")
+                    except (KeyError, TypeError, ValueError) as error:
+                        reason = f"no {error}" if isinstance(error, KeyError) else error
+                        problems.append(f"{file}, structure {index}: {reason}")
                     index += 1
                     bar.update(total is None)
             except ImportError as error:
