@@ -32,7 +32,7 @@ def _members(file: LabelledFile) -> Iterator[dict]:
     yield from [members] if isinstance(members, dict) else members
 
 
-def _labels(member: dict, file: LabelledFile) -> dict:
+def _structure(member: dict, file: LabelledFile) -> dict:
     structure, outputs = member["structure"], member["outputs"]
     sites = structure["sites"]
     stated = member.get("num_atoms", len(sites))
@@ -40,8 +40,8 @@ def _labels(member: dict, file: LabelledFile) -> dict:
         raise ValueError(f"num_atoms is {stated}, but the structure has {len(sites)} sites")
     lattice = structure.get("lattice")
     cell = np.array(np.zeros((3, 3)) if lattice is None else lattice["matrix"], dtype=np.float64)
-    stress = file.label("stress", outputs, usual="virial_stress")
-    if stress is None and "stress" in outputs and file.options.stress_key is None:
+    unclear = "stress" in outputs and "virial_stress" not in outputs
+    if unclear and file.options.stress_key is None:
         file.remarks.append(
             "`stress` is not read, since its unit and order are not known;"
             " give --stress-key stress --stress-unit --stress-sign --stress-order"
@@ -55,9 +55,8 @@ def _labels(member: dict, file: LabelledFile) -> dict:
         ],
         "cell": cell,
         "pbc": (lattice or {}).get("pbc", lattice is not None),
-        "energy": file.label("energy", outputs),
-        "forces": file.label("forces", outputs),
-        "stress": stress,
+        "labels": [outputs],
+        "usual": {"stress": "virial_stress"},
         "entries": {k: v for k, v in member.items() if isinstance(v, str | int | float)},
     }
 
@@ -77,7 +76,7 @@ FORMAT = Format(
     "mlearn",
     "JSON of mlearn and maml",
     _members,
-    _labels,
+    _structure,
     _is_mlearn,
     LabelUnits(stress_unit="kbar", stress_sign=-1, stress_order="lammps"),
 )
