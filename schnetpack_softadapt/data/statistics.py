@@ -9,7 +9,7 @@ from schnetpack import properties
 from schnetpack.data import AtomsDataModule
 
 from schnetpack_softadapt import properties as keys
-from schnetpack_softadapt.data.dataset import InMemoryAtomsData, needs_neighbors
+from schnetpack_softadapt.data.dataset import without_neighbors
 from schnetpack_softadapt.data.ragged import RaggedSamples
 from schnetpack_softadapt.neighbors.cells import volumes
 
@@ -83,10 +83,7 @@ class TrainingTargets:
         """
         if len(dataset) == 0:
             raise ValueError("the training set is empty")
-        light = dataset.subset(range(len(dataset)))
-        light.transforms = [t for t in dataset.transforms if not needs_neighbors(t)]
-        if isinstance(light, InMemoryAtomsData):
-            light.attach(None)
+        light = without_neighbors(dataset)
         samples = RaggedSamples(light[k] for k in range(len(light)))
         labels = {key: samples.values(key) for key in samples.keys}
         numbers, n_atoms = labels[properties.Z], labels[properties.n_atoms]
