@@ -13,10 +13,15 @@ import schnetpack_softadapt
 PACKAGE = Path(schnetpack_softadapt.__file__).parent
 NAME = "schnetpack_softadapt"
 
+#: what every part may import
+EVERYONES = {"__version__", "files", "quantities"}
+
 #: what each part of the package may import from the package
 ALLOWED = {
     "properties": set(),
+    "quantities": set(),
     "errors": set(),
+    "files": set(),
     "neighbors": {"neighbors", "properties"},
     "descriptors": {"descriptors", "neighbors", "properties"},
     "data": {"data", "neighbors", "descriptors", "errors", "properties"},
@@ -48,7 +53,9 @@ FRAMEWORK_FREE = (
     "neighbors",
     "descriptors",
     "errors.py",
+    "files.py",
     "properties.py",
+    "quantities.py",
     "training/weighting.py",
     "reports",
 )
@@ -81,7 +88,7 @@ def test_layers(path):
         for name in imported_modules(path)
         if name.split(".")[0] == NAME and len(name.split(".")) > 1
     }
-    local -= {"__version__"}
+    local -= EVERYONES
     assert local <= ALLOWED[part], f"{path.name} of {part} imports {sorted(local - ALLOWED[part])}"
 
 

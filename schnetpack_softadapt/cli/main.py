@@ -109,7 +109,7 @@ def _keep_existing(args: argparse.Namespace) -> None:
 def _messages(args: argparse.Namespace):
     """Our messages on stderr; warnings of other packages' future only for `--debug`."""
     level = logging.DEBUG if args.debug else logging.INFO if args.verbose else logging.WARNING
-    logger = logging.getLogger(__package__)
+    logger = logging.getLogger("schnetpack_softadapt")
     before, handler = logger.level, logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
     with warnings.catch_warnings():

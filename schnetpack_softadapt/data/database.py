@@ -18,20 +18,15 @@ from tqdm import tqdm
 from schnetpack_softadapt import __version__
 from schnetpack_softadapt import properties as keys
 from schnetpack_softadapt.data.structures import Structure
+from schnetpack_softadapt.files import replacing
+from schnetpack_softadapt.quantities import QUANTITIES
 
 __all__ = ["STRESS_CONVENTION", "UNITS", "open_database", "write_database"]
 
 STRESS_CONVENTION = "(1, 3, 3), symmetric, dE/dstrain / volume: positive = tension"
 
-# SchNetPack's names, written out: importing SchNetPack for them takes seconds. Unit strings as
-# SchNetPack can parse them; `eV/Ang^3` it cannot.
-ENERGY, FORCES, STRESS = "energy", "forces", "stress"
-UNITS = {
-    ENERGY: "eV",
-    FORCES: "eV/Ang",
-    STRESS: "eV/Ang/Ang/Ang",
-    keys.stress_mask: "",
-}
+ENERGY, FORCES, STRESS = (quantity.name for quantity in QUANTITIES)
+UNITS = {**{quantity.name: quantity.unit for quantity in QUANTITIES}, keys.stress_mask: ""}
 
 
 @contextlib.contextmanager
@@ -120,17 +115,12 @@ def write_database(
         "versions": {"schnetpack_softadapt": __version__, "ase": ase.__version__},
         **(metadata or {}),
     }
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.db")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with connect(temporary, use_lock_file=False) as database:  # one transaction for all
-            bar = tqdm(structures, "writing", unit=" structures", disable=not progress)
-            for structure in bar:
-                database.write(structure.to_atoms(), data=_row(structure, names))
-            database.metadata = entries
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # one transaction for all
+    with replacing(path) as file, connect(file, type="db", use_lock_file=False) as database:
+        bar = tqdm(structures, "writing", unit=" structures", disable=not progress)
+        for structure in bar:
+            database.write(structure.to_atoms(), data=_row(structure, names))
+        database.metadata = entries
     return fingerprint
 
 

@@ -1,12 +1,13 @@
 """The file that says which structures of a database train, validate and test."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from schnetpack_softadapt.files import replacing
 
 __all__ = ["SUBSETS", "Split", "load_split", "save_split", "split_path"]
 
@@ -40,32 +41,13 @@ def save_split(path: str | Path, split: Split, replace: bool = True) -> None:
 
     Without `replace`, a file that is there stays, also one that another process just made.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     arrays = {f"{name}_idx": np.array(getattr(split, name), dtype=np.int64) for name in SUBSETS}
     if split.request is not None:
         arrays["request"] = np.array(json.dumps(split.request, sort_keys=True))
     if split.fingerprint is not None:
         arrays["fingerprint"] = np.array(split.fingerprint)
-    try:
-        with open(temporary, "wb") as file:
-            np.savez(file, **arrays)
-        if replace:
-            os.replace(temporary, path)
-        else:
-            _link(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _link(temporary: Path, path: Path) -> None:
-    """Give a file its name, unless that is taken."""
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        pass
-    except OSError:  # a file system without hard links
-        os.replace(temporary, path)
+    with replacing(path, overwrite=replace) as temporary, open(temporary, "wb") as file:
+        np.savez(file, **arrays)
 
 
 def load_split(path: str | Path, n_structures: int, fingerprint: str | None = None) -> Split:

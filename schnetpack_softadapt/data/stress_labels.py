@@ -17,12 +17,12 @@ import numpy as np
 from ase.stress import full_3x3_to_voigt_6_stress
 
 from schnetpack_softadapt.data.formats.conventions import (
-    STRESS_ORDERS,
     STRESS_UNITS,
     stress_matrix,
     stress_order,
 )
 from schnetpack_softadapt.data.structures import Structure
+from schnetpack_softadapt.quantities import VOIGT
 
 __all__ = [
     "Finding",
@@ -32,7 +32,6 @@ __all__ = [
     "repair",
 ]
 
-VOIGT = STRESS_ORDERS["voigt"]
 MIN_STRUCTURES = 6  # fewer fit one order or another by chance
 MIN_STRAIN, MAX_STRAIN = 3e-3, 0.25  # energies have too few digits below, are nonlinear above
 POOR, GOOD = 0.3, 0.25  # what labels miss, as a part of what they should be

@@ -13,10 +13,11 @@ from schnetpack_softadapt.data.checks import duplicates, where
 from schnetpack_softadapt.data.stress_labels import findings_from_strained_cells
 from schnetpack_softadapt.data.structures import Structure
 from schnetpack_softadapt.neighbors.pair_list import neighbor_pairs
+from schnetpack_softadapt.quantities import STRESS
 
 __all__ = ["Summary", "summarize", "suspicions"]
 
-MPA = 1e-3 * units.GPa  # eV/Ang^3
+MPA = 1 / STRESS.shown_factor  # eV/Ang^3
 MAX_SAMPLED = 200  # structures looked at for distances, which take longest
 
 

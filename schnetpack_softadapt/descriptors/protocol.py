@@ -23,10 +23,10 @@ from ase.data import chemical_symbols
 from torch import Tensor
 
 from schnetpack_softadapt.descriptors.elements import check_elements
+from schnetpack_softadapt.quantities import VOIGT_COLUMNS, VOIGT_ROWS
 
 __all__ = [
     "ENGINES",
-    "VOIGT",
     "Descriptor",
     "Engine",
     "Jacobian",
@@ -39,9 +39,6 @@ __all__ = [
 
 #: names that `Descriptor.engine` takes
 ENGINES = ("auto", "kernels", "reference")
-
-#: components of a symmetric tensor in Voigt order
-VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
 
 _KINDS: dict[str, type["Descriptor"]] = {}
 
@@ -251,7 +248,7 @@ class Engine(ABC):
         dg_dr = np.zeros((len(blocks), *by_pair.shape[1:]), dtype)
         np.add.at(dg_dr, inverse.reshape(-1), by_pair)
         strain = np.zeros((n_atoms, 6, by_pair.shape[2]), dtype)
-        for v, (a, b) in enumerate(VOIGT):
+        for v, (a, b) in enumerate(zip(VOIGT_ROWS, VOIGT_COLUMNS, strict=True)):
             product = by_pair[:, a] * r_ij[:, b, None] + by_pair[:, b] * r_ij[:, a, None]
             np.add.at(strain[:, v], idx_i, 0.5 * product)
         first = np.searchsorted(blocks, np.arange(n_atoms + 1) * n_atoms)

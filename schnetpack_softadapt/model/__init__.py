@@ -8,7 +8,7 @@ from schnetpack_softadapt.model.atomwise import ElementalAtomwise
 from schnetpack_softadapt.model.potential import ACSFPotential
 from schnetpack_softadapt.model.representation import DescriptorRepresentation
 from schnetpack_softadapt.model.response import ForcesAndStress
-from schnetpack_softadapt.model.shift import ElementShift
+from schnetpack_softadapt.model.shift import ElementShift, EnergyScale
 
 __all__ = [
     "ACSF",
@@ -16,5 +16,6 @@ __all__ = [
     "DescriptorRepresentation",
     "ElementShift",
     "ElementalAtomwise",
+    "EnergyScale",
     "ForcesAndStress",
 ]

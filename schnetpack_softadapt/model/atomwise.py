@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn import functional
 
 from schnetpack_softadapt import properties as keys
-from schnetpack_softadapt.data.statistics import composition_fit, training_targets
+from schnetpack_softadapt.data.statistics import training_targets
 from schnetpack_softadapt.descriptors.elements import ElementIndex, atomic_number
-from schnetpack_softadapt.model.shift import ElementShift, sum_over_structures
+from schnetpack_softadapt.model.shift import ElementShift, atomic_energy_spread, sum_over_structures
 
 __all__ = ["ACTIVATIONS", "ElementalAtomwise"]
 
@@ -159,10 +159,7 @@ class ElementalAtomwise(Transform):
         if targets.forces is not None and len(targets.forces):
             scale = math.sqrt(float((targets.forces**2).mean()))
         else:
-            _, shifts = composition_fit(targets)
-            spread = targets.energy - targets.compositions @ shifts
-            # n independent atomic energies of this size sum to the spread seen
-            scale = math.sqrt(float((spread**2 / targets.n_atoms).mean()))
+            scale = atomic_energy_spread(targets)
         if scale > 1e-6:  # all-zero labels say nothing about the scale
             self.scale.fill_(scale)
 

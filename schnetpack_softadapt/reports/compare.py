@@ -10,9 +10,9 @@ from typing import Any, Final
 
 from matplotlib.figure import Figure
 
+from schnetpack_softadapt.quantities import METRICS, QUANTITIES, SUBSETS
 from schnetpack_softadapt.reports.curves import draw_curves
 from schnetpack_softadapt.reports.page import Report, paragraph, points, run_content, table
-from schnetpack_softadapt.reports.quantities import METRICS, QUANTITIES, SUBSETS
 from schnetpack_softadapt.reports.run import Run
 from schnetpack_softadapt.reports.style import SUBSET_COLOURS, new_figure
 from schnetpack_softadapt.reports.tables import duration, error_rows, figures, headline
@@ -209,7 +209,7 @@ def draw_bars(groups: list[Group], metric: str = "rmse") -> Figure | None:
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
         axes.locator_params(axis="x", nbins=4)
-        axes.set_xlabel(f"{metric.upper()} ({quantity.unit})")
+        axes.set_xlabel(f"{metric.upper()} ({quantity.shown_unit})")
         axes.set_title(quantity.title)
     handles = [
         figure.axes[0].plot([], [], "s", color=SUBSET_COLOURS[s], label=SUBSETS[s])[0]
@@ -265,7 +265,7 @@ def _side_by_side(groups: list[Group], subset: str) -> tuple[list[str], list[lis
         for quantity in QUANTITIES
         if any((subset, quantity.name, metric) in group.errors for group in groups)
     ]
-    header = ["settings", "runs", *(f"{q.name} {m.upper()}, {q.unit}" for q, m in columns)]
+    header = ["settings", "runs", *(f"{q.name} {m.upper()}, {q.shown_unit}" for q, m in columns)]
     rows = [
         [
             group.label,

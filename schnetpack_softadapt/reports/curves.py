@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from schnetpack_softadapt.reports.quantities import QUANTITIES, SUBSETS
+from schnetpack_softadapt.files import write_file
+from schnetpack_softadapt.quantities import QUANTITIES, SUBSETS
 from schnetpack_softadapt.reports.run import Run
 from schnetpack_softadapt.reports.style import (
     CYCLE,
@@ -17,7 +18,6 @@ from schnetpack_softadapt.reports.style import (
     SUBSET_COLOURS,
     new_figure,
     png_bytes,
-    write_atomically,
 )
 
 __all__ = ["component_colours", "draw_curves", "draw_learning", "draw_weights", "training_picture"]
@@ -148,7 +148,7 @@ def training_picture(run_dir: Path | str, out_png: Path | str) -> None:
             f"{run_dir} has no logged loss weights or validation errors; the picture needs a run "
             "of SoftAdaptTask with at least one finished epoch"
         )
-    write_atomically(Path(out_png), content)
+    write_file(Path(out_png), content)
 
 
 def component_colours(names: list[str]) -> dict[str, str]:

@@ -10,9 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from schnetpack_softadapt.data.stress_labels import Finding, findings_from_predictions
-from schnetpack_softadapt.reports.page import paragraph, table
-from schnetpack_softadapt.reports.predictions import Predictions
-from schnetpack_softadapt.reports.quantities import (
+from schnetpack_softadapt.quantities import (
     ENERGY,
     FORCES,
     QUANTITIES,
@@ -20,6 +18,8 @@ from schnetpack_softadapt.reports.quantities import (
     SUBSETS,
     Quantity,
 )
+from schnetpack_softadapt.reports.page import paragraph, table
+from schnetpack_softadapt.reports.predictions import Predictions
 from schnetpack_softadapt.reports.tables import figures
 
 __all__ = ["Outlier", "find_outliers", "find_stress_order", "outlier_blocks"]
@@ -83,8 +83,8 @@ def find_outliers(subsets: list[Predictions]) -> list[Outlier]:
                         group="" if p.group is None else p.group_names[p.group[k]],
                         n_atoms=int(p.n_atoms[k]),
                         quantity=quantity.name,
-                        error=float(values[k]) * quantity.error_scale,
-                        unit=quantity.unit,
+                        error=float(values[k]) * quantity.shown_factor,
+                        unit=quantity.shown_unit,
                         times=float(values[k]) / median,
                     )
                 )

@@ -8,8 +8,9 @@ from html import escape
 from pathlib import Path
 from typing import Any, Final
 
+from schnetpack_softadapt.files import write_file
 from schnetpack_softadapt.reports.run import Run
-from schnetpack_softadapt.reports.style import png_bytes, write_atomically
+from schnetpack_softadapt.reports.style import png_bytes
 from schnetpack_softadapt.reports.tables import ErrorRow, csv_text, without_nan
 
 __all__ = ["Report", "figure", "heading", "page", "paragraph", "points", "run_content", "table"]
@@ -120,7 +121,7 @@ class Report:
         """Add the picture that `draw(*args)` makes, if there is something to draw."""
         png = png_bytes(draw, *args)
         if png is not None:
-            write_atomically(self.out / f"{name}.png", png)
+            write_file(self.out / f"{name}.png", png)
             self.figures.append(f"{name}.png")
             self.add(figure(png, alt, caption))
 
@@ -133,9 +134,9 @@ class Report:
         """
         content = {"format": FORMAT, **content, "figures": self.figures}
         text = json.dumps(without_nan(content), indent=1, allow_nan=False)
-        write_atomically(self.out / "report.csv", csv_text(rows))
-        write_atomically(self.out / "report.html", page(title, self.blocks))
-        write_atomically(self.out / "report.json", text + "\n")
+        write_file(self.out / "report.csv", csv_text(rows))
+        write_file(self.out / "report.html", page(title, self.blocks))
+        write_file(self.out / "report.json", text + "\n")
         for name in self._earlier - set(self.figures):
             if name.endswith(".png"):
                 (self.out / name).unlink(missing_ok=True)

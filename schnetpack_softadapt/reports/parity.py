@@ -9,8 +9,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from schnetpack_softadapt.quantities import ENERGY, QUANTITIES, SUBSETS, Quantity
 from schnetpack_softadapt.reports.predictions import Comparison, Predictions, parity_points
-from schnetpack_softadapt.reports.quantities import ENERGY, QUANTITIES, SUBSETS, Quantity
 from schnetpack_softadapt.reports.style import SUBSET_COLOURS, density_map, new_figure
 from schnetpack_softadapt.reports.tables import figures
 
@@ -44,7 +44,7 @@ def draw_parity(subsets: list[Predictions]) -> Figure | None:
         if column:
             axes.set_ylabel("")
         scaled = {
-            name: (c.reference * quantity.axis_scale, c.prediction * quantity.axis_scale)
+            name: (c.reference * quantity.axis_factor, c.prediction * quantity.axis_factor)
             for name, c in points.items()
         }
         x, y, colours = interleaved(scaled, (low, high), (low, high))
@@ -65,14 +65,14 @@ def draw_density(subsets: list[Predictions], quantity: Quantity) -> Figure | Non
     figure = new_figure(max(3.6 * len(points), 4.4), 7.2)
     grid = figure.add_gridspec(2, len(points), height_ratios=[1.3, 1.0])
     errors = np.concatenate([c.error[np.isfinite(c.error)] for c in points.values()])
-    extent = _error_extent(np.abs(errors) * quantity.error_scale)
+    extent = _error_extent(np.abs(errors) * quantity.shown_factor)
     for column, (name, comparison) in enumerate(points.items()):
         colour = SUBSET_COLOURS[name]
         upper = figure.add_subplot(grid[0, column])
         low, high = _square(upper, quantity, list(points.values()))
-        x = comparison.reference * quantity.axis_scale
+        x = comparison.reference * quantity.axis_factor
         _cloud(
-            upper, x, comparison.prediction * quantity.axis_scale, colour, (low, high, low, high)
+            upper, x, comparison.prediction * quantity.axis_factor, colour, (low, high, low, high)
         )
         _fitted_line(upper, quantity, comparison, (low, high), "#444444")
         _statistics(upper, quantity, comparison)
@@ -83,7 +83,7 @@ def draw_density(subsets: list[Predictions], quantity: Quantity) -> Figure | Non
         lower.set_ylim(-extent, extent)
         lower.xaxis.set_major_locator(MaxNLocator(5))
         lower.axhline(0.0, color="#777777", linewidth=1.0, zorder=1.5)
-        error = comparison.error * quantity.error_scale
+        error = comparison.error * quantity.shown_factor
         cells = _cloud(lower, x, error, colour, (low, high, -extent, extent))
         lower.set_xlabel(f"reference {_axis_name(quantity)}\n({quantity.axis_unit})")
         if beyond := int(np.sum(np.abs(error) > extent)):
@@ -91,7 +91,7 @@ def draw_density(subsets: list[Predictions], quantity: Quantity) -> Figure | Non
         if column:
             upper.set_ylabel("")
         else:
-            lower.set_ylabel(f"prediction − reference\n({quantity.unit})")
+            lower.set_ylabel(f"prediction − reference\n({quantity.shown_unit})")
         if cells is not None:
             bar = figure.colorbar(cells, ax=lower, location="bottom", shrink=0.7, aspect=25)
             bar.set_label("points per cell", fontsize=11)
@@ -108,7 +108,7 @@ def draw_differences(subsets: list[Predictions]) -> Figure | None:
     for column, (quantity, points) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), column + 1)
         scaled = {
-            name: (c.reference * quantity.axis_scale, c.error * quantity.error_scale)
+            name: (c.reference * quantity.axis_factor, c.error * quantity.shown_factor)
             for name, c in points.items()
         }
         finite = np.concatenate([x[np.isfinite(x)] for x, _ in scaled.values()])
@@ -127,7 +127,7 @@ def draw_differences(subsets: list[Predictions]) -> Figure | None:
         axes.scatter(x, y, s=9, c=colours, linewidths=0, rasterized=True)
         what = _axis_name(quantity)
         axes.set_xlabel(f"reference {what}\n({quantity.axis_unit})")
-        axes.set_ylabel(f"prediction − reference ({quantity.unit})")
+        axes.set_ylabel(f"prediction − reference ({quantity.shown_unit})")
         axes.set_title(quantity.title)
     _legend(figure, panels)
     return figure
@@ -141,7 +141,7 @@ def draw_histograms(subsets: list[Predictions]) -> Figure | None:
     figure = new_figure(max(3.6 * len(panels), 4.4), 3.8)
     for column, (quantity, points) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), column + 1)
-        errors = {name: c.error * quantity.error_scale for name, c in points.items()}
+        errors = {name: c.error * quantity.shown_factor for name, c in points.items()}
         errors = {name: e[np.isfinite(e)] for name, e in errors.items()}
         pooled = np.abs(np.concatenate(list(errors.values())))
         limit = float(np.quantile(pooled, _SHOWN)) if len(pooled) else 1.0
@@ -172,7 +172,7 @@ def draw_histograms(subsets: list[Predictions]) -> Figure | None:
         axes.set_ylim(bottom=0.0)
         axes.set_yticks([])
         axes.spines["left"].set_visible(False)
-        axes.set_xlabel(f"prediction − reference ({quantity.unit})\n{beyond:.1%} lie beyond")
+        axes.set_xlabel(f"prediction − reference ({quantity.shown_unit})\n{beyond:.1%} lie beyond")
         axes.set_title(quantity.title)
         if column == 0:
             axes.set_ylabel("share of errors")
@@ -234,7 +234,7 @@ def _cloud(
 
 def _statistics(axes: Axes, quantity: Quantity, comparison: Comparison) -> None:
     slope, intercept = comparison.line()
-    scale, unit = quantity.error_scale, quantity.unit
+    scale, unit = quantity.shown_factor, quantity.shown_unit
     lines = (
         f"{comparison.n:,} points".replace(",", "\u202f"),
         f"RMSE {figures(comparison.rmse() * scale)} {unit}",
@@ -280,7 +280,7 @@ def _cell(values: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
 def _square(axes: Axes, quantity: Quantity, comparisons: list[Comparison]) -> tuple[float, float]:
     """Equal limits and aspect, labels with units, the diagonal; returns the limits."""
     values = np.concatenate([np.concatenate([c.reference, c.prediction]) for c in comparisons])
-    values = values[np.isfinite(values)] * quantity.axis_scale
+    values = values[np.isfinite(values)] * quantity.axis_factor
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
     margin = 0.04 * (high - low) or max(abs(high), 1.0) * 0.05
     low, high = low - margin, high + margin
@@ -308,7 +308,7 @@ def _fitted_line(
         ends = np.array(limits)
         axes.plot(
             ends,
-            slope * ends + intercept * quantity.axis_scale,
+            slope * ends + intercept * quantity.axis_factor,
             color=colour,
             linewidth=1.4,
             linestyle=(0, (5, 3)),
@@ -323,13 +323,13 @@ def _line_table(axes: Axes, quantity: Quantity, points: dict[str, Comparison]) -
     height = 0.02 + step * len(points)
     axes.text(0.67, height + step, "slope", color="#444444", **place)
     axes.text(0.98, height + step, "intercept", color="#444444", **place)
-    axes.text(0.98, height, f"({quantity.unit})", color="#444444", **place)
+    axes.text(0.98, height, f"({quantity.shown_unit})", color="#444444", **place)
     for name, comparison in points.items():
         height -= step
         slope, intercept = comparison.line()
         colour = SUBSET_COLOURS[name]
         axes.text(0.67, height, _fixed(slope, 3), color=colour, **place)
-        axes.text(0.98, height, _signed(intercept * quantity.error_scale), color=colour, **place)
+        axes.text(0.98, height, _signed(intercept * quantity.shown_factor), color=colour, **place)
 
 
 def _fixed(value: float, digits: int) -> str:

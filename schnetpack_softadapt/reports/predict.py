@@ -1,7 +1,7 @@
 """Computes missing prediction files from a run's best_model, for any SchNetPack model.
 
 Model and data are loaded as SchNetPack itself loads them; nothing is assumed of the model but its
-outputs. What is written is what training writes: `training.results.predict`.
+outputs. What is written is what training writes: `training.predictions`.
 """
 
 import contextlib
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from schnetpack_softadapt.data.paths import run_config, run_database
-from schnetpack_softadapt.reports.quantities import QUANTITIES, SUBSETS
+from schnetpack_softadapt.quantities import QUANTITIES, SUBSETS
 from schnetpack_softadapt.reports.run import Run
 
 __all__ = ["predict_missing"]
@@ -41,8 +41,8 @@ def predict_missing(
             )
     from schnetpack.utils import load_model
 
-    from schnetpack_softadapt.training.outputs import property_kinds
-    from schnetpack_softadapt.training.results import predict, write_predictions
+    from schnetpack_softadapt.model.outputs import property_kinds
+    from schnetpack_softadapt.training.predictions import predict_subset, write_predictions
 
     # A pickled model can execute code when it is loaded, which is SchNetPack's way.
     try:
@@ -57,13 +57,13 @@ def predict_missing(
     outputs = {kind: (key, run.target_key(key)) for kind, key in keys.items()}
     written = []
     for subset in missing:
-        arrays = predict(model, datamodule, subset, outputs, device)
+        arrays = predict_subset(model, datamodule, subset, outputs, device)
         if not len(arrays["n_atoms"]):
             continue
         if not arrays.keys() & outputs.keys():
             names = ", ".join(key for key, _ in outputs.values())
             raise ValueError(f"model and data of {run_dir} share none of {names}")
-        written.append(write_predictions(run_dir, subset, arrays))
+        written.append(write_predictions(run_dir / "predictions" / f"{subset}.npz", arrays))
     return written
 
 

@@ -5,13 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from schnetpack_softadapt.reports.quantities import ENERGY, FORCES, QUANTITIES, Quantity
+from schnetpack_softadapt.quantities import ENERGY, FORCES, QUANTITIES, Quantity, full_to_voigt
 
 __all__ = ["Comparison", "Predictions", "composition_baseline", "parity_points"]
-
-# Voigt order xx yy zz yz xz xy
-_VOIGT_ROW = np.array([0, 1, 2, 1, 0, 0])
-_VOIGT_COLUMN = np.array([0, 1, 2, 2, 2, 1])
 
 
 @dataclass(frozen=True)
@@ -218,9 +214,7 @@ class Predictions:
 def _voigt(stress: np.ndarray, n_structures: int, source: str, key: str) -> np.ndarray:
     """Six components (S, 6) of stresses given as (S, 3, 3), (S, 9) or (S, 6)."""
     if stress.size == n_structures * 9:
-        full = stress.reshape(n_structures, 3, 3).astype(np.float64)
-        upper, lower = full[:, _VOIGT_ROW, _VOIGT_COLUMN], full[:, _VOIGT_COLUMN, _VOIGT_ROW]
-        return 0.5 * (upper + lower)
+        return full_to_voigt(stress.reshape(n_structures, 3, 3).astype(np.float64))
     if stress.size == n_structures * 6:
         return stress.reshape(n_structures, 6).astype(np.float64)
     raise ValueError(

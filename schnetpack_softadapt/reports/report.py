@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from schnetpack_softadapt.quantities import QUANTITIES, SUBSETS
 from schnetpack_softadapt.reports.compare import group_runs, names_of, write_comparison
 from schnetpack_softadapt.reports.curves import draw_learning, draw_weights
 from schnetpack_softadapt.reports.outliers import find_outliers, find_stress_order, outlier_blocks
@@ -15,7 +16,6 @@ from schnetpack_softadapt.reports.parity import (
     draw_histograms,
     draw_parity,
 )
-from schnetpack_softadapt.reports.quantities import QUANTITIES, SUBSETS
 from schnetpack_softadapt.reports.run import Run
 from schnetpack_softadapt.reports.tables import duration, error_rows, error_tables, plain_table
 
@@ -54,7 +54,7 @@ def terminal_summary(runs: Sequence[Run]) -> str:
     """The RMSE table, what is missing and what is doubtful; equal settings share a row."""
     names = names_of(runs)
     groups = group_runs(runs)
-    header = ["RMSE", *(f"{q.name} ({q.unit})" for q in QUANTITIES)]
+    header = ["RMSE", *(f"{q.name} ({q.shown_unit})" for q in QUANTITIES)]
     lines = []
     for group in groups:
         for subset in SUBSETS:

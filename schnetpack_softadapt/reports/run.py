@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from schnetpack_softadapt.quantities import ENERGY, METRICS, SUBSETS, Quantity
 from schnetpack_softadapt.reports.history import History, read_history
 from schnetpack_softadapt.reports.predictions import Predictions
-from schnetpack_softadapt.reports.quantities import ENERGY, METRICS, SUBSETS, Quantity
 
 __all__ = ["Run", "Series", "read_config"]
 
@@ -124,13 +124,13 @@ class Run:
         for subset, predictions in self.predictions.items():
             for quantity in predictions.available():
                 stored = self.stored_metric(subset, quantity, "rmse")
-                found = predictions.compare(quantity).rmse() * quantity.error_scale
+                found = predictions.compare(quantity).rmse() * quantity.shown_factor
                 # Predictions may be stored in single precision; 1 % is far above its rounding.
                 if stored is not None and abs(stored - found) > 0.01 * max(abs(found), 1e-9):
                     self.notes.append(
-                        f"metrics.json gives {stored:.4g} {quantity.unit} as {SUBSETS[subset]} "
-                        f"RMSE of {quantity.name}, the predictions give {found:.4g}; one of the "
-                        "two files is older than the model."
+                        f"metrics.json gives {stored:.4g} {quantity.shown_unit} as "
+                        f"{SUBSETS[subset]} RMSE of {quantity.name}, the predictions give "
+                        f"{found:.4g}; one of the two files is older than the model."
                     )
 
     @property
@@ -172,7 +172,7 @@ class Run:
         return seed if isinstance(seed, int) else None
 
     def stored_metric(self, subset: str, quantity: Quantity, metric: str) -> float | None:
-        """An error from metrics.json, in `quantity.unit`."""
+        """An error from metrics.json, in `quantity.shown_unit`."""
         value = (self.metrics.get(subset) or {}).get(quantity.metric_key(metric))
         return float(value) if isinstance(value, int | float) else None
 
@@ -195,7 +195,7 @@ class Run:
         return {subset: values for subset, values in losses.items() if values is not None}
 
     def logged_error(self, subset: str, quantity: Quantity, metric: str = "rmse") -> Series | None:
-        """A logged error over epochs in `quantity.unit`, or in the unit of a stock task.
+        """A logged error over epochs in `quantity.shown_unit`, or in the unit of a stock task.
 
         SchNetPack's own tasks and metrics log errors of total energies, in the units of the data:
         those are converted to meV where the unit is known, and are not divided by the number of
@@ -207,18 +207,18 @@ class Run:
             return None
         values = self.history.get(f"{subset}_{quantity.metric_key(metric)}")
         if values is not None:
-            return Series(values, quantity.unit)
+            return Series(values, quantity.shown_unit)
         key = self.output_key(quantity)
         values = self.history.get(f"{subset}_{key}_{metric}")
         if values is None:
             return None
         if self.own_task and not self._is_users_metric(key, metric):
-            return Series(values * quantity.error_scale, quantity.unit)
+            return Series(values * quantity.shown_factor, quantity.shown_unit)
         factor = self._ase_per_data_unit(quantity, key)
         if factor is None:
             return Series(values, "unit of the data")
-        unit = "meV per structure" if quantity is ENERGY else quantity.unit
-        return Series(values * factor * quantity.error_scale, unit)
+        unit = "meV per structure" if quantity is ENERGY else quantity.shown_unit
+        return Series(values * factor * quantity.shown_factor, unit)
 
     def output_key(self, quantity: Quantity) -> str:
         """Name of the quantity in data and model, for instance energy_U0."""
@@ -264,7 +264,7 @@ class Run:
             return None
         from schnetpack.units import convert_units
 
-        return float(convert_units(unit, quantity.ase_unit))
+        return float(convert_units(unit, quantity.unit))
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -7,10 +7,8 @@ read at half size.
 """
 
 import io
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any, Final
 
 from matplotlib import rc_context
@@ -27,7 +25,6 @@ __all__ = [
     "new_figure",
     "png_bytes",
     "styled",
-    "write_atomically",
 ]
 
 DPI: Final = 150
@@ -95,13 +92,3 @@ def png_bytes(draw: Callable[..., Figure | None], *args: Any, **kwargs: Any) -> 
         # Matplotlib's version in the metadata would make equal pictures differ.
         figure.savefig(buffer, format="png", metadata={"Software": None})
         return buffer.getvalue()
-
-
-def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a file so that readers see the old or the new content, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 from ase.data import chemical_symbols
 
-from schnetpack_softadapt.reports.predictions import Comparison, Predictions, parity_points
-from schnetpack_softadapt.reports.quantities import (
+from schnetpack_softadapt.quantities import (
     ENERGY,
     FORCES,
     METRICS,
@@ -18,6 +17,7 @@ from schnetpack_softadapt.reports.quantities import (
     SUBSETS,
     Quantity,
 )
+from schnetpack_softadapt.reports.predictions import Comparison, Predictions, parity_points
 from schnetpack_softadapt.reports.run import Run
 
 __all__ = [
@@ -98,12 +98,12 @@ def _row(
     part: Comparison,
     line: Comparison | None = None,
 ) -> ErrorRow:
-    scale = quantity.error_scale
+    scale = quantity.shown_factor
     slope, intercept = line.line() if line is not None else (math.nan, math.nan)
     return ErrorRow(
         subset=predictions.subset,
         quantity=quantity.name,
-        unit=quantity.unit,
+        unit=quantity.shown_unit,
         selection=selection,
         name=name,
         n=part.n,
@@ -128,7 +128,7 @@ def _stored(run: Run, subset: str, quantity: Quantity) -> ErrorRow | None:
     return ErrorRow(
         subset=subset,
         quantity=quantity.name,
-        unit=quantity.unit,
+        unit=quantity.shown_unit,
         selection="all",
         name="",
         n=None,
@@ -143,7 +143,7 @@ def _stored(run: Run, subset: str, quantity: Quantity) -> ErrorRow | None:
 
 def _at_best(run: Run, subset: str, quantity: Quantity, metric: str) -> float | None:
     series = run.logged_error(subset, quantity, metric)
-    if series is None or series.unit != quantity.unit or run.best_epoch is None:
+    if series is None or series.unit != quantity.shown_unit or run.best_epoch is None:
         return None
     return _finite(float(series.values[run.history.epochs == run.best_epoch][0]))
 
@@ -197,7 +197,7 @@ def _wide(
         if any(row.quantity == quantity.name and getattr(row, metric) is not None for row in rows)
     ]
     words = {"rmse": "RMSE", "mae": "MAE", "largest": "largest error"}
-    header = [first, "structures", *(f"{q.name} {words[m]}, {q.unit}" for q, m in columns)]
+    header = [first, "structures", *(f"{q.name} {words[m]}, {q.shown_unit}" for q, m in columns)]
     cells = []
     for name in dict.fromkeys(row.name for row in rows):
         n = getattr(found.get((name, ENERGY.name)), "n", None)

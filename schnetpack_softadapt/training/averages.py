@@ -104,10 +104,16 @@ def sum_names(components: Sequence["LossComponent"]) -> list[str]:
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """Means of an epoch: loss of each component, standardised loss, and all by logged name."""
+    """Means of an epoch.
+
+    Attributes:
+        losses: loss of each component.
+        standardized: sum of the standardised losses, a component split in pieces counting as one.
+        values: all by logged name.
+    """
 
     losses: list[tuple["LossComponent", float]]
-    standardized: list[tuple["LossComponent", float]]
+    standardized: float
     values: dict[str, float]
 
 
@@ -118,14 +124,16 @@ def epoch_record(
 
     Logged are `{subset}_{component}_loss` and, in ASE units, `{subset}_{property}_{rmse|mae}`.
     """
-    losses, standardized, values = [], [], {}
+    losses, values, wholes = [], {}, {}
     for c in components:
         count = sums[f"{c.component}/count"]
         if count == 0.0:
             continue
         losses.append((c, c.finish(sums[f"{c.component}/sum"] / count)))
-        standardized.append((c, c.finish(sums[f"{c.component}/std"] / count)))
         values[f"{subset}_{c.component}_loss"] = losses[-1][1]
+        _, total, number = wholes.get(c.whole, (c, 0.0, 0.0))
+        wholes[c.whole] = c, total + sums[f"{c.component}/std"], number + count
+    standardized = sum(c.finish(total / number) for c, total, number in wholes.values())
     for name, c in {c.name: c for c in components if c.kind is not None}.items():
         n = sums[f"{name}/n"]
         if n:

@@ -2,25 +2,19 @@
 
 import csv
 import io
-import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from ase import units
 from pytorch_lightning.callbacks import Callback, ProgressBar
 from pytorch_lightning.loggers.logger import Logger
 from tqdm import tqdm
 
-__all__ = ["HistoryWriter", "NoLogger", "WeightsProgressBar"]
+from schnetpack_softadapt.files import write_file
+from schnetpack_softadapt.quantities import BY_NAME
 
-#: kind of property: letter in the bar, unit shown, unit shown per ASE unit
-SHOWN = {
-    "energy": ("E", "meV/atom", 1e3),
-    "forces": ("F", "meV/Å", 1e3),
-    "stress": ("S", "MPa", 1e3 / units.GPa),
-}
+__all__ = ["HistoryWriter", "NoLogger", "WeightsProgressBar"]
 
 
 class HistoryWriter(Callback):
@@ -76,9 +70,7 @@ class HistoryWriter(Callback):
             self.path.unlink(missing_ok=True)
             return
         header = _lines(self._columns, [{c: c for c in self._columns}])
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        temporary.write_text(header + _lines(self._columns, rows), encoding="utf-8", newline="")
-        os.replace(temporary, self.path)
+        write_file(self.path, header + _lines(self._columns, rows))
 
 
 class WeightsProgressBar(ProgressBar):
@@ -186,8 +178,8 @@ def describe(components, record: dict[str, float]) -> str:
         rmse = record.get(f"{subset}_{c.name}_rmse")
         if rmse is not None and c.name not in seen:
             seen.add(c.name)
-            letter, unit, factor = SHOWN[c.kind]
-            errors.append(f"{letter} {rmse * factor:.3g} {unit}")
+            q = BY_NAME[c.kind]
+            errors.append(f"{q.letter} {rmse * q.shown_factor:.3g} {q.shown_unit}")
     return f"{subset} {'  '.join(errors)} | weights {' '.join(weights)}"
 
 

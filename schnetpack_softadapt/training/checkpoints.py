@@ -9,6 +9,8 @@ import torch
 from pytorch_lightning.callbacks import Callback, Checkpoint
 from pytorch_lightning.callbacks import EarlyStopping as LightningEarlyStopping
 
+from schnetpack_softadapt.files import link_or_copy, replacing
+
 __all__ = ["AveragedWeights", "EarlyStopping", "RunCheckpoint"]
 
 log = logging.getLogger(__name__)
@@ -111,13 +113,8 @@ class RunCheckpoint(Checkpoint):
             pl_module.save_model(self.model_path, do_postprocessing=True)
         if trainer.is_global_zero:
             if best and last:
-                link = self.dirpath / "linking.tmp"
-                link.unlink(missing_ok=True)
-                try:
-                    os.link(temporary, link)
-                except OSError:  # a file system without hard links
-                    link.write_bytes(temporary.read_bytes())
-                os.replace(link, best_path)
+                with replacing(best_path) as link:
+                    link_or_copy(temporary, link)
             os.replace(temporary, self.last_path if last else best_path)
         trainer.strategy.barrier("RunCheckpoint")
 

@@ -10,12 +10,14 @@ and the sums of weights are kept apart, so that means over an epoch, over ranks 
 unequal size are exact. Weights of the components belong to the task, not here.
 """
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
 import torch
+from ase.data import chemical_symbols
 from schnetpack import properties
 from schnetpack.task import ModelOutput
 
@@ -23,13 +25,16 @@ from schnetpack_softadapt import properties as keys
 from schnetpack_softadapt.data.statistics import TrainingTargets
 from schnetpack_softadapt.descriptors.elements import atomic_number
 from schnetpack_softadapt.neighbors.cells import volumes
+from schnetpack_softadapt.quantities import ENERGY, FORCES, STRESS, VOIGT_IN_FULL
 from schnetpack_softadapt.training.ranks import REAL_KEY
-from schnetpack_softadapt.training.standardize import VOIGT, Standardization
+from schnetpack_softadapt.training.standardize import Standardization
 from schnetpack_softadapt.training.units import unit_factor
 
 __all__ = ["EnergyLoss", "ForcesLoss", "LossComponent", "StressLoss"]
 
 Batch = Mapping[str, torch.Tensor]
+
+VOIGT_NAMES = ["xx", "yy", "zz", "yz", "xz", "xy"]
 
 
 class LossComponent(ModelOutput):
@@ -47,8 +52,11 @@ class LossComponent(ModelOutput):
             "meV", "kcal/mol/Ang", "GPa"); ASE units if None.
         groups: names of structure groups this component is restricted to (see
             `properties.group`); all structures if None.
+        split: train a component, with a weight of its own, for each piece of this one: "groups",
+            "elements" (forces), "normal_shear" or "voigt" (stress); see `pieces`.
         structure_weight: batch key (n_structures,) of weights of structures, used where it exists.
-        loss_weight: what the component counts, for rules whose prior it is.
+        loss_weight: what the component counts, for rules whose prior it is; pieces share it by
+            their numbers of labels.
         auto: leave the component out, with a warning, where the data or the model lack it; False:
             an error.
     """
@@ -59,6 +67,10 @@ class LossComponent(ModelOutput):
     ase_unit: ClassVar[str | None]
     #: whether it has a loss
     is_trained = True
+    #: values of `split`
+    splits: ClassVar[tuple[str, ...]] = ("groups",)
+    #: residuals of a row: 1 for an energy, 3 for the force on an atom
+    n_columns = 1
 
     def __init__(
         self,
@@ -69,6 +81,7 @@ class LossComponent(ModelOutput):
         delta: float = 1.0,
         unit: str | None = None,
         groups: Sequence[str] | None = None,
+        split: str | None = None,
         structure_weight: str | None = keys.structure_weight,
         loss_weight: float = 1.0,
         auto: bool = False,
@@ -83,7 +96,11 @@ class LossComponent(ModelOutput):
             raise ValueError(f"loss is one of {', '.join(_FUNCTIONS)}, not {loss!r}")
         if not delta > 0:
             raise ValueError(f"delta must be positive, not {delta}")
-        self.component, self.auto = component or name, auto
+        if split not in (None, *self.splits):
+            raise ValueError(f"split is one of {', '.join(self.splits)}, not {split!r}")
+        self.component, self.auto, self.split = component or name, auto, split
+        #: name of the component that this one is a piece of; its own if it is whole
+        self.whole = self.component
         #: SchNetPack's output that this component was made of, with its metrics
         self.output: ModelOutput | None = None
         self.loss, self.delta = loss, float(delta)
@@ -93,6 +110,32 @@ class LossComponent(ModelOutput):
         self.group_ids: list[int] = []
         self.group_of: torch.Tensor | None = None
         self.to_ase = 1.0
+
+    def pieces(self) -> list["LossComponent"]:
+        """The components that this one is split into, `{component}_{piece}`; itself if it is not.
+
+        Raises:
+            ValueError: the names of the groups or elements are not given.
+        """
+        if self.split is None:
+            return [self]
+        made = []
+        for piece, restriction in self._restrictions().items():
+            made.append(copy.deepcopy(self))
+            vars(made[-1]).update(component=f"{self.component}_{piece}", split=None, **restriction)
+        return made
+
+    def _restrictions(self) -> dict[str, dict]:
+        """Attributes of each piece, by the name of the piece."""
+        names = getattr(self, self.split)
+        if not names:
+            raise ValueError(
+                f"component {self.component}: split={self.split} needs the list `{self.split}`"
+            )
+        return {self._name_of(name): {self.split: [name]} for name in names}
+
+    def _name_of(self, member) -> str:
+        return str(member)
 
     def bind(self, dataset) -> None:
         """Take units and structure groups from a SchNetPack dataset.
@@ -136,7 +179,7 @@ class LossComponent(ModelOutput):
 
     def settings(self) -> dict:
         """What its loss is of, in plain values."""
-        names = ("loss", "delta", "unit_factor", "groups", "elements")
+        names = ("loss", "delta", "unit_factor", "groups", "elements", "voigt")
         return {name: getattr(self, name) for name in names if hasattr(self, name)}
 
     def missing_in(self, available: Sequence[str], model_outputs: Sequence[str] | None) -> str:
@@ -286,7 +329,7 @@ class EnergyLoss(LossComponent):
     """Energy per atom, (E_pred - E_ref) / N; standardised, (E_pred - E_ref) / sqrt(sum sigma^2)."""
 
     kind = "energy"
-    ase_unit = "eV"
+    ase_unit = ENERGY.unit
 
     def __init__(self, name: str = properties.energy, **kwargs):
         super().__init__(name, **kwargs)
@@ -318,7 +361,9 @@ class ForcesLoss(LossComponent):
     """
 
     kind = "forces"
-    ase_unit = "eV/Ang"
+    ase_unit = FORCES.unit
+    splits = ("groups", "elements")
+    n_columns = 3
 
     def __init__(
         self,
@@ -330,6 +375,9 @@ class ForcesLoss(LossComponent):
         super().__init__(name, **kwargs)
         self.elements = None if elements is None else [atomic_number(e) for e in elements]
         self.atom_weight = atom_weight
+
+    def _name_of(self, member):
+        return chemical_symbols[member] if self.split == "elements" else super()._name_of(member)
 
     def error(self, pred, batch):
         return pred[self.name] - batch[self.target_property]
@@ -362,17 +410,30 @@ class ForcesLoss(LossComponent):
 class StressLoss(LossComponent):
     """Six Voigt components of the stress; standardised as virial, V sigma / (sqrt(N) tau).
 
-    Structures whose `stress_mask` is 0 do not count.
+    Structures whose `stress_mask` is 0 do not count. Elastic constants of shear, such as C44, may
+    want the shear stresses weighted apart: `split="normal_shear"`, or "voigt" for each of the six.
+
+    Args:
+        voigt: the components that count, among xx, yy, zz, yz, xz, xy; all if None.
+        kwargs: those of `LossComponent`.
     """
 
     kind = "stress"
-    ase_unit = "eV/Ang/Ang/Ang"
+    ase_unit = STRESS.unit
+    splits = ("groups", "normal_shear", "voigt")
 
-    def __init__(self, name: str = properties.stress, **kwargs):
+    def __init__(self, name: str = properties.stress, voigt: Sequence[str] | None = None, **kwargs):
         super().__init__(name, **kwargs)
+        if voigt is not None and (
+            not set(voigt) <= set(VOIGT_NAMES) or not 0 < len(set(voigt)) == len(voigt)
+        ):
+            raise ValueError(
+                f"voigt names different components among {', '.join(VOIGT_NAMES)}, not {voigt}"
+            )
+        self.voigt = None if voigt is None else list(voigt)
         # (9, 6) takes the symmetric part; deliberately no buffer, DDP would send it every step
         unit = torch.eye(9).reshape(9, 3, 3)
-        self.to_voigt = (0.5 * (unit + unit.transpose(1, 2))).reshape(9, 9)[:, VOIGT]
+        self.to_voigt = (0.5 * (unit + unit.transpose(1, 2))).reshape(9, 9)[:, VOIGT_IN_FULL]
 
     def error(self, pred, batch):
         # reshape, not view: the stress of schnetpack.atomistic.Forces is not contiguous
@@ -381,8 +442,32 @@ class StressLoss(LossComponent):
             self.to_voigt = self.to_voigt.to(error)
         return error @ self.to_voigt
 
+    @property
+    def n_columns(self) -> int:
+        """Number of Voigt components that count."""
+        return len(VOIGT if self.voigt is None else self.voigt)
+
+    def counted(self, values: torch.Tensor) -> torch.Tensor:
+        """The Voigt components that count, (rows, n_columns, ...), of all (rows, 6, ...)."""
+        if self.voigt is None:
+            return values
+        return values[:, [VOIGT_NAMES.index(name) for name in self.voigt]]
+
+    def scaled(self, error, batch, standardization):
+        return super().scaled(self.counted(error), batch, standardization)
+
+    def _restrictions(self):
+        if self.split == "groups":
+            return super()._restrictions()
+        names = self.voigt or VOIGT_NAMES
+        if self.split == "voigt":
+            return {name: {"voigt": [name]} for name in names}
+        normal = [name for name in names if name[0] == name[1]]
+        shear = [name for name in names if name[0] != name[1]]
+        return {k: {"voigt": v} for k, v in (("normal", normal), ("shear", shear)) if v}
+
     def _labels(self, targets, inside):
-        return float(self.to_voigt.shape[1]) * (inside & targets.stress_mask)
+        return float(self.n_columns) * (inside & targets.stress_mask)
 
     def scale(self, batch, standardization):
         cell = batch[properties.cell].detach().reshape(-1, 3, 3)

@@ -20,7 +20,7 @@ _COMPONENTS = {c.kind: c for c in (EnergyLoss, ForcesLoss, StressLoss)}
 
 
 def components_of(outputs: Iterable[ModelOutput], model: nn.Module) -> list[LossComponent]:
-    """Loss components for outputs of a task.
+    """Loss components for outputs of a task, those that are to be split in their pieces.
 
     Energy, forces and stress with a mean squared or mean absolute loss become ours (per atom, with
     masks); every other output is an `OutputLoss`. `loss_weight` is kept for the rule's prior.
@@ -31,7 +31,7 @@ def components_of(outputs: Iterable[ModelOutput], model: nn.Module) -> list[Loss
     kinds, components = property_kinds(model), []
     for output in outputs:
         if isinstance(output, LossComponent):
-            components.append(output)
+            components += output.pieces()
             continue
         if not isinstance(output, ModelOutput):
             raise ValueError(

@@ -11,8 +11,8 @@ import torch
 from schnetpack import properties
 from torch import Tensor, nn
 
+from schnetpack_softadapt.quantities import VOIGT_IN_FULL
 from schnetpack_softadapt.training.losses import LossComponent
-from schnetpack_softadapt.training.standardize import VOIGT
 
 __all__ = ["BatchResiduals", "Residuals", "least_squares_weight"]
 
@@ -94,8 +94,7 @@ class BatchResiduals(Residuals):
         batch: Mapping[str, Tensor],
         model: nn.Module,
     ):
-        columns = {"energy": 1, "forces": 3, "stress": len(VOIGT)}
-        super().__init__(vectors, {c.component: columns[c.kind] for c in components})
+        super().__init__(vectors, {c.component: c.n_columns for c in components})
         self._components = {c.component: c for c in components}
         self._pred, self._batch, self._model = pred, batch, model
 
@@ -121,6 +120,8 @@ class BatchResiduals(Residuals):
                 value = value if len(place) == len(value) else value.index_select(0, place)
             elif chosen is not None:
                 value = value.index_select(0, chosen)
+            if c.kind == "stress":
+                value = c.counted(value)
             factor = self._factor(c, chosen).to(value.dtype)
             out[name] = (value * factor[:, :, None]).reshape(-1, n_parameters)
         return out
@@ -150,7 +151,7 @@ class BatchResiduals(Residuals):
             factor = factor.reshape(-1, 3, 3)
             eye = torch.eye(3, dtype=factor.dtype, device=factor.device)
             factor = (factor + factor.transpose(1, 2)) * (1 - 0.5 * eye)
-            factor = factor.reshape(-1, 9)[:, VOIGT]
+            factor = c.counted(factor.reshape(-1, 9)[:, VOIGT_IN_FULL])
         else:
             factor = factor.reshape(-1, self.n_columns[c.component])
         return factor if chosen is None else factor.index_select(0, chosen)

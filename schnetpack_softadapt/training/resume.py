@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from schnetpack.task import AtomisticTask
 
 from schnetpack_softadapt.errors import in_one_line
+from schnetpack_softadapt.files import replacing
 
 __all__ = ["ResumableTask", "plain", "plain_copy"]
 
@@ -159,10 +160,9 @@ class ResumableTask(AtomisticTask):
 
     def save_model(self, path: str, do_postprocessing: bool | None = None) -> None:
         """Write the model for inference; a kill leaves the old file or the new one, never half."""
-        temporary = f"{path}.tmp"
-        super().save_model(temporary, do_postprocessing)
         if self.global_rank == 0:
-            os.replace(temporary, path)
+            with replacing(path) as temporary:
+                super().save_model(str(temporary), do_postprocessing)
 
     # ---------------------------------------------------------------- random numbers
 

@@ -20,14 +20,13 @@ from ase.data import chemical_symbols
 from torch import nn
 
 from schnetpack_softadapt.data.statistics import TrainingTargets, composition_fit
+from schnetpack_softadapt.quantities import VOIGT_IN_FULL
 
 __all__ = ["Standardization", "energy_variances", "force_scales", "virial_scale"]
 
 log = logging.getLogger(__name__)
 
 N_NUMBERS = len(chemical_symbols)
-#: indices of the Voigt components xx yy zz yz xz xy in a flattened 3x3 matrix
-VOIGT = (0, 4, 8, 5, 2, 1)
 
 
 def energy_variances(compositions: np.ndarray, residuals: np.ndarray) -> np.ndarray | None:
@@ -99,7 +98,7 @@ def virial_scale(compositions: np.ndarray, stress: np.ndarray, volume: np.ndarra
     """
     n = np.asarray(compositions, dtype=np.float64)
     n_atoms = n.sum(axis=1)
-    virial = np.asarray(stress, dtype=np.float64).reshape(-1, 9)[:, VOIGT] * volume[:, None]
+    virial = np.asarray(stress, dtype=np.float64).reshape(-1, 9)[:, VOIGT_IN_FULL] * volume[:, None]
     # rows divided by sqrt(N) have equal variance
     root = np.sqrt(n_atoms)
     pressure = virial[:, :3].mean(axis=1)

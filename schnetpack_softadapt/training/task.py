@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -210,13 +211,8 @@ class SoftAdaptTask(ResumableTask):
         if not c.is_trained:
             return False
         missing = c.missing_in(available, self.model.model_outputs)
-        if (
-            not missing
-            and targets is not None
-            and c.kind == "stress"
-            and not np.any(targets.stress_mask)
-        ):
-            missing = "no training structure has a stress"
+        if not missing and targets is not None and not c.labels(targets):
+            missing = f"no training structure has a {c.target_property} that counts in it"
         if missing and not c.auto:
             raise ValueError(
                 f"loss component {c.component}: {missing}. Correct the name, or leave the output"
@@ -227,12 +223,17 @@ class SoftAdaptTask(ResumableTask):
         return not missing
 
     def _begin_rule(self, targets: TrainingTargets) -> None:
-        self.rule.begin(
-            [c.component for c in self.active],
-            lr=self.lr,
-            labels={c.component: c.labels(targets) for c in self.active},
-            loss_weights={c.component: c.loss_weight for c in self.active},
-        )
+        labels = {c.component: c.labels(targets) for c in self.active}
+        of_whole = Counter()
+        for c in self.active:
+            of_whole[c.whole] += labels[c.component]
+        loss_weights = None
+        if len({c.loss_weight for c in self.active}) > 1:
+            loss_weights = {
+                c.component: c.loss_weight * labels[c.component] / of_whole[c.whole]
+                for c in self.active
+            }
+        self.rule.begin(list(labels), self.lr, labels, loss_weights)
 
     # ---------------------------------------------------------------- steps
 
@@ -448,11 +449,10 @@ class SoftAdaptTask(ResumableTask):
         reduce = self.sum_over_ranks if self.trainer.world_size > 1 else None
         sums = self._sums[subset].reduce(sum_names(self.active), reduce)
         record = epoch_record(subset, self.active, sums)
+        loss = record.standardized
         if subset == "train":
-            parts = [self.rule.weights[c.component] * loss for c, loss in record.losses]
-        else:
-            parts = [loss for _, loss in record.standardized]
-        return {f"{subset}_loss": sum(parts), **record.values}
+            loss = sum(self.rule.weights[c.component] * loss for c, loss in record.losses)
+        return {f"{subset}_loss": loss, **record.values}
 
     def _log(self, record: dict[str, float]) -> None:
         """Hand values to callbacks and loggers."""

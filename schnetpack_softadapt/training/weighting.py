@@ -64,7 +64,7 @@ class Rule:
             components: names in a fixed order.
             lr: learning rate at the start of training.
             labels: labels per structure of each component, mean over the training set.
-            loss_weights: `loss_weight` of each component's output.
+            loss_weights: `loss_weight` of each component; None if they are all the same.
 
         Raises:
             ValueError: no component, or one without a weight.
@@ -202,13 +202,12 @@ class Rule:
         """The prior of these components with the largest at 1; empty if all count the same."""
         name, given = "prior", self.prior
         if given == "auto":
-            differ = loss_weights is not None and len({loss_weights[k] for k in components}) > 1
-            given = "loss_weight" if differ else "labels" if labels is not None else None
+            given = "labels" if loss_weights is None else "loss_weight"
         if isinstance(given, str):
+            if given == "labels" and labels is None and self.prior != "auto":
+                raise ValueError("the prior wants the labels of the components; give begin() them")
             name, given = given, {"labels": labels, "loss_weight": loss_weights}[given]
-            if given is None:
-                raise ValueError(f"the prior wants the {name} of the components; give begin() them")
-            given = _checked(name, given)
+            given = given and _checked(name, given)
         if given is None:
             return {}
         chosen = _select(name, given, components)

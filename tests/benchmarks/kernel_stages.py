@@ -152,7 +152,7 @@ def _run_stages(plan, first, order, r_ij, idx_j, numbers, most, last, derivative
     """The kernels up to stage `last`; counts (n_groups + 1, 3): neighbours, pairs, triples."""
     neighbors = kernel_geometry.new_neighbors(plan.sizes, most)
     pairs = kernel_geometry.new_pairs(plan.sizes, most)
-    sums = _new_sums(plan.sizes, len(pairs.s))
+    sums = _new_sums(len(pairs.s))
     sums.cross[:] = sums.common[:] = sums.turn[:] = sums.total[:] = 0.5
     out, vectors = np.zeros((2, 4 * len(neighbors.x)))
     total = 0.0

@@ -66,9 +66,12 @@ CASES = {
     "Si_acsf": ("Si", 200, _ACSF),
     "Si_repaired_acsf": ("Si_repaired", 200, _ACSF),
     "MoTe2_acsf": ("mote2", 300, _ACSF),
+    # the paper trains until nothing is gained
+    "MoTe2_acsf_long": ("mote2", 1500, _ACSF),
     "MoTe2_painn": ("mote2", 40, _STOCK),
     "Mo_painn": ("Mo", 30, _STOCK),
     "Mo_kalman": ("Mo", 25, ["experiment=mlearn_softadapt", *_SMALL]),
+    "MoTe2_kalman": ("mote2", 25, ["experiment=mlearn_softadapt", *_SMALL]),
     "Si_kalman": ("Si_repaired", 25, ["experiment=mlearn_softadapt", *_SMALL]),
 }
 

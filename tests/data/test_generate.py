@@ -405,7 +405,7 @@ def test_settings_from_yaml_and_options_before_it():
 
 def test_two_processes_do_not_write_the_same_file(capsys):
     code = (
-        "import fasteners, time; lock = fasteners.InterProcessLock('.out.extxyz.journal.lock');"
+        "import filelock, time; lock = filelock.FileLock('.out.extxyz.journal.lock');"
         "lock.acquire(); print('locked', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)

@@ -25,9 +25,6 @@ from schnetpack_softadapt.descriptors.acsf.kernels import (
     loops as kernel_math,
 )
 from schnetpack_softadapt.descriptors.acsf.kernels import (
-    moments,
-)
-from schnetpack_softadapt.descriptors.acsf.kernels import (
     plan as compiled,
 )
 from schnetpack_softadapt.descriptors.acsf.kernels.engine import KernelBackend
@@ -178,80 +175,6 @@ def test_exponentials_are_shared_where_widths_are_multiples(etas, n_bases):
     g = KernelBackend(layout).values(*inputs)
     expected = ReferenceBackend(layout).values(*inputs)
     torch.testing.assert_close(g, expected, rtol=1e-12, atol=0)
-
-
-# --- wide functions by moments
-
-
-@pytest.mark.parametrize("zeta", [0, 1, 2, 5, 16, 32])
-@pytest.mark.parametrize("lam", [-1.0, 1.0])
-def test_legendre_coefficients(zeta, lam):
-    c = np.linspace(-1, 1, 41)
-    series = np.polynomial.legendre.legval(c, compiled.legendre_coefficients(zeta, lam))
-    np.testing.assert_allclose(series, 2 * (0.5 * (1 + lam * c)) ** zeta, atol=2e-15)
-
-
-def wide_layout(zetas):
-    functions = [
-        SymmetryFunction(kind, neighbors, 4.0, eta, r_s, zeta, lam, cutoff_fn=cutoff_fn)
-        for kind, neighbors, r_s, cutoff_fn in (
-            ("G5", (1, 1), 0.0, "cosine"),
-            ("G5", (1, 8), 0.7, "cosine"),
-            ("wG5", (), 0.0, "tanh3"),
-        )
-        for eta in (0.05, 0.3)
-        for zeta in zetas
-        for lam in (-1, 1)
-    ]
-    return Layout({1: functions, 8: functions})
-
-
-def size_of_terms(f, inputs):
-    """The product of sum_j E_j of both neighbours: it bounds the terms of the G5 of atom 0."""
-    product = 2.0
-    for n in range(2):
-        kind = ("G2", f.neighbors[n : n + 1]) if f.neighbors else ("wG2", ())
-        radial = SymmetryFunction(*kind, f.cutoff, f.eta, f.r_s, cutoff_fn=f.cutoff_fn)
-        product *= float(ReferenceBackend(Layout({1: [radial], 8: [radial]})).values(*inputs)[0, 0])
-    return product
-
-
-@pytest.mark.parametrize("zetas", [(1,), (1, 2, 4), (3, 16), (32,)])
-@pytest.mark.parametrize("n_neighbors", [1, 2, 12, 45])
-def test_moments_equal_triples(zetas, n_neighbors):
-    layout = wide_layout(zetas)
-    inputs = ball(n_neighbors, 4.2)
-    found = {}
-    for crossover in (0.0, np.inf):  # always by moments, never
-        backend = KernelBackend(layout)
-        backend._plan.crossover[0] = crossover
-        found[crossover] = backend.values(*inputs), bf.pair_jacobian(backend, inputs)
-    (g, jacobian), (expected_g, expected_jacobian) = found[0.0], found[np.inf]
-    # The sum over l cancels where (1 + lam cos)^zeta is small at all angles: relative to the terms
-    # of that sum the two agree. Derivatives have the slope of the angle, sqrt(zeta) / r, on top.
-    size = torch.tensor([size_of_terms(f, inputs) for f in layout.functions[1]])
-    assert torch.all(torch.abs(g - expected_g)[0] <= 1e-14 * size)
-    error = torch.abs(jacobian - expected_jacobian).amax((0, 1))
-    assert torch.all(error <= 1e-13 * size)
-
-
-def test_moments_are_chosen_where_they_are_cheaper():
-    @njit
-    def chosen(plan, n):
-        neighbors = kernel_geometry.new_neighbors(plan.sizes, 200)
-        neighbors.bounds[0] = kernel_geometry.FIRST
-        neighbors.bounds[1:] = kernel_geometry.FIRST + n
-        return moments.by_moments(plan, 0, neighbors)
-
-    def crossover(zeta, kind="G5"):
-        layout = Layout({1: [SymmetryFunction(kind, (1, 1), 4.0, 0.1, zeta=zeta)]})
-        plan = compiled.compile_layout(layout)
-        return [chosen(plan, n) for n in range(200)].index(True)
-
-    assert 5 < crossover(1) < crossover(2) < crossover(4) < crossover(16) < 100
-    for never in ((2.5, "G5"), (2, "G4")):
-        with pytest.raises(ValueError, match="not in list"):
-            crossover(*never)
 
 
 # --- neighbours and pairs in chunks
@@ -510,16 +433,14 @@ def test_a_second_process_does_not_compile(tmp_path):
     # a cache of its own: tests that run at the same time may overwrite each other's index
     program = """
         import torch
-        from schnetpack_softadapt.descriptors.acsf.kernels import (
-    values as kernel_values,
-    engine as kernels,
-)
+        from schnetpack_softadapt.descriptors.acsf.kernels import engine
+        from schnetpack_softadapt.descriptors.acsf.kernels.values import values
         from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
         layout = Layout({1: [SymmetryFunction("G4", (1, 1), 4.0, 0.1)]})
         v = torch.eye(3, dtype=torch.float64)
         zero = torch.zeros(3, dtype=int)
-        kernels.KernelBackend(layout).values(v, zero, zero, torch.ones(1, dtype=int))
-        stats = kernel_values.values.stats
+        engine.KernelBackend(layout).values(v, zero, zero, torch.ones(1, dtype=int))
+        stats = values.stats
         print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
     """
     env = dict(os.environ, NUMBA_CACHE_DIR=str(tmp_path))

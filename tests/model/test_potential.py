@@ -24,7 +24,13 @@ from schnetpack_softadapt.data.datamodule import SoftAdaptDataModule
 from schnetpack_softadapt.data.neighborlist import NeighborList
 from schnetpack_softadapt.data.structures import Structure
 from schnetpack_softadapt.descriptors.elements import UnknownElementError
-from schnetpack_softadapt.model import ACSF, ACSFPotential, ElementalAtomwise, ForcesAndStress
+from schnetpack_softadapt.model import (
+    ACSF,
+    ACSFPotential,
+    ElementalAtomwise,
+    EnergyScale,
+    ForcesAndStress,
+)
 
 CUTOFF = 4.5
 GRID = {"n_radial": 4}
@@ -386,3 +392,22 @@ def test_hessian_through_the_reference_backend_only(database):
     minus.positions[1, 2] -= h
     difference = evaluate(model, plus)["forces"][0, 0] - evaluate(model, minus)["forces"][0, 0]
     assert hessians["reference"][1, 2] == pytest.approx(-difference / (2 * h), abs=1e-5)
+
+
+def test_energy_scale_is_the_spread_of_an_atomic_energy(tmp_path):
+    """n independent atomic energies of this size sum to energies that spread by scale sqrt(n)."""
+    rng = np.random.default_rng(3)
+    structures = []
+    for n in rng.integers(2, 9, 400):
+        energy = -3.0 * n + 0.05 * np.sqrt(n) * rng.standard_normal()
+        positions = rng.uniform(0, 4, (n, 3))
+        structures.append(Structure([1] * n, positions, 9 * np.eye(3), [True] * 3, energy))
+    write_database(tmp_path / "h.db", structures, provenance="random")
+    training = SoftAdaptDataModule(str(tmp_path / "h.db"), 10, 380, 10, 10, store=False)
+    training.setup()
+    module = EnergyScale()
+    module.datamodule(training)
+    assert module.scale.item() == pytest.approx(0.05, rel=0.1)  # 380 samples: 3.6 % a sigma
+    energies = torch.tensor([2.0, -1.0])
+    after = module({"energy": energies.clone()})["energy"]
+    torch.testing.assert_close(after, energies * module.scale, rtol=0, atol=0)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from fake_run import write_history, write_run
 
+from schnetpack_softadapt.quantities import ENERGY, FORCES, STRESS
 from schnetpack_softadapt.reports.history import read_history
-from schnetpack_softadapt.reports.quantities import ENERGY, FORCES, STRESS
 from schnetpack_softadapt.reports.run import Run
 
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 from fake_run import MPA, expected_rmse, make_arrays
 
+from schnetpack_softadapt.quantities import ENERGY, FORCES, QUANTITIES, STRESS
 from schnetpack_softadapt.reports.predictions import (
     Comparison,
     Predictions,
     composition_baseline,
     parity_points,
 )
-from schnetpack_softadapt.reports.quantities import ENERGY, FORCES, QUANTITIES, STRESS
 
 # Only rounding separates two ways to sum the same float64 numbers.
 ROUNDING = 1e-10
@@ -25,7 +25,7 @@ def test_rmse_equals_independent_sums():
     predictions = _predictions(arrays)
     expected = expected_rmse(arrays)
     for quantity in QUANTITIES:
-        found = predictions.compare(quantity).rmse() * quantity.error_scale
+        found = predictions.compare(quantity).rmse() * quantity.shown_factor
         assert found == pytest.approx(expected[quantity.name], rel=ROUNDING)
 
 
@@ -46,8 +46,8 @@ def test_stress_has_six_components():
     comparison = _predictions(arrays).compare(STRESS)
     assert comparison.n == 6
     # One of six components is off by 6 MPa; of nine, two would be: sqrt(2 * 36 / 9) = 2.83.
-    assert comparison.rmse() * STRESS.error_scale == pytest.approx(np.sqrt(6.0), rel=ROUNDING)
-    assert comparison.mae() * STRESS.error_scale == pytest.approx(1.0, rel=ROUNDING)
+    assert comparison.rmse() * STRESS.shown_factor == pytest.approx(np.sqrt(6.0), rel=ROUNDING)
+    assert comparison.mae() * STRESS.shown_factor == pytest.approx(1.0, rel=ROUNDING)
 
 
 def test_voigt_order_and_voigt_input():

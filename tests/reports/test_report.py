@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import re
 import statistics
 import subprocess
@@ -362,20 +361,6 @@ def test_stale_pictures_go_and_other_files_stay(tmp_path):
     assert (out / "parity.png").exists()
     assert (out / "mine.png").exists()
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
-
-
-def test_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
-    file = tmp_path / "report.json"
-    file.write_text("old")
-
-    def fail(*_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        style.write_atomically(file, "new")
-    assert file.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [file]
 
 
 @pytest.mark.parametrize(

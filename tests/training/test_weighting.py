@@ -348,8 +348,8 @@ def test_which_prior():
     for prior, expected in kinds.items():
         used = SoftAdapt(prior=prior).begin(NAMES, labels=LABELS, loss_weights=weights)
         assert used == pytest.approx({k: v / sum(expected.values()) for k, v in expected.items()})
-    same = dict.fromkeys(NAMES, 0.5)  # weights that are all the same say nothing
-    assert Fixed("auto").begin(NAMES, labels=LABELS, loss_weights=same)["forces"] == 27 / 34
+    # weights that are all the same say nothing, and the task gives none
+    assert Fixed("auto").begin(NAMES, labels=LABELS)["forces"] == 27 / 34
     assert Fixed("auto").begin(NAMES) == pytest.approx(dict.fromkeys(NAMES, 1 / 3))
     with pytest.raises(ValueError, match="wants the labels"):
         SoftAdapt(prior="labels").begin(NAMES)

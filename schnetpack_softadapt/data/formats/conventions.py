@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from ase import units
 
+from schnetpack_softadapt.quantities import VOIGT
+
 __all__ = [
     "ENERGY_UNITS",
     "LENGTH_UNITS",
@@ -49,7 +51,7 @@ STRESS_UNITS: dict[str, float] = {
 
 #: order of the six numbers of a symmetric tensor, by the program that prints them
 STRESS_ORDERS: dict[str, tuple[str, ...]] = {
-    "voigt": ("xx", "yy", "zz", "yz", "xz", "xy"),  # ASE
+    "voigt": VOIGT,  # ASE
     "vasp": ("xx", "yy", "zz", "xy", "yz", "zx"),
     "lammps": ("xx", "yy", "zz", "xy", "xz", "yz"),
 }
@@ -73,7 +75,7 @@ def stress_order(text: str) -> tuple[str, ...]:
     if text.lower() in STRESS_ORDERS:
         return STRESS_ORDERS[text.lower()]
     names = tuple(text.lower().replace(",", " ").split())
-    wanted = {frozenset(name) for name in STRESS_ORDERS["voigt"]}
+    wanted = {frozenset(name) for name in VOIGT}
     if len(names) != 6 or {frozenset(name) for name in names if len(name) == 2} != wanted:
         raise ValueError(
             f"unknown stress order {text!r}; give {', '.join(STRESS_ORDERS)} or the six "
@@ -83,7 +85,7 @@ def stress_order(text: str) -> tuple[str, ...]:
 
 
 def stress_matrix(
-    values: np.ndarray, order: Sequence[str] = STRESS_ORDERS["voigt"], factor: float = 1.0
+    values: np.ndarray, order: Sequence[str] = VOIGT, factor: float = 1.0
 ) -> np.ndarray:
     """Stress (3, 3) from six numbers in the given order, or from nine (the order then not used).
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from schnetpack_softadapt.data.generate.labelling import (
 )
 from schnetpack_softadapt.data.generate.recipe import Recipe, Sample, build, samples
 from schnetpack_softadapt.data.structures import Structure
+from schnetpack_softadapt.files import replacing
 from schnetpack_softadapt.neighbors.pair_list import neighbor_pairs
 
 __all__ = ["GenerationResult", "generate", "plan"]
@@ -238,12 +238,8 @@ def _write(out: Path, labelled: list[Atoms], recipe: Recipe) -> None:
         provenance += f" {plan(recipe)}; labels by {recipe.calculator} {recipe.calculator_args}"
         write_database(out, map(_structure, labelled), provenance=provenance, overwrite=True)
         return
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(out) as temporary:
         ase.io.write(temporary, labelled, format="extxyz")
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _structure(atoms: Atoms) -> Structure:

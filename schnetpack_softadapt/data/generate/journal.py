@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import fasteners
+from schnetpack_softadapt.files import locked
 
 __all__ = ["Journal", "open_journal"]
 
@@ -51,21 +51,8 @@ def open_journal(path: Path) -> Iterator[Journal]:
     Raises:
         ValueError: another process has it open, or it is no journal.
     """
-    lock_file = path.with_name(f".{path.name}.lock")
-    lock = fasteners.InterProcessLock(str(lock_file))
-    # without links: whoever held the lock has removed the file since it was opened here
-    if not lock.acquire(blocking=False) or os.fstat(lock.lockfile.fileno()).st_nlink == 0:
-        raise ValueError(f"another process is writing {path}")
-    try:
-        journal = Journal(path)
-        try:
-            yield journal
-        finally:
-            journal.close()
-    finally:
-        with contextlib.suppress(OSError):  # some systems keep the name of an open file
-            lock_file.unlink()
-        lock.release()
+    with locked(path), contextlib.closing(Journal(path)) as journal:
+        yield journal
 
 
 def _good_lines(path: Path) -> Iterator[tuple[dict, int]]:

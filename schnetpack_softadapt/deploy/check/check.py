@@ -1,7 +1,6 @@
 """What a user of a new potential looks at first: is it consistent, stable and smooth?"""
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from inspect import signature
 from pathlib import Path
@@ -14,6 +13,7 @@ from schnetpack_softadapt.deploy.check.elastic import check_elastic
 from schnetpack_softadapt.deploy.check.plots import plot_checks
 from schnetpack_softadapt.deploy.check.static import check_derivatives, check_eos, relax
 from schnetpack_softadapt.deploy.check.structure import copy_of
+from schnetpack_softadapt.files import replacing, write_file
 
 __all__ = ["CHECKS", "read_options", "run_checks", "summary"]
 
@@ -163,11 +163,8 @@ def _independent(r: Mapping) -> dict[str, float]:
 
 
 def _write(results: dict[str, dict], relaxed: Atoms | None, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".check.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")
-    os.replace(temporary, folder / "check.json")
+    write_file(folder / "check.json", json.dumps(results, indent=1, allow_nan=False) + "\n")
     if relaxed is not None:
-        relaxed.copy().write(temporary, format="extxyz")
-        os.replace(temporary, folder / "relaxed.extxyz")
+        with replacing(folder / "relaxed.extxyz") as temporary:
+            relaxed.copy().write(temporary, format="extxyz")
     plot_checks(results, folder / "check.png")

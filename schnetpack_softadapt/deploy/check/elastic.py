@@ -13,12 +13,13 @@ from ase.optimize import BFGS
 from ase.stress import voigt_6_to_full_3x3_strain
 
 from schnetpack_softadapt.deploy.check.structure import copy_of, progress, why_not_bulk
+from schnetpack_softadapt.quantities import VOIGT_COLUMNS, VOIGT_OF_FULL, VOIGT_ROWS
 
 __all__ = ["check_elastic", "mean_moduli"]
 
 # Voigt's index of a pair of axes, and the pair of an index
-_INDEX = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])
-_FIRST, _SECOND = np.array([0, 1, 2, 1, 0, 0]), np.array([0, 1, 2, 2, 2, 1])
+_INDEX = np.array(VOIGT_OF_FULL).reshape(3, 3)
+_FIRST, _SECOND = np.array(VOIGT_ROWS), np.array(VOIGT_COLUMNS)
 
 
 def check_elastic(

@@ -1,10 +1,11 @@
 """Plots of `spk-softadapt check`."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+
+from schnetpack_softadapt.files import replacing
 
 __all__ = ["plot_checks"]
 
@@ -33,9 +34,8 @@ def plot_checks(results: Mapping[str, dict], path: str | Path) -> Path | None:
     ):
         panels[name](axes, result)
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    figure.savefig(temporary, dpi=150)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
     return path
 
 

@@ -19,10 +19,9 @@ from schnetpack_softadapt.deploy.check.structure import (
     progress,
     why_not_bulk,
 )
+from schnetpack_softadapt.quantities import VOIGT
 
 __all__ = ["check_derivatives", "check_eos", "relax"]
-
-_VOIGT = ("xx", "yy", "zz", "yz", "xz", "xy")
 
 
 def _derivative(energy: Callable[[float], float], h: float) -> float:
@@ -82,7 +81,7 @@ def check_derivatives(
                 return strained.get_potential_energy()
 
             differences.append(stress[component] - _derivative(energy, h) / volume)
-        result["stress_eV_per_Ang3"] = dict(zip(_VOIGT, stress.tolist(), strict=True))
+        result["stress_eV_per_Ang3"] = dict(zip(VOIGT, stress.tolist(), strict=True))
         result["stress_max_error_eV_per_Ang3"] = float(np.abs(differences).max())
         result["ok"] = result["ok"] and result["stress_max_error_eV_per_Ang3"] < tolerance
     return result

@@ -16,8 +16,8 @@ from torch import Tensor
 from schnetpack_softadapt import properties as keys
 from schnetpack_softadapt.descriptors.autograd import differentiable
 from schnetpack_softadapt.descriptors.compiled import thread_pool
-from schnetpack_softadapt.descriptors.protocol import VOIGT
 from schnetpack_softadapt.descriptors.store.products import jvp_atoms, subtract_flow, vjp_atoms
+from schnetpack_softadapt.quantities import VOIGT_COLUMNS, VOIGT_ROWS, voigt_to_full
 
 __all__ = ["DeviceMap", "HostMap", "PositionTerms", "position_terms", "stored_descriptors"]
 
@@ -202,7 +202,7 @@ class DeviceMap:
         grad_strain = forces.new_zeros(self.n_structures, 3, 3)
         if self.n_structures:
             voigt = torch.bmm(self.dg_dstrain, u[:, :, None])[:, :, 0]  # (N, 6)
-            total = voigt[:, [0, 5, 4, 5, 1, 3, 4, 3, 2]].view(-1, 3, 3)
+            total = voigt_to_full(voigt)
             flow = grad_r[:, :, None] * self.positions.to(grad_r.dtype)[:, None, :]
             grad_strain.index_add_(0, self.idx_m, total - flow)
         return grad_r, grad_strain
@@ -218,7 +218,8 @@ class DeviceMap:
             s = tangent_strain.detach().to(dtype).index_select(0, self.idx_m)  # (N, 3, 3)
             t = t - torch.bmm(s, self.positions.to(dtype)[:, :, None])[:, :, 0]
             s = s + s.transpose(1, 2)
-            voigt = torch.stack([s[:, a, c] * (0.5 if a == c else 1) for a, c in VOIGT], dim=1)
+            axes = zip(VOIGT_ROWS, VOIGT_COLUMNS, strict=True)
+            voigt = torch.stack([s[:, a, c] * (0.5 if a == c else 1) for a, c in axes], dim=1)
             out += torch.bmm(voigt[:, None, :], self.dg_dstrain)[:, 0]
         t = t.index_select(0, self.block_j) - t.index_select(0, self.block_i)
         change = torch.bmm(t[:, None, :], self.dg_dr)[:, 0]  # (P, W)

@@ -18,6 +18,8 @@ offsets; -F R takes out the part that autograd already sends through the positio
 import numpy as np
 from numba import njit
 
+from schnetpack_softadapt.quantities import VOIGT_COLUMNS, VOIGT_ROWS
+
 __all__ = ["jvp_atoms", "subtract_flow", "vjp_atoms"]
 
 # sums may be reordered and fused, but nan and inf must come out as what they are
@@ -120,8 +122,7 @@ def vjp_atoms(
                 s_x = zero
                 for k in range(n_columns):
                     s_x += u[i, k] * dg_dstrain[row, v, k]
-                # Voigt order xx yy zz yz xz xy
-                a, c = (v, v) if v < 3 else (1, 2) if v == 3 else (0, 2) if v == 4 else (0, 1)
+                a, c = VOIGT_ROWS[v], VOIGT_COLUMNS[v]
                 grad_strain[m, a, c] += s_x
                 if a != c:
                     grad_strain[m, c, a] += s_x

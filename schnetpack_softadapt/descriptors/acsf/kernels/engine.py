@@ -27,9 +27,6 @@ from schnetpack_softadapt.descriptors.acsf.kernels import (
     loops as kernel_math,
 )
 from schnetpack_softadapt.descriptors.acsf.kernels import (
-    moments,
-)
-from schnetpack_softadapt.descriptors.acsf.kernels import (
     plan as compiled,
 )
 from schnetpack_softadapt.descriptors.acsf.kernels import (
@@ -67,7 +64,6 @@ _MODULES = (
     kernel_math,
     kernel_values,
     kernel_vjp,
-    moments,
 )
 _KERNELS = (
     kernel_geometry.sort_pairs,

@@ -13,7 +13,6 @@ A channel is an element that some function has as neighbour; the last channel ho
 which only the weighted functions see.
 """
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +20,7 @@ import numpy as np
 from schnetpack_softadapt.descriptors.acsf.kernels.loops import CUTOFF_CODES
 from schnetpack_softadapt.descriptors.acsf.layout import ANGULAR, WEIGHTED, Layout, SymmetryFunction
 
-__all__ = ["ALL_CHANNELS", "Plan", "compile_layout", "legendre_coefficients"]
+__all__ = ["ALL_CHANNELS", "Plan", "compile_layout"]
 
 #: channel number of the weighted functions, which sum over all neighbours
 ALL_CHANNELS = -1
@@ -29,9 +28,6 @@ ALL_CHANNELS = -1
 # rows of the array of powers: 1, (1 + cos)/2 and (1 - cos)/2, then what `steps` makes
 _ONES = 0
 _COSINE = {1.0: 1, -1.0: 2}
-
-# beyond it moments never pay
-_MOST_DEGREE = 32
 
 _INT, _FLOAT = np.int64, np.float64
 
@@ -52,8 +48,6 @@ _GROUP = _record(
     narrow=_INT,
     weighted=_INT,
     shifted=_INT,
-    # largest exponent if the group can be done by moments, else -1
-    degree=_INT,
     first_base=_INT,
     first_width=_INT,
     first_step=_INT,
@@ -64,9 +58,7 @@ _GROUP = _record(
 _BASE = _record(eta=_FLOAT, shift=_FLOAT, row=_INT)
 _WIDTH = _record(eta=_FLOAT, shift=_FLOAT, row=_INT, first_term=_INT)
 _STEP = _record(row=_INT, left=_INT, right=_INT, exponent=_FLOAT)
-_TERM = _record(
-    slope_factor=_FLOAT, row=_INT, slope_row=_INT, column=_INT, first_legendre=_INT, degree=_INT
-)
+_TERM = _record(slope_factor=_FLOAT, row=_INT, slope_row=_INT, column=_INT)
 
 
 class Plan(NamedTuple):
@@ -76,12 +68,10 @@ class Plan(NamedTuple):
         species: (119,) row of an atomic number in `shell_first`, -1 where the layout has none.
         channel: (119,) channel of an atomic number.
         sizes: number of channels, largest numbers of cutoff functions and factors of a shell, of
-            widths and of rows of powers of a group, largest degree of moments (-1: none).
+            widths and of rows of powers of a group.
         shell_first: (n_species + 1,) first shell of each species.
         shells, fn_codes, factors, radials, groups, bases, widths, steps, terms: see the module;
             `terms` of a width are padded to a multiple of four with records of column -1.
-        legendre: coefficients of the terms of wide groups, see `legendre_coefficients`.
-        crossover: (1,) factor on the cost of moments where it is compared with that of triples.
     """
 
     species: np.ndarray
@@ -97,8 +87,6 @@ class Plan(NamedTuple):
     widths: np.ndarray
     steps: np.ndarray
     terms: np.ndarray
-    legendre: np.ndarray
-    crossover: np.ndarray
 
 
 class _Powers:
@@ -135,19 +123,6 @@ class _Powers:
         return self.first_row + len(self.rows)
 
 
-def legendre_coefficients(zeta: int, lam: float) -> list[float]:
-    """a_l, l = 0 ... zeta, of 2^(1-zeta) (1 + lam c)^zeta = sum_l a_l P_l(c)."""
-    square = math.factorial(zeta) ** 2
-    return [
-        2
-        * lam**l
-        * (2 * l + 1)
-        * square
-        / (math.factorial(zeta - l) * math.factorial(zeta + l + 1))
-        for l in range(zeta + 1)
-    ]
-
-
 def _common_base(etas: list[float]) -> tuple[float, list[float]] | None:
     """eta_0 and the integers eta / eta_0, where powers of one exponential are worth it."""
     best, best_cost = None, float(len(etas))
@@ -173,8 +148,7 @@ class _Builder:
         self.channel = channel
         self.shells, self.fn_codes, self.factors, self.radials = [], [], [], []
         self.groups, self.bases, self.widths, self.steps, self.terms = [], [], [], [], []
-        self.legendre: list[float] = []
-        self.most_rows, self.most_degree = 3, -1
+        self.most_rows = 3
 
     def ends(self) -> tuple:
         return len(self.fn_codes), len(self.factors), len(self.radials), len(self.groups)
@@ -235,9 +209,6 @@ class _Builder:
         n_value_steps = len(powers.steps) - n_width_steps
 
         a, b, fn, narrow, weighted = key
-        degree = -1
-        if not narrow and all(f.zeta == int(f.zeta) <= _MOST_DEGREE for _, f in members):
-            degree = int(max(f.zeta for _, f in members))
         for (shift, eta), terms in sorted(widths.items()):
             row = powers.row(*exponents[shift, eta])
             self.widths.append((eta, shift, row, len(self.terms)))
@@ -245,19 +216,12 @@ class _Builder:
                 # 2^(1-zeta) (1 + lam c)^zeta = 2 u^zeta, its slope by c is zeta lam u^(zeta-1)
                 base = _COSINE[f.lam]
                 rows = powers.row(f.zeta, base), powers.row(f.zeta - 1, base)
-                first_legendre = len(self.legendre)
-                if degree >= 0:
-                    self.legendre += legendre_coefficients(int(f.zeta), f.lam)
-                degree_of_term = len(self.legendre) - first_legendre - 1
-                self.terms.append(
-                    (0.5 * f.zeta * f.lam, *rows, column, first_legendre, degree_of_term)
-                )
-            self.terms += [(0.0, _ONES, _ONES, -1, 0, -1)] * (-len(self.terms) % 4)
+                self.terms.append((0.5 * f.zeta * f.lam, *rows, column))
+            self.terms += [(0.0, _ONES, _ONES, -1)] * (-len(self.terms) % 4)
         self.steps += powers.steps
         self.most_rows = max(self.most_rows, powers.end)
-        self.most_degree = max(self.most_degree, degree)
         self.groups.append(
-            (a, b, fn, narrow, weighted, shifted, degree, *firsts, n_width_steps, n_value_steps)
+            (a, b, fn, narrow, weighted, shifted, *firsts, n_width_steps, n_value_steps)
         )
 
 
@@ -283,7 +247,7 @@ def compile_layout(layout: Layout) -> Plan:
         shell_first.append(len(builder.shells))
     builder.shells.append((0.0, *builder.ends()))
     ends = (len(builder.bases), len(builder.widths), len(builder.steps))
-    builder.groups.append((0, 0, 0, 0, 0, 0, -1, *ends, 0, 0))
+    builder.groups.append((0, 0, 0, 0, 0, 0, *ends, 0, 0))
     builder.widths.append((0.0, 0.0, 0, len(builder.terms)))
 
     shells = np.array(builder.shells, _SHELL)
@@ -294,7 +258,6 @@ def compile_layout(layout: Layout) -> Plan:
         _most(shells, "first_factor"),
         _most(groups, "first_width"),
         builder.most_rows,
-        builder.most_degree,
     ]
     return Plan(
         species=species,
@@ -310,6 +273,4 @@ def compile_layout(layout: Layout) -> Plan:
         widths=np.array(builder.widths, _WIDTH),
         steps=np.array(builder.steps, _STEP),
         terms=np.array(builder.terms, _TERM),
-        legendre=np.array(builder.legendre, _FLOAT),
-        crossover=np.ones(1),
     )

@@ -23,11 +23,6 @@ from schnetpack_softadapt.descriptors.acsf.kernels.loops import (
     multiply_rows,
     power_row,
 )
-from schnetpack_softadapt.descriptors.acsf.kernels.moments import (
-    by_moments,
-    moment_sums,
-    new_moments,
-)
 
 __all__ = ["fill_rows", "fill_weights", "start_group", "values"]
 
@@ -164,13 +159,10 @@ def fill_rows(plan, g, pairs, n, with_slopes):
 
 
 @njit(**STAGE)
-def _angular(plan, shell, g, neighbors, pairs, moments, out):
+def _angular(plan, shell, g, neighbors, pairs, out):
     group = plan.groups[g]
     last_width = plan.groups[g + 1].first_width
     start_group(plan, g, neighbors)
-    if by_moments(plan, g, neighbors):
-        moment_sums(plan, g, neighbors, moments, out)
-        return
     j = FIRST
     while j >= 0:
         n, j = select_pairs(neighbors, group, plan.shells[shell].cutoff, j, pairs)
@@ -203,7 +195,6 @@ def values(plan, first, order, r_ij, idx_j, numbers, most, start, stop, g):
     """
     neighbors = new_neighbors(plan.sizes, most)
     pairs = new_pairs(plan.sizes, most)
-    moments = new_moments(plan.sizes, len(neighbors.x))
     for i in range(start, stop):
         species = plan.species[numbers[i]]
         for shell in range(plan.shell_first[species], plan.shell_first[species + 1]):
@@ -215,4 +206,4 @@ def values(plan, first, order, r_ij, idx_j, numbers, most, start, stop, g):
                 lo, hi = channel_range(neighbors, factor.channel)
                 g[i, radial.column] = _sum(neighbors.factors[radial.factor], lo, hi)
             for k in range(here.first_group, after.first_group):
-                _angular(plan, shell, k, neighbors, pairs, moments, g[i])
+                _angular(plan, shell, k, neighbors, pairs, g[i])

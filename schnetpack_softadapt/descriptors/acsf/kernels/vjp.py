@@ -24,11 +24,6 @@ from schnetpack_softadapt.descriptors.acsf.kernels.geometry import (
     select_pairs,
 )
 from schnetpack_softadapt.descriptors.acsf.kernels.loops import LOOP, SCALAR, STAGE, aligned
-from schnetpack_softadapt.descriptors.acsf.kernels.moments import (
-    add_moment_gradients,
-    by_moments,
-    new_moments,
-)
 from schnetpack_softadapt.descriptors.acsf.kernels.values import (
     fill_rows,
     fill_weights,
@@ -45,7 +40,6 @@ class _Sums(NamedTuple):
         value, slope: P and P' of one width.
         total: W P; by_eta: eta W P; by_shift: eta r_s W P; turn: W P', summed over widths.
         cross: B; common: the part of a_j and a_k that is the same.
-        coefficient: (L + 1,), scratch of the moments.
     """
 
     value: np.ndarray
@@ -56,11 +50,10 @@ class _Sums(NamedTuple):
     turn: np.ndarray
     cross: np.ndarray
     common: np.ndarray
-    coefficient: np.ndarray
 
 
 @njit(nogil=True)
-def _new_sums(sizes, n):
+def _new_sums(n):
     each = aligned(8, n)
     return _Sums(
         each[0],
@@ -71,7 +64,6 @@ def _new_sums(sizes, n):
         each[5],
         each[6],
         each[7],
-        np.zeros(sizes[5] + 1, np.float64),
     )
 
 
@@ -228,13 +220,10 @@ def _scatter_shift(index, by_shift, inverse, out, n):
 
 
 @njit(**STAGE)
-def _angular(plan, shell, g, neighbors, pairs, sums, moments, vectors, grad, out):
+def _angular(plan, shell, g, neighbors, pairs, sums, vectors, grad, out):
     group = plan.groups[g]
     cutoff = plan.shells[shell].cutoff
     start_group(plan, g, neighbors)
-    if by_moments(plan, g, neighbors):
-        add_moment_gradients(plan, g, neighbors, grad, moments, sums.coefficient, out)
-        return
     j = FIRST
     while j >= 0:
         n, j = select_pairs(neighbors, group, cutoff, j, pairs)
@@ -276,8 +265,7 @@ def vjp(plan, first, order, r_ij, idx_j, numbers, most, start, stop, grad_g, gra
     """
     neighbors = new_neighbors(plan.sizes, most)
     pairs = new_pairs(plan.sizes, most)
-    sums = _new_sums(plan.sizes, len(pairs.s))
-    moments = new_moments(plan.sizes, len(neighbors.x))
+    sums = _new_sums(len(pairs.s))
     room = len(neighbors.x)
     vectors, out, radial = np.zeros(4 * room), np.zeros(4 * room), np.zeros(room)
     for i in range(start, stop):
@@ -307,7 +295,7 @@ def vjp(plan, first, order, r_ij, idx_j, numbers, most, start, stop, grad_g, gra
                 vectors[4 * p + 1] = neighbors.y[p] * neighbors.r[p]
                 vectors[4 * p + 2] = neighbors.z[p] * neighbors.r[p]
             for k in range(here.first_group, after.first_group):
-                _angular(plan, shell, k, neighbors, pairs, sums, moments, vectors, grad_g[i], out)
+                _angular(plan, shell, k, neighbors, pairs, sums, vectors, grad_g[i], out)
             for p in range(FIRST, end):
                 a = out[4 * p + 3] + radial[p]
                 pair = order[neighbors.position[p]]
