@@ -113,16 +113,21 @@ class Descriptor(ABC):
     def __hash__(self):
         return hash(self.fingerprint)
 
-    def summary(self) -> str:
-        """Kind, cutoff and number of functions of each element."""
+    @property
+    def title(self) -> str:
+        """Kind, number of functions of each element, and cutoff, in one line."""
         numbers = ", ".join(f"{n} of {chemical_symbols[z]}" for z, n in self.n_functions.items())
         return f"{self.kind}: {numbers}; cutoff {self.cutoff:g} Ang"
 
+    def summary(self) -> str:
+        """What fits on a screen."""
+        return self.title
+
     def __str__(self):
-        """All functions, one a line."""
-        lines = [self.summary()]
+        """The title, and all functions, one a line."""
+        lines = [self.title]
         for z, n in self.n_functions.items():
-            lines.append(f"{chemical_symbols[z]}:")
+            lines.append(f"{chemical_symbols[z]}: {n} functions")
             lines += [f"  {k:3d} {self.describe(z, k)}" for k in range(n)]
         return "\n".join(lines)
 

@@ -223,6 +223,7 @@ def _networks(
                 for c in range(n_in):
                     gradient[atoms[t], c] = upper[c * BLOCK + t] * factor[e, c]
 
+
 stamp_sources([_networks], [loops, sys.modules[__name__]])
 
 

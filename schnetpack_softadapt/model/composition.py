@@ -110,6 +110,4 @@ def take_apart(model: nn.Module, postprocessed: bool = True) -> Composition:
 def _adds_constant(module: nn.Module, energy_key: str) -> bool:
     if isinstance(module, ElementShift):
         return module.output_key == energy_key
-    return (
-        isinstance(module, AddOffsets) and module._property == energy_key and module.is_extensive
-    )
+    return isinstance(module, AddOffsets) and module._property == energy_key and module.is_extensive

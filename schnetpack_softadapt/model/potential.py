@@ -107,7 +107,7 @@ class ACSFPotential(NeuralNetworkPotential):
                 elements=[chemical_symbols[z] for z in descriptor.elements],
                 descriptor=descriptor.to_dict(),
             )
-            log.info("descriptors: %s", descriptor.summary())
+            log.info("descriptors:\n%s", descriptor.summary())
             log.debug("all of them:\n%s", descriptor)
 
     def _reads_neighbors(self) -> bool:

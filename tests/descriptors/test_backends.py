@@ -10,7 +10,7 @@ from n2p2_reference import NAMES, load
 
 from schnetpack_softadapt.descriptors.acsf.cutoffs import CUTOFFS
 from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
-from schnetpack_softadapt.descriptors.acsf.reference import ReferenceBackend
+from schnetpack_softadapt.descriptors.acsf.reference import ReferenceEngine
 from schnetpack_softadapt.descriptors.autograd import pair_descriptors
 
 CELL = np.eye(3) * 30.0  # of clusters: wide enough for matscipy's neighbour list
@@ -20,12 +20,12 @@ CELL = np.eye(3) * 30.0  # of clusters: wide enough for matscipy's neighbour lis
 def make_backend(request):
     """Builds the backend of a layout."""
     if request.param == "reference":
-        return ReferenceBackend
+        return ReferenceCalls
     if importlib.util.find_spec("schnetpack_softadapt.descriptors.acsf.kernels.engine") is None:
         pytest.skip("the compiled kernels are not there yet")
-    from schnetpack_softadapt.descriptors.acsf.kernels.engine import KernelBackend
+    from schnetpack_softadapt.descriptors.acsf.kernels.engine import KernelEngine
 
-    return KernelBackend
+    return KernelCalls
 
 
 def tensors(r_ij, idx_i, idx_j, numbers, dtype=torch.float64):
@@ -48,7 +48,7 @@ def crystal_input(layout, displacement=0.1, dtype=torch.float64):
 
 
 def values_of(backend, positions, cell, pbc, numbers):
-    pairs = bf.pairs_of(positions, cell, pbc, backend.layout.cutoff)
+    pairs = bf.pairs_of(positions, cell, pbc, backend.descriptor.cutoff)
     return backend.values(*tensors(*pairs, numbers)).numpy()
 
 

@@ -27,9 +27,9 @@ from schnetpack_softadapt.descriptors.acsf.kernels import (
 from schnetpack_softadapt.descriptors.acsf.kernels import (
     plan as compiled,
 )
-from schnetpack_softadapt.descriptors.acsf.kernels.engine import KernelBackend
+from schnetpack_softadapt.descriptors.acsf.kernels.engine import KernelEngine
 from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
-from schnetpack_softadapt.descriptors.acsf.reference import ReferenceBackend
+from schnetpack_softadapt.descriptors.acsf.reference import ReferenceEngine
 
 BOTH = [0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]  # Voigt order
 
@@ -132,7 +132,7 @@ def test_just_inside_the_cutoff(name):
             ]
         }
     )
-    backend, reference = KernelBackend(layout), ReferenceBackend(layout)
+    backend, reference = KernelCalls(layout), ReferenceCalls(layout)
     for k in range(3, 60, 3):
         r = 4.0 * (1.0 - 2.0**-k)
         v = torch.tensor([[r, 0, 0], [1.0, 1.0, 0], [0, r, 0]], dtype=torch.float64)
@@ -172,8 +172,8 @@ def test_exponentials_are_shared_where_widths_are_multiples(etas, n_bases):
     plan = compiled.compile_layout(layout)
     assert len(plan.bases) == 2 * n_bases  # two central elements
     inputs = ball(20, 4.2)
-    g = KernelBackend(layout).values(*inputs)
-    expected = ReferenceBackend(layout).values(*inputs)
+    g = KernelCalls(layout).values(*inputs)
+    expected = ReferenceCalls(layout).values(*inputs)
     torch.testing.assert_close(g, expected, rtol=1e-12, atol=0)
 
 
@@ -194,7 +194,7 @@ def test_exponentials_are_shared_where_widths_are_multiples(etas, n_bases):
 def test_any_number_of_neighbors(n_neighbors, layout):
     inputs = ball(n_neighbors, 4.3, seed=n_neighbors)
     numbers = inputs[3]
-    backend, reference = KernelBackend(layout), ReferenceBackend(layout)
+    backend, reference = KernelCalls(layout), ReferenceCalls(layout)
     g, expected = backend.values(*inputs), reference.values(*inputs)
     torch.testing.assert_close(g, expected, rtol=1e-12, atol=1e-14)
     found, expected = (bf.pair_jacobian(b, inputs) for b in (backend, reference))
@@ -211,7 +211,7 @@ def test_any_number_of_neighbors(n_neighbors, layout):
 def test_pairs_in_any_order():
     layout = bf.mixed_layout()
     r_ij, idx_i, idx_j, numbers = crystal(layout)
-    backend = KernelBackend(layout)
+    backend = KernelCalls(layout)
     g = backend.values(r_ij, idx_i, idx_j, numbers)
     order = torch.randperm(len(idx_i), generator=torch.manual_seed(0))
     inputs = r_ij[order], idx_i[order], idx_j[order], numbers
@@ -228,7 +228,7 @@ def test_nan_reaches_the_values_of_its_atom_only():
     bad[1, 2] = float("nan")
     idx_i, idx_j = torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([1, 2, 3, 0, 2, 3])
     numbers = torch.ones(4, dtype=int)
-    g = KernelBackend(layout).values(torch.cat([bad, v]), idx_i, idx_j, numbers)
+    g = KernelCalls(layout).values(torch.cat([bad, v]), idx_i, idx_j, numbers)
     assert torch.isnan(g[0, 0])
     assert torch.isfinite(g[1:]).all()
 
@@ -240,7 +240,7 @@ def test_what_an_earlier_call_left_in_memory_does_not_matter():
     poisoned[0] = poisoned[0] * float("nan")
     inputs = crystal(wide)
     for layout in (wide, narrow):
-        backend = KernelBackend(layout)
+        backend = KernelCalls(layout)
         grad_g = random_like(backend.values(*inputs))
         for call in (
             lambda b: [b.values(*inputs)],
@@ -250,7 +250,7 @@ def test_what_an_earlier_call_left_in_memory_does_not_matter():
         ):
             expected = call(backend)
             for _ in range(5):
-                KernelBackend(narrow).values(*poisoned)
+                KernelCalls(narrow).values(*poisoned)
                 assert all(map(np.array_equal, call(backend), expected))
             assert all(np.isfinite(np.asarray(x)).all() for x in expected)
 
@@ -261,13 +261,13 @@ def test_index_of_no_atom(wrong):
     inputs = crystal(layout)
     inputs[1 + wrong[0]][5] = wrong[1]
     with pytest.raises(ValueError, match="idx_i and idx_j must be from 0 to 2"):
-        KernelBackend(layout).values(*inputs)
+        KernelCalls(layout).values(*inputs)
 
 
 def test_tensors_of_the_wrong_shape_or_device():
     layout = bf.mixed_layout()
     r_ij, idx_i, idx_j, numbers = crystal(layout)
-    backend = KernelBackend(layout)
+    backend = KernelCalls(layout)
     with pytest.raises(ValueError, match="one row of three for each"):
         backend.values(r_ij[:-1], idx_i, idx_j, numbers)
     with pytest.raises(ValueError, match="run on the CPU, not on meta"):
@@ -287,7 +287,7 @@ def unpacked(found, n_atoms):
 
 def test_jacobian_against_values_and_vjp():
     layout = bf.mixed_layout()
-    backend = KernelBackend(layout)
+    backend = KernelCalls(layout)
     structure = load("HO")  # two atoms of each element: images alone would cancel
     pairs = bf.pairs_of(structure.positions, structure.cell, True, layout.cutoff)
     r_ij, idx_i, idx_j, numbers = inputs = [torch.tensor(x) for x in (*pairs, structure.numbers)]
@@ -308,7 +308,7 @@ def test_jacobian_against_values_and_vjp():
 def test_jacobian_agrees_with_another_code():
     potential = load("HO")
     pairs = bf.pairs_of(potential.positions, potential.cell, True, potential.layout.cutoff)
-    found = KernelBackend(potential.layout).jacobian(*pairs, potential.numbers)
+    found = KernelCalls(potential.layout).jacobian(*pairs, potential.numbers)
     dg_dr, dg_dstrain = potential.jacobian()
     blocks = unpacked(found, len(potential.numbers))
     bf.assert_columns_close(blocks, dg_dr, potential.numbers, 1e-13)
@@ -322,7 +322,7 @@ def test_jacobian_of_a_cluster_has_a_block_for_each_pair():
     positions[-1] += 30.0
     n = len(positions)
     idx_i, idx_j = np.nonzero(~np.eye(n, dtype=bool))
-    found = KernelBackend(layout).jacobian(
+    found = KernelCalls(layout).jacobian(
         positions[idx_j] - positions[idx_i], idx_i, idx_j, numbers, dtype=np.float32
     )
     assert {x.dtype for x in (found.g, found.dg_dstrain, found.dg_dr)} == {np.dtype("float32")}
@@ -339,7 +339,7 @@ def test_jacobian_of_a_cluster_has_a_block_for_each_pair():
 
 def test_float32_is_float64_rounded():
     layout = bf.mixed_layout()
-    backend = KernelBackend(layout)
+    backend = KernelCalls(layout)
     r_ij, *rest = crystal(layout)
     single = r_ij.float()
     assert torch.equal(
@@ -349,7 +349,7 @@ def test_float32_is_float64_rounded():
 
 def test_threads_give_identical_results(monkeypatch):
     layout = bf.mixed_layout()
-    backend = KernelBackend(layout)
+    backend = KernelCalls(layout)
     inputs = crystal(layout)
     n_copies = 40
     shift = 3 * torch.arange(n_copies).repeat_interleave(len(inputs[1]))
@@ -394,7 +394,7 @@ def _values_in_threads(queue):
     kernels.n_threads = lambda: 2
     kernels._TRIPLES_PER_TASK = 10
     layout = bf.mixed_layout()
-    queue.put(KernelBackend(layout).values(*crystal(layout)).numpy())
+    queue.put(KernelCalls(layout).values(*crystal(layout)).numpy())
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
@@ -404,7 +404,7 @@ def test_threads_after_a_fork(monkeypatch):
     monkeypatch.setattr(kernels, "n_threads", lambda: 2)
     monkeypatch.setattr(kernels, "_TRIPLES_PER_TASK", 10)
     layout = bf.mixed_layout()
-    expected = KernelBackend(layout).values(*crystal(layout)).numpy()
+    expected = KernelCalls(layout).values(*crystal(layout)).numpy()
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     process = context.Process(target=_values_in_threads, args=(queue,))
@@ -422,10 +422,10 @@ def test_nothing_is_compiled_twice():
     for layout in (bf.mixed_layout(), angular_layout((0.1,)), angular_layout((0.2, 0.3), (1.5,))):
         for dtype in (torch.float32, torch.float64):
             r_ij, *rest = crystal(layout)
-            g = KernelBackend(layout).values(r_ij.to(dtype), *rest)
-            KernelBackend(layout).vjp(r_ij.to(dtype), *rest, g)
-            KernelBackend(layout).jvp(r_ij.to(dtype), *rest, r_ij.to(dtype))
-            KernelBackend(layout).jacobian(r_ij, *rest)
+            g = KernelCalls(layout).values(r_ij.to(dtype), *rest)
+            KernelCalls(layout).vjp(r_ij.to(dtype), *rest, g)
+            KernelCalls(layout).jvp(r_ij.to(dtype), *rest, r_ij.to(dtype))
+            KernelCalls(layout).jacobian(r_ij, *rest)
             assert [len(k.signatures) for k in kernel_list] == [1] * len(kernel_list)
 
 
@@ -439,7 +439,7 @@ def test_a_second_process_does_not_compile(tmp_path):
         layout = Layout({1: [SymmetryFunction("G4", (1, 1), 4.0, 0.1)]})
         v = torch.eye(3, dtype=torch.float64)
         zero = torch.zeros(3, dtype=int)
-        engine.KernelBackend(layout).values(v, zero, zero, torch.ones(1, dtype=int))
+        engine.KernelCalls(layout).values(v, zero, zero, torch.ones(1, dtype=int))
         stats = values.stats
         print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
     """
@@ -456,7 +456,7 @@ def test_a_second_process_does_not_compile(tmp_path):
 
 def test_the_cache_expires_with_any_of_the_sources(monkeypatch):
     layout = angular_layout((0.1,))
-    KernelBackend(layout).values(*crystal(layout))
+    KernelCalls(layout).values(*crystal(layout))
     file = kernels.kernel_values.values._cache._cache_file
     assert file._load_index()
     stat = os.stat
@@ -491,7 +491,7 @@ def test_without_compilation_auto_is_the_reference():
     env = dict(os.environ, NUMBA_DISABLE_JIT="1")
     command = [sys.executable, "-c", textwrap.dedent(program)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "ReferenceBackend"
+    assert done.stdout.strip() == "ReferenceEngine"
     assert "cannot be used (NUMBA_DISABLE_JIT is set)" in done.stderr
     assert done.stderr.strip().endswith("ImportError: NUMBA_DISABLE_JIT is set")
 

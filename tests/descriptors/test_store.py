@@ -17,9 +17,9 @@ import torch
 from ase.build import bulk
 from small_store import CUTOFF, layout, structures
 
-from schnetpack_softadapt.descriptors.acsf.kernels.engine import KernelBackend
+from schnetpack_softadapt.descriptors.acsf.kernels.engine import KernelEngine
 from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
-from schnetpack_softadapt.descriptors.acsf.reference import ReferenceBackend
+from schnetpack_softadapt.descriptors.acsf.reference import ReferenceEngine
 from schnetpack_softadapt.descriptors.store import build as store_build
 from schnetpack_softadapt.descriptors.store import shards as store_shards
 from schnetpack_softadapt.descriptors.store import store as store_module
@@ -103,7 +103,7 @@ def assert_same(a, b):
 # --- contents
 
 
-@pytest.mark.parametrize("backend", [ReferenceBackend, KernelBackend])
+@pytest.mark.parametrize("backend", [ReferenceEngine, KernelEngine])
 def test_contents_equal_those_of_autograd(data, tmp_path, backend):
     store = build(tmp_path, data, backend(layout()), layout(), dtype="float64")
     assert len(store) == len(data)
@@ -116,7 +116,7 @@ def test_contents_equal_those_of_autograd(data, tmp_path, backend):
         def values(moved, strain, i=i, j=j, r=r, numbers=numbers):
             r_ij = torch.from_numpy(r) + moved[j] - moved[i]
             r_ij = r_ij + r_ij @ (0.5 * (strain + strain.T))
-            return ReferenceBackend(layout()).values(r_ij, i, j, numbers)
+            return ReferenceEngine(layout()).values(r_ij, i, j, numbers)
 
         zero = torch.zeros(len(numbers), 3, dtype=torch.float64), torch.zeros(3, 3).double()
         np.testing.assert_allclose(store.G[rows], values(*zero).numpy(), atol=1e-12)
@@ -149,7 +149,7 @@ def test_elements_with_cutoffs_of_their_own(data, tmp_path):
     )
     stores = [
         build(tmp_path / name.__name__, data, name(mixed), mixed, dtype="float64")
-        for name in (KernelBackend, ReferenceBackend)
+        for name in (KernelEngine, ReferenceEngine)
     ]
     for (name, a), b in zip(arrays(stores[0]).items(), arrays(stores[1]).values(), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-12, err_msg=name)
@@ -165,7 +165,7 @@ def test_a_shell_at_the_cutoff(tmp_path, lattice, a, repeat, shell):
     crystal.numbers[:] = 1
     cutoff = a * shell
     functions = plain_layout(cutoff=cutoff)
-    store = build(tmp_path, [crystal], KernelBackend(functions), functions, dtype="float64")
+    store = build(tmp_path, [crystal], KernelEngine(functions), functions, dtype="float64")
     i, j, _, _ = neighbor_pairs(crystal.positions, crystal.cell.array, crystal.pbc, cutoff)
     expected = sorted({(int(a), int(b)) for a, b in zip(i, j, strict=True) if a != b})
     rows = np.repeat(np.arange(len(crystal)), np.diff(store.block_first))

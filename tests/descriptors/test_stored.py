@@ -6,7 +6,7 @@ import torch
 from small_store import batch_of, layout, structures
 
 from schnetpack_softadapt import properties as keys
-from schnetpack_softadapt.descriptors.acsf.reference import ReferenceBackend
+from schnetpack_softadapt.descriptors.acsf.reference import ReferenceEngine
 from schnetpack_softadapt.descriptors.store import autograd as stored
 from schnetpack_softadapt.descriptors.store.autograd import stored_descriptors
 from schnetpack_softadapt.descriptors.store.device import DeviceJacobian
@@ -24,7 +24,7 @@ def data():
 @pytest.fixture(scope="module")
 def stores(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("store")
-    backend = ReferenceBackend(layout())
+    backend = ReferenceEngine(layout())
     return {
         dtype: DescriptorStore.open_or_build(
             folder, data, layout(), dtype, n_jobs=1, progress=False, backend=backend
@@ -55,7 +55,7 @@ def descriptors_of_pairs(positions, strain, idx_m, data):
     numbers = torch.from_numpy(np.concatenate([data[k].numbers for k in INDICES]))
     moved, offsets = strained(positions, offsets.to(positions.dtype), strain, idx_m, idx_i)
     r_ij = moved[idx_j] - moved[idx_i] + offsets
-    return moved, ReferenceBackend(layout()).values(r_ij, idx_i, idx_j, numbers)
+    return moved, ReferenceEngine(layout()).values(r_ij, idx_i, idx_j, numbers)
 
 
 def descriptors_of_store(positions, strain, idx_m, batch):

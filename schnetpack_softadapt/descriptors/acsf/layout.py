@@ -163,7 +163,7 @@ class Layout(Descriptor):
         return str(self.functions[z][column])
 
     def engine(self, device: torch.device | str = "cpu", name: str = "auto") -> Engine:
-        """Compiled loops on the CPU ("kernels"), else plain torch ("reference", exact if asked for).
+        """Compiled loops on the CPU ("kernels"), else torch ("reference": exact if asked for).
 
         Raises:
             ValueError: an unknown name, or "kernels" for a device other than the CPU.

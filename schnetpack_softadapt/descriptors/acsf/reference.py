@@ -142,9 +142,7 @@ class ReferenceEngine(Engine):
         is_exact: use plain autograd, which is slower, also where the first derivative would do.
     """
 
-    def __init__(
-        self, descriptor: Layout, max_triples: int | None = None, is_exact: bool = False
-    ):
+    def __init__(self, descriptor: Layout, max_triples: int | None = None, is_exact: bool = False):
         if max_triples is not None and max_triples < 1:
             raise ValueError(f"max_triples must be positive, got {max_triples}")
         self.descriptor = descriptor
