@@ -25,7 +25,7 @@ from schnetpack_softadapt import properties as keys
 from schnetpack_softadapt.data.statistics import TrainingTargets
 from schnetpack_softadapt.descriptors.elements import atomic_number
 from schnetpack_softadapt.neighbors.cells import volumes
-from schnetpack_softadapt.quantities import ENERGY, FORCES, STRESS, VOIGT_IN_FULL
+from schnetpack_softadapt.quantities import ENERGY, FORCES, STRESS, VOIGT, VOIGT_IN_FULL
 from schnetpack_softadapt.training.ranks import REAL_KEY
 from schnetpack_softadapt.training.standardize import Standardization
 from schnetpack_softadapt.training.units import unit_factor
@@ -33,8 +33,6 @@ from schnetpack_softadapt.training.units import unit_factor
 __all__ = ["EnergyLoss", "ForcesLoss", "LossComponent", "StressLoss"]
 
 Batch = Mapping[str, torch.Tensor]
-
-VOIGT_NAMES = ["xx", "yy", "zz", "yz", "xz", "xy"]
 
 
 class LossComponent(ModelOutput):
@@ -425,10 +423,10 @@ class StressLoss(LossComponent):
     def __init__(self, name: str = properties.stress, voigt: Sequence[str] | None = None, **kwargs):
         super().__init__(name, **kwargs)
         if voigt is not None and (
-            not set(voigt) <= set(VOIGT_NAMES) or not 0 < len(set(voigt)) == len(voigt)
+            not set(voigt) <= set(VOIGT) or not 0 < len(set(voigt)) == len(voigt)
         ):
             raise ValueError(
-                f"voigt names different components among {', '.join(VOIGT_NAMES)}, not {voigt}"
+                f"voigt names different components among {', '.join(VOIGT)}, not {voigt}"
             )
         self.voigt = None if voigt is None else list(voigt)
         # (9, 6) takes the symmetric part; deliberately no buffer, DDP would send it every step
@@ -451,7 +449,7 @@ class StressLoss(LossComponent):
         """The Voigt components that count, (rows, n_columns, ...), of all (rows, 6, ...)."""
         if self.voigt is None:
             return values
-        return values[:, [VOIGT_NAMES.index(name) for name in self.voigt]]
+        return values[:, [VOIGT.index(name) for name in self.voigt]]
 
     def scaled(self, error, batch, standardization):
         return super().scaled(self.counted(error), batch, standardization)
@@ -459,7 +457,7 @@ class StressLoss(LossComponent):
     def _restrictions(self):
         if self.split == "groups":
             return super()._restrictions()
-        names = self.voigt or VOIGT_NAMES
+        names = self.voigt or VOIGT
         if self.split == "voigt":
             return {name: {"voigt": [name]} for name in names}
         normal = [name for name in names if name[0] == name[1]]
