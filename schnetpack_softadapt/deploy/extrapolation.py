@@ -130,7 +130,7 @@ class ExtrapolationMonitor:
     def _report(self) -> str:
         more = "; ..." if self.n_last > 3 else ""
         return (
-            f"{self.n_last} symmetry functions of {self._n_atoms_outside} atoms are outside of"
+            f"{self.n_last} {self.descriptor.name} of {self._n_atoms_outside} atoms are outside of"
             f" the training range: {'; '.join(self._first[:3])}{more}"
         )
 

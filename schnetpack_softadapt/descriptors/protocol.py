@@ -57,6 +57,8 @@ class Descriptor(ABC):
     """
 
     kind: ClassVar[str]
+    #: what its functions are called in messages
+    name: ClassVar[str] = "functions"
     #: of the formulas: stores of an older version are computed again
     version: ClassVar[int] = 1
 
@@ -117,7 +119,7 @@ class Descriptor(ABC):
     def title(self) -> str:
         """Kind, number of functions of each element, and cutoff, in one line."""
         numbers = ", ".join(f"{n} of {chemical_symbols[z]}" for z, n in self.n_functions.items())
-        return f"{self.kind}: {numbers}; cutoff {self.cutoff:g} Ang"
+        return f"{self.name} ({self.kind}): {numbers}; cutoff {self.cutoff:g} Ang"
 
     def summary(self) -> str:
         """What fits on a screen."""
@@ -127,7 +129,7 @@ class Descriptor(ABC):
         """The title, and all functions, one a line."""
         lines = [self.title]
         for z, n in self.n_functions.items():
-            lines.append(f"{chemical_symbols[z]}: {n} functions")
+            lines.append(f"{chemical_symbols[z]}: {n} {self.name}")
             lines += [f"  {k:3d} {self.describe(z, k)}" for k in range(n)]
         return "\n".join(lines)
 

@@ -102,7 +102,8 @@ class DescriptorRepresentation(Transform):
             if radius < self.cutoff:
                 raise ValueError(
                     f"the neighbour list in data.transforms has a cutoff of {radius:g} Ang, the"
-                    f" symmetry functions reach {self.cutoff:g} Ang: give both one globals.cutoff"
+                    f" {self.descriptor.name} reach {self.cutoff:g} Ang: give both one"
+                    " globals.cutoff"
                 )
 
     @torch.no_grad()

@@ -396,7 +396,7 @@ def test_refused_files(tmp_path):
 
 
 def test_refused_models(tmp_path):
-    with pytest.raises(UnsupportedModelError, match="only models with the ACSF representation"):
+    with pytest.raises(UnsupportedModelError, match="representation is a descriptor"):
         write_potential(nn.Linear(1, 1), tmp_path)
     with pytest.raises(N2P2FormatError, match="no activation 'silu'; train with one of"):
         write_potential(make_model(activation="silu"), tmp_path)

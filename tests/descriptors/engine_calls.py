@@ -30,11 +30,11 @@ class EngineCalls:
         return self.engine.jacobian(self.prepare(*pairs), **kwargs)
 
 
-def KernelCalls(layout):  # noqa: N802
+def KernelCalls(layout):
     return EngineCalls(KernelEngine(layout))
 
 
-def ReferenceCalls(layout, *args):  # noqa: N802
+def ReferenceCalls(layout, *args):
     return EngineCalls(ReferenceEngine(layout, *args))
 
 

@@ -5,11 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from engine_calls import KernelCalls, ReferenceCalls
 
 from schnetpack_softadapt.descriptors.acsf.grids import default_layout
-from schnetpack_softadapt.descriptors.acsf.kernels.engine import KernelEngine
 from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
-from schnetpack_softadapt.descriptors.acsf.reference import ReferenceEngine
 from schnetpack_softadapt.descriptors.elements import (
     ElementIndex,
     UnknownElementError,

@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 import torch
 from ase.build import bulk
+from engine_calls import ReferenceCalls
 from n2p2_reference import pair_list
 
 from schnetpack_softadapt.descriptors.acsf.cutoffs import CUTOFFS
 from schnetpack_softadapt.descriptors.acsf.grids import angular_grid, default_layout, radial_grid
 from schnetpack_softadapt.descriptors.acsf.layout import Layout
-from schnetpack_softadapt.descriptors.acsf.reference import ReferenceEngine
 
 
 def test_radial_grid():

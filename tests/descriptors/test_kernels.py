@@ -11,9 +11,11 @@ import brute_force as bf
 import numpy as np
 import pytest
 import torch
+from engine_calls import KernelCalls, ReferenceCalls
 from n2p2_reference import load
 from numba import njit
 
+from schnetpack_softadapt.descriptors import compiled as calls
 from schnetpack_softadapt.descriptors.acsf.cutoffs import CUTOFFS
 from schnetpack_softadapt.descriptors.acsf.kernels import (
     engine as kernels,
@@ -27,9 +29,7 @@ from schnetpack_softadapt.descriptors.acsf.kernels import (
 from schnetpack_softadapt.descriptors.acsf.kernels import (
     plan as compiled,
 )
-from schnetpack_softadapt.descriptors.acsf.kernels.engine import KernelEngine
 from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
-from schnetpack_softadapt.descriptors.acsf.reference import ReferenceEngine
 
 BOTH = [0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]  # Voigt order
 
@@ -293,7 +293,9 @@ def test_jacobian_against_values_and_vjp():
     r_ij, idx_i, idx_j, numbers = inputs = [torch.tensor(x) for x in (*pairs, structure.numbers)]
     n_atoms = len(numbers)
     found = backend.jacobian(*(x.numpy() for x in inputs))
-    np.testing.assert_allclose(found.g, backend.values(*inputs).numpy(), rtol=1e-13, atol=1e-15)
+    np.testing.assert_allclose(
+        found.values, backend.values(*inputs).numpy(), rtol=1e-13, atol=1e-15
+    )
     # a small cell: every atom, also the central one, is within reach
     assert found.block_atom.tolist() == [*range(n_atoms)] * n_atoms
     jacobian = bf.pair_jacobian(backend, inputs).numpy()
@@ -325,7 +327,7 @@ def test_jacobian_of_a_cluster_has_a_block_for_each_pair():
     found = KernelCalls(layout).jacobian(
         positions[idx_j] - positions[idx_i], idx_i, idx_j, numbers, dtype=np.float32
     )
-    assert {x.dtype for x in (found.g, found.dg_dstrain, found.dg_dr)} == {np.dtype("float32")}
+    assert {x.dtype for x in (found.values, found.dg_dstrain, found.dg_dr)} == {np.dtype("float32")}
     np.testing.assert_array_equal(found.block_atom.reshape(n, n), np.tile(np.arange(n), (n, 1)))
     assert np.all(found.dg_dr[found.block_first[-2] :] == 0)  # of the atom beyond the cutoff
     # moving everything changes nothing; float32 sums of a few terms
@@ -373,9 +375,9 @@ def test_threads_give_identical_results(monkeypatch):
     expected = results()
     monkeypatch.setattr(kernels, "n_threads", lambda: 3)
     monkeypatch.setattr(kernels, "_TRIPLES_PER_TASK", 1000)
-    assert kernels._pool is None or kernels._pool[1] != 3
+    assert calls._pool is None or calls._pool[1] != 3
     assert all(map(torch.equal, results(), expected))
-    assert kernels._pool[1] == 3  # it did run in threads
+    assert calls._pool[1] == 3  # it did run in threads
     # and two callers at a time
     with ThreadPoolExecutor(2) as pool:
         for found in pool.map(lambda _: results(), range(2)):
@@ -383,11 +385,11 @@ def test_threads_give_identical_results(monkeypatch):
 
 
 def test_number_of_threads(monkeypatch):
-    monkeypatch.setattr(kernels.config, "NUMBA_NUM_THREADS", 64)
+    monkeypatch.setattr(calls.config, "NUMBA_NUM_THREADS", 64)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
-    assert kernels.n_threads() == 5
-    monkeypatch.setattr(kernels.config, "NUMBA_NUM_THREADS", 2)
-    assert kernels.n_threads() == 2
+    assert calls.n_threads() == 5
+    monkeypatch.setattr(calls.config, "NUMBA_NUM_THREADS", 2)
+    assert calls.n_threads() == 2
 
 
 def _values_in_threads(queue):
@@ -417,8 +419,8 @@ def test_threads_after_a_fork(monkeypatch):
 
 
 def test_nothing_is_compiled_twice():
-    # `jacobian` comes in both precisions, `networks` has its own tests
-    kernel_list = [k for k in kernels._KERNELS if k.__name__ not in ("jacobian", "networks")]
+    # `jacobian` comes in both precisions
+    kernel_list = [k for k in kernels._KERNELS if k.__name__ != "jacobian"]
     for layout in (bf.mixed_layout(), angular_layout((0.1,)), angular_layout((0.2, 0.3), (1.5,))):
         for dtype in (torch.float32, torch.float64):
             r_ij, *rest = crystal(layout)
@@ -439,7 +441,8 @@ def test_a_second_process_does_not_compile(tmp_path):
         layout = Layout({1: [SymmetryFunction("G4", (1, 1), 4.0, 0.1)]})
         v = torch.eye(3, dtype=torch.float64)
         zero = torch.zeros(3, dtype=int)
-        engine.KernelCalls(layout).values(v, zero, zero, torch.ones(1, dtype=int))
+        engine = engine.KernelEngine(layout)
+        engine.values(engine.prepare(v, zero, zero, torch.ones(1, dtype=int)))
         stats = values.stats
         print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
     """
@@ -469,24 +472,22 @@ def test_the_cache_expires_with_any_of_the_sources(monkeypatch):
 
     stamp = file._source_stamp
     try:
-        monkeypatch.setattr(kernels.os, "stat", newer)
-        kernels._stamp_sources()
+        monkeypatch.setattr(calls.os, "stat", newer)
+        calls.stamp_sources(kernels._KERNELS, kernels._MODULES)
         assert file._load_index() == {}
     finally:
         monkeypatch.undo()
-        kernels._stamp_sources()
+        calls.stamp_sources(kernels._KERNELS, kernels._MODULES)
     assert file._source_stamp == stamp
 
 
 def test_without_compilation_auto_is_the_reference():
     """A process of its own, because numba decides when the kernels are imported."""
     program = """
-        import torch
-        from schnetpack_softadapt.descriptors.autograd import choose_backend
         from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
         layout = Layout({1: [SymmetryFunction("G2", (1,), 4.0, 0.1)]})
-        print(type(choose_backend(layout, "auto", torch.device("cpu"))).__name__)
-        choose_backend(layout, "kernels", torch.device("cpu"))
+        print(type(layout.engine("cpu", "auto")).__name__)
+        layout.engine("cpu", "kernels")
     """
     env = dict(os.environ, NUMBA_DISABLE_JIT="1")
     command = [sys.executable, "-c", textwrap.dedent(program)]
@@ -497,9 +498,9 @@ def test_without_compilation_auto_is_the_reference():
 
 
 def test_the_first_compilation_says_so(monkeypatch, capsys):
-    monkeypatch.setattr(kernels._Announcer, "silent", False)
-    assert kernels.call(njit(lambda x: x + 1), 1) == 2
-    assert kernels.call(njit(lambda x: x + 2), 1) == 3
+    monkeypatch.setattr(calls._Announcer, "silent", False)
+    assert calls.call(njit(lambda x: x + 1), 1) == 2
+    assert calls.call(njit(lambda x: x + 2), 1) == 3
     assert capsys.readouterr().err.count("compiling the symmetry functions") == 1
 
 

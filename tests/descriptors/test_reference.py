@@ -8,14 +8,14 @@ import brute_force as bf
 import numpy as np
 import pytest
 import torch
+from engine_calls import ReferenceCalls, descriptors
 from n2p2_reference import load
 from test_backends import cluster_input, crystal_input, tensors
 
-from schnetpack_softadapt.descriptors import autograd
+from schnetpack_softadapt.descriptors.acsf import layout as layout_module
 from schnetpack_softadapt.descriptors.acsf import reference
 from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
 from schnetpack_softadapt.descriptors.acsf.reference import ReferenceEngine
-from schnetpack_softadapt.descriptors.autograd import descriptors
 
 HARMLESS = SymmetryFunction("G2", (1,), 4.0, 1.0)
 
@@ -144,19 +144,17 @@ def test_descriptors_by_name():
 
 
 def test_auto_falls_back_on_the_reference_with_a_warning(monkeypatch):
-    def fail(layout):
-        raise ImportError("no numba")
-
-    monkeypatch.setattr(autograd, "_kernels", fail)
-    autograd._warn_no_kernels.cache_clear()
-    layout, cpu = bf.mixed_layout(), torch.device("cpu")
-    with pytest.warns(UserWarning, match="no numba"):
-        backend = autograd.choose_backend(layout, "auto", cpu)
-    assert isinstance(backend, ReferenceEngine)
-    with pytest.raises(ImportError, match="no numba"):
-        autograd.choose_backend(layout, "kernels", cpu)
+    monkeypatch.setattr("numba.config.DISABLE_JIT", True)
+    layout_module._warn_no_kernels.cache_clear()
+    layout = Layout({"H": [SymmetryFunction("G2", (1,), 4.0, 0.123)]})  # no other test has it
+    with pytest.warns(UserWarning, match="NUMBA_DISABLE_JIT is set"):
+        engine = layout.engine("cpu", "auto")
+    assert isinstance(engine, ReferenceEngine)
+    assert not engine.is_exact
+    with pytest.raises(ImportError, match="NUMBA_DISABLE_JIT is set"):
+        layout.engine("cpu", "kernels")
     with pytest.raises(ValueError, match="CPU"):
-        autograd.choose_backend(layout, "kernels", torch.device("meta"))
+        layout.engine("meta", "kernels")
 
 
 def test_room_for_triples_is_checked():

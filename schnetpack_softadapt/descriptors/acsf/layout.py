@@ -105,6 +105,7 @@ class Layout(Descriptor):
     """
 
     kind = "acsf"
+    name = "symmetry functions"
 
     def __init__(self, functions: Mapping[int | str, Iterable[SymmetryFunction]]):
         numbers = {atomic_number(key): tuple(value) for key, value in functions.items()}

@@ -154,7 +154,7 @@ def build_store(
             write_header(file, *shapes[name])
         for arrays in run(compute, "descriptor store", delay=0.0):
             for name, file in files.items():
-                file.write(memoryview(np.ascontiguousarray(arrays[name])).cast("B"))
+                file.write(np.ascontiguousarray(arrays[name]))
     for name, values in whole.items():
         np.save(building / f"{name}.npy", values)
         shapes[name] = (values.shape, values.dtype.name)
