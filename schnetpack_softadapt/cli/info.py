@@ -35,6 +35,7 @@ def _database(path: Path) -> Iterable[tuple[str, str]]:
     from schnetpack_softadapt.data.dataset import read_database
     from schnetpack_softadapt.data.importing.summary import summarize
     from schnetpack_softadapt.data.splitting import load_split, split_path
+    from schnetpack_softadapt.quantities import SUBSETS
 
     structures = read_database(path)
     yield "database", str(path)

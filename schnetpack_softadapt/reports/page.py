@@ -148,6 +148,7 @@ def run_content(run: Run, rows: list[ErrorRow], name: str | None = None) -> dict
     return {
         "name": name or run.name,
         "seed": run.seed,
+        "descriptor": run.descriptor,
         "finished": run.finished,
         "epochs": run.n_epochs,
         "best_epoch": run.best_epoch,

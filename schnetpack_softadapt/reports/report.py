@@ -150,6 +150,8 @@ def _facts(run: Run) -> str:
         facts.append(f"wall time {duration(run.wall_s)}")
     if run.seed is not None:
         facts.append(f"seed {run.seed}")
+    if run.descriptor is not None:
+        facts.append(run.descriptor)
     for subset, predictions in run.predictions.items():
         atoms = int(predictions.n_atoms.sum())
         facts.append(f"{predictions.n_structures} {SUBSETS[subset]} structures ({atoms} atoms)")

@@ -138,6 +138,12 @@ class Run:
         return self.path.resolve().name
 
     @property
+    def descriptor(self) -> str | None:
+        """What describes the atoms, in one line; None where the model has no descriptor."""
+        file = self.path / "descriptor.txt"
+        return file.read_text(encoding="utf-8").split("\n")[0] if file.is_file() else None
+
+    @property
     def finished(self) -> bool:
         """Whether training and test are through; best_model is there from the first epoch on."""
         return bool(self.metrics) or (self.path / "best_model.task").is_file()
