@@ -1,7 +1,7 @@
 """Errors of a run as a table: by subset, by element, by structure group; and numbers as text."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 import pandas as pd
@@ -14,10 +14,10 @@ from schnetpack_softadapt.training.text_table import text_table
 __all__ = [
     "COLUMNS",
     "duration",
+    "error_rows",
     "error_tables",
     "figures",
     "fitted_line",
-    "measured_errors",
     "measures",
     "plain_table",
     "records",
@@ -58,32 +58,39 @@ def fitted_line(reference: np.ndarray, prediction: np.ndarray) -> tuple[float, f
     return slope, float(prediction.mean() - slope * reference.mean())
 
 
-def measured_errors(predictions: Mapping[str, Predictions]) -> pd.DataFrame:
-    """Errors of predictions, see `COLUMNS`; what is not known has no row."""
+def error_rows(
+    predictions: Mapping[str, Predictions],
+    elsewhere: Callable[[str, Quantity], dict | None] = lambda subset, quantity: None,
+) -> pd.DataFrame:
+    """Errors by subset and quantity, see `COLUMNS`; what is not known has no row.
+
+    Args:
+        predictions: by subset.
+        elsewhere: RMSE, MAE and source of a quantity of a subset without predictions, if known.
+    """
+    tables = {q: parity_values(list(predictions.values()), q) for q in QUANTITIES}
     rows = []
-    for quantity in QUANTITIES:
-        lines = parity_values(list(predictions.values()), quantity)
-        for subset, p in predictions.items():
-            if quantity.name in p.values:
-                line = fitted_line(lines[subset]["reference"], lines[subset]["prediction"])
-                rows += [{"subset": subset, **row} for row in _of_subset(p, quantity, line)]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    for subset in SUBSETS:
+        for q in QUANTITIES:
+            common = {"subset": subset, "quantity": q.name, "unit": q.shown_unit}
+            if subset in tables[q]:
+                found = _measured(tables[q][subset], q.shown_factor)
+                rows += [{**common, "source": "predictions", **row} for row in found]
+            elif known := elsewhere(subset, q):
+                rows.append({**common, "selection": "all", "name": "", **known})
+    return pd.DataFrame(rows, columns=COLUMNS).astype({"n": "Int64"})
 
 
-def _of_subset(p: Predictions, quantity: Quantity, line: tuple[float, float]) -> list[dict]:
-    table, factor = p.values[quantity.name], quantity.shown_factor
-    common = {"quantity": quantity.name, "unit": quantity.shown_unit, "source": "predictions"}
-    whole = {**common, "selection": "all", "name": "", **measures(table["error"], factor)}
-    rows = [{**whole, "slope": line[0], "intercept": line[1] * factor}]
+def _measured(table: pd.DataFrame, factor: float) -> Iterator[dict]:
+    slope, intercept = fitted_line(table["reference"], table["prediction"])
+    line = {"slope": slope, "intercept": intercept * factor}
+    yield {"selection": "all", "name": "", **measures(table["error"], factor), **line}
     for selection in ("element", "group"):
         parts = table.groupby(selection, observed=True)["error"] if selection in table else ()
         # with one element or one group the row would repeat the first
-        if len(parts) > 1:
-            for name, errors in parts:
-                name = chemical_symbols[name] if selection == "element" else name
-                found = {"selection": selection, "name": name, **measures(errors, factor)}
-                rows.append({**common, **found})
-    return rows
+        for name, errors in parts if len(parts) > 1 else ():
+            name = chemical_symbols[name] if selection == "element" else name
+            yield {"selection": selection, "name": name, **measures(errors, factor)}
 
 
 def error_tables(errors: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:

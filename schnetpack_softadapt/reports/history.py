@@ -61,7 +61,7 @@ def read_history(run_dir: Path) -> History | None:
     Raises:
         ValueError: there are TensorBoard files only and tensorboard is not installed.
     """
-    for name, source in (("history.csv", "history.csv"), ("metrics.csv", "CSV logger")):
+    for name, source in (("history.csv", "history.csv"), ("metrics.csv", "the CSV logger")):
         paths = [run_dir / name] if name == source else _found(run_dir, name)
         table = _by_epoch(_read_csv(path) for path in paths if path.is_file())
         if table is not None:

@@ -1,8 +1,8 @@
 """Reads a run directory: everything a report needs, and what is missing."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,11 +13,10 @@ import pandas as pd
 from schnetpack_softadapt.quantities import (
     ENERGY,
     METRICS,
-    QUANTITIES,
     SUBSETS,
     Quantity,
 )
-from schnetpack_softadapt.reports.errors import COLUMNS, measured_errors
+from schnetpack_softadapt.reports.errors import error_rows
 from schnetpack_softadapt.reports.history import History, read_history
 from schnetpack_softadapt.reports.predictions import Predictions
 
@@ -57,7 +56,20 @@ class Run:
     metrics: dict[str, Any]
     history: History | None
     predictions: dict[str, Predictions]
-    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self):
+        epochs, history = self.metrics.get("epochs"), self.history
+        #: whether training and test are through; best_model is there from the first epoch on
+        self.finished = bool(self.metrics) or (self.path / "best_model.task").is_file()
+        #: whether the run's task is of this package (energies logged per atom, in eV)
+        self.own_task = str(self.setting("task._target_")).startswith("schnetpack_softadapt")
+        self.seed: int | None = self.setting("seed")
+        #: number of finished epochs
+        self.n_epochs: int | None = epochs or (history and int(history.epochs[-1]) + 1)
+        #: wall time of training in seconds
+        self.wall_s: float | None = self.metrics.get("wall_s", history and history.wall_s)
+        self.best_epoch: int | None = history and history.best_epoch
+        self.notes = list(self._notes())
 
     @classmethod
     def read(cls, path: Path | str) -> "Run":
@@ -83,20 +95,19 @@ class Run:
                 f"{path} has none of config.yaml, history.csv, metrics.json, predictions/ and "
                 "logger files; give the directory that spktrain made for the run"
             )
-        run.notes += [*run._missing(), *run._doubtful()]
         return run
 
-    def _missing(self):
+    def _notes(self) -> Iterator[str]:
         if self.history is None:
             yield (
                 "No history.csv and no logger files: no epoch is finished, or none was logged. "
                 "Learning curves and loss weights are left out."
             )
         elif self.history.source != "history.csv":
-            files = {"TensorBoard": "TensorBoard's files"}.get(
-                self.history.source, f"the files of the {self.history.source}"
+            yield (
+                "No history.csv; learning curves were read from the files of "
+                f"{self.history.source}."
             )
-            yield f"No history.csv; learning curves were read from {files}."
         if not self.finished:
             yield self._progress()
         if not self.metrics:
@@ -108,6 +119,13 @@ class Run:
                 f"No predictions for {' and '.join(absent)} structures (predictions/*.npz); "
                 "`spk-softadapt report --predict` computes them from best_model."
             )
+        for subset, predictions in self.predictions.items():
+            for quantity, values in predictions.values.items():
+                if not np.isfinite(values["error"]).all():
+                    yield (
+                        f"Some {quantity} values of the {SUBSETS[subset]} structures are not "
+                        "finite; their errors cannot be given."
+                    )
 
     def _progress(self) -> str:
         done, planned = self.n_epochs, self.setting("trainer.max_epochs")
@@ -119,95 +137,25 @@ class Run:
         of = f" of at most {planned}" if isinstance(planned, int) and planned > done else ""
         return f"The run goes on, or was stopped: {done}{of} epochs logged so far."
 
-    def _doubtful(self):
-        """Predictions that are not finite, or disagree with metrics.json."""
-        whole = self.errors[self.errors["source"] == "predictions"].query("selection == 'all'")
-        for row in whole.itertuples():
-            if not np.isfinite(row.rmse):
-                yield (
-                    f"Some {row.quantity} values of the {SUBSETS[row.subset]} structures are not "
-                    "finite; their errors cannot be given."
-                )
-        for row in whole.itertuples():
-            [quantity] = [q for q in QUANTITIES if q.name == row.quantity]
-            written = self._metric(row.subset, quantity, "rmse")
-            # predictions may be in single precision; 1 % is far above its rounding
-            if abs(written - row.rmse) > 0.01 * max(abs(row.rmse), 1e-9):
-                yield (
-                    f"metrics.json gives {written:.4g} {row.unit} as {SUBSETS[row.subset]} RMSE of"
-                    f" {row.quantity}, the predictions give {row.rmse:.4g}; one of the two files"
-                    " is older than the model."
-                )
-
     @cached_property
     def errors(self) -> pd.DataFrame:
         """All errors, see `errors.COLUMNS`, subset by subset.
 
         From the predictions; for a subset without, from metrics.json or the best epoch's log.
         """
-        measured = measured_errors(self.predictions)
-        known = {*zip(measured["subset"], measured["quantity"], strict=True)}
-        rows = []
-        for subset in SUBSETS:
-            for q in QUANTITIES:
-                for source, error in (("metrics.json", self._metric), ("history", self._at_best)):
-                    found = {metric: error(subset, q, metric) for metric in METRICS}
-                    if (subset, q.name) not in known and not all(map(np.isnan, found.values())):
-                        known.add((subset, q.name))
-                        row = {"subset": subset, "quantity": q.name, "unit": q.shown_unit}
-                        rows.append(
-                            {**row, "selection": "all", "name": "", **found, "source": source}
-                        )
-        errors = pd.concat([measured, pd.DataFrame(rows, columns=COLUMNS)]) if rows else measured
-        errors = errors.astype({"n": "Int64"})
-        order = errors["subset"].map(list(SUBSETS).index) * 10
-        order += errors["quantity"].map([q.name for q in QUANTITIES].index)
-        return errors.iloc[np.argsort(order, kind="stable")].reset_index(drop=True)
+        return error_rows(self.predictions, self._known_errors)
 
-    def _metric(self, subset: str, quantity: Quantity, metric: str) -> float:
-        """An error from metrics.json, in `quantity.shown_unit`; NaN where it is not there."""
-        value = (self.metrics.get(subset) or {}).get(quantity.metric_key(metric))
-        return float(value) if isinstance(value, int | float) else np.nan
-
-    def _at_best(self, subset: str, quantity: Quantity, metric: str) -> float:
-        logged = self.logged_error(subset, quantity, metric)
-        if logged is None or logged.unit != quantity.shown_unit or self.best_epoch is None:
-            return np.nan
-        return float(logged.values[self.history.epochs == self.best_epoch][0])
-
-    @property
-    def finished(self) -> bool:
-        """Whether training and test are through; best_model is there from the first epoch on."""
-        return bool(self.metrics) or (self.path / "best_model.task").is_file()
-
-    @property
-    def own_task(self) -> bool:
-        """Whether the run's task is of this package (energies logged per atom, in eV)."""
-        return str(self.setting("task._target_") or "").startswith("schnetpack_softadapt")
-
-    @property
-    def n_epochs(self) -> int | None:
-        """Number of finished epochs."""
-        if isinstance(self.metrics.get("epochs"), int):
-            return self.metrics["epochs"]
-        return None if self.history is None else int(self.history.epochs[-1]) + 1
-
-    @property
-    def wall_s(self) -> float | None:
-        """Wall time of training in seconds."""
-        written = self.metrics.get("wall_s")
-        if isinstance(written, int | float):
-            return float(written)
-        return None if self.history is None else self.history.wall_s
-
-    @property
-    def best_epoch(self) -> int | None:
-        return None if self.history is None else self.history.best_epoch
-
-    @property
-    def seed(self) -> int | None:
-        seed = self.config.get("seed")
-        return seed if isinstance(seed, int) else None
+    def _known_errors(self, subset: str, quantity: Quantity) -> dict[str, Any] | None:
+        """RMSE and MAE that files without single values tell, in `quantity.shown_unit`."""
+        written = self.metrics.get(subset) or {}
+        errors = {m: written[key] for m in METRICS if (key := quantity.metric_key(m)) in written}
+        if errors:
+            return {**errors, "source": "metrics.json"}
+        for metric in METRICS:
+            logged = self.logged_error(subset, quantity, metric)
+            if logged and logged.unit == quantity.shown_unit and self.best_epoch is not None:
+                errors[metric] = logged.values[self.history.epochs == self.best_epoch][0]
+        return {**errors, "source": "history"} if errors else None
 
     def logged_losses(self) -> dict[str, np.ndarray]:
         """Training and validation loss over epochs that may share an axis, each (E,).
@@ -233,15 +181,8 @@ class Run:
         those are converted to meV where the unit is known, and are not divided by the number of
         atoms.
         """
-        if metric not in METRICS:
-            raise ValueError(f"metric {metric!r} is none of {', '.join(METRICS)}")
-        if self.history is None:
-            return None
-        values = self.history.get(f"{subset}_{quantity.metric_key(metric)}")
-        if values is not None:
-            return Logged(values, quantity.shown_unit)
         key = self.output_key(quantity)
-        values = self.history.get(f"{subset}_{key}_{metric}")
+        values = self.history and self.history.get(f"{subset}_{key}_{metric}")
         if values is None:
             return None
         if self.own_task and not self._is_users_metric(key, metric):
@@ -300,12 +241,9 @@ def _read_metrics(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{file} is not valid JSON ({error}); delete it to go on") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} holds a {type(content).__name__}, not an object")
-    return content
 
 
 def _read_config(file: Path) -> dict[str, Any]:
@@ -314,7 +252,6 @@ def _read_config(file: Path) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     try:
-        content = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+        return dict(OmegaConf.to_container(OmegaConf.load(file), resolve=False))
     except Exception as error:  # YAML and OmegaConf errors share no base class
         raise ValueError(f"{file} cannot be read ({error})") from error
-    return content if isinstance(content, dict) else {}

@@ -5,7 +5,7 @@ import pytest
 from fake_run import MPA, expected_rmse, make_arrays
 
 from schnetpack_softadapt.quantities import ENERGY, QUANTITIES, STRESS, VOIGT
-from schnetpack_softadapt.reports.errors import fitted_line, measured_errors, measures
+from schnetpack_softadapt.reports.errors import fitted_line, error_rows, measures
 from schnetpack_softadapt.reports.predictions import Predictions, parity_values
 
 # Only rounding separates two ways to sum the same float64 numbers.
@@ -18,7 +18,7 @@ def _predictions(arrays, subset="train"):
 
 def test_rmse_equals_independent_sums():
     arrays = make_arrays(30, stress_labelled=0.6)
-    errors = measured_errors({"train": _predictions(arrays)}).query("selection == 'all'")
+    errors = error_rows({"train": _predictions(arrays)}).query("selection == 'all'")
     expected = expected_rmse(arrays)
     assert errors["quantity"].tolist() == [q.name for q in QUANTITIES]
     for row in errors.itertuples():
@@ -72,7 +72,7 @@ def test_masked_stress_is_left_out():
 
 def test_by_element_and_group():
     arrays = make_arrays(15, elements=(8, 14, 1))
-    errors = measured_errors({"train": _predictions(arrays)}).query("quantity == 'forces'")
+    errors = error_rows({"train": _predictions(arrays)}).query("quantity == 'forces'")
     rows = errors.set_index(["selection", "name"])
     assert errors["name"].tolist() == ["", "H", "O", "Si", "bulk", "surface", "liquid <hot>"]
     error = (arrays["forces"].astype(float) - arrays["forces_ref"]) * 1e3

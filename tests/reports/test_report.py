@@ -284,17 +284,6 @@ def test_metrics_only(tmp_path):
     assert (row["source"], row["mae"], row["n"]) == ("metrics.json", None, None)
 
 
-def test_disagreeing_files_are_noted(tmp_path):
-    write_run(tmp_path / "run")
-    file = tmp_path / "run" / "metrics.json"
-    metrics = json.loads(file.read_text())
-    metrics["val"]["forces_rmse_meV_per_Ang"] *= 1.5
-    file.write_text(json.dumps(metrics))
-    notes = Run.read(tmp_path / "run").notes
-    assert len(notes) == 1
-    assert "validation RMSE of forces" in notes[0]
-
-
 def test_not_finite_predictions_are_noted_and_json_is_valid(tmp_path):
     arrays = write_run(tmp_path / "run", metrics=False)["val"]
     arrays["forces"][0, 0] = np.nan
