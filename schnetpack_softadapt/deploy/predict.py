@@ -13,8 +13,8 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from tqdm import tqdm
 
 from schnetpack_softadapt.data.dataset import read_database
-from schnetpack_softadapt.data.formats.registry import ImportOptions, read_files
-from schnetpack_softadapt.data.sources import find_sources
+from schnetpack_softadapt.data.formats.format import ImportOptions, read_files
+from schnetpack_softadapt.data.importing.sources import find_sources
 from schnetpack_softadapt.data.structures import Structure
 from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator
 from schnetpack_softadapt.files import write_file

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 import pandas as pd
 
-from schnetpack_softadapt.data.stress_labels import Finding, findings_from_predictions
+from schnetpack_softadapt.data.importing.stress_labels import Finding, findings_from_predictions
 from schnetpack_softadapt.quantities import ENERGY, QUANTITIES, STRESS, Quantity
 from schnetpack_softadapt.reports.predictions import Predictions
 

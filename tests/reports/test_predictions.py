@@ -5,7 +5,7 @@ import pytest
 from fake_run import MPA, expected_rmse, make_arrays
 
 from schnetpack_softadapt.quantities import ENERGY, QUANTITIES, STRESS, VOIGT
-from schnetpack_softadapt.reports.errors import fitted_line, error_rows, measures
+from schnetpack_softadapt.reports.errors import error_rows, fitted_line, measures
 from schnetpack_softadapt.reports.predictions import Predictions, parity_values
 
 # Only rounding separates two ways to sum the same float64 numbers.
