@@ -218,8 +218,9 @@ def test_blocks_of_each_group():
     # groups that the user names
     by_state = made(20, splitting="blocks", num_train=0.5, num_val=0.5, num_test=0, split_file=None)
     assert parts(by_state) == [list(range(0, 20, 2)), list(range(1, 20, 2)), []]
-    with pytest.raises(ValueError, match="no groups 'runs' to split by"):
-        made(20, splitting="blocks", split_key="runs", split_file=None)
+    for splitting in ("blocks", "grouped"):
+        with pytest.raises(ValueError, match=r"no groups 'runs' to split by.*splitting=random"):
+            made(20, splitting=splitting, split_key="runs", split_file=None)
 
 
 def test_the_split_beside_the_database_is_taken():
@@ -544,7 +545,6 @@ def test_offsets_of_a_fixed_composition():
     references = datamodule.get_atomrefs("energy", is_extensive=True)["energy"]
     assert references[29].item() == pytest.approx(references[79].item(), rel=1e-12)
     assert references[[29, 79]].sum().item() / 2 == pytest.approx(np.mean(per_atom), rel=1e-12)
-    datamodule._stats.clear()
     mean, _ = datamodule.get_stats("energy", True, True)
     assert mean.item() == pytest.approx(0.0, abs=1e-6)
 
