@@ -39,7 +39,7 @@ _SMALL = ["globals.model_path=best_model", "callbacks.early_stopping.patience=10
 _ACSF = ["experiment=acsf_softadapt", *_SMALL]
 _STOCK = ["experiment=mote2_painn_softadapt", *_SMALL]
 # SchNetPack's default size of networks
-_MOLECULE = ["model.representation.n_atom_basis=128", "model.output_modules.2.calc_stress=false"]
+_MOLECULE = ["model.representation.n_atom_basis=128", "model.output_modules.3.calc_stress=false"]
 # SchNetPack's own experiment with our task in one word, a cosine so that runs of few epochs settle,
 # and the callback that writes metrics.json
 _MD17 = [
