@@ -407,9 +407,7 @@ class SoftAdaptTask(ResumableTask):
                 )
         loss = sum(used[name] * value for name, value in means.losses.items())
         record = {"train_loss": loss, **means.values}
-        self.step_plateaus({**self.trainer.callback_metrics, **record, **self._validation})
-        if not self.automatic_optimization:
-            self.step_epoch_schedulers()
+        self.step_schedulers({**self.trainer.callback_metrics, **record, **self._validation})
         # refuses nan and inf
         self.rule.update(self.current_epoch, means.losses, self.current_lr(), self.progress())
         for name, value in self._validation.items():
