@@ -597,7 +597,8 @@ def _add_check(commands) -> None:
 
 def _check(args) -> int:
     from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator
-    from schnetpack_softadapt.deploy.check.check import CHECKS, read_options, run_checks, summary
+    from schnetpack_softadapt.deploy.check.check import CHECKS, read_options, run_checks
+    from schnetpack_softadapt.deploy.check.results import summary
 
     options = read_options(args.set)
     atoms = _read_structure(args.structure)
