@@ -33,8 +33,8 @@ def _database(path: Path) -> Iterable[tuple[str, str]]:
     import ase.db
 
     from schnetpack_softadapt.data.dataset import read_database
-    from schnetpack_softadapt.data.split_file import SUBSETS, load_split, split_path
-    from schnetpack_softadapt.data.summary import summarize
+    from schnetpack_softadapt.data.importing.summary import summarize
+    from schnetpack_softadapt.data.splitting import load_split, split_path
 
     structures = read_database(path)
     yield "database", str(path)

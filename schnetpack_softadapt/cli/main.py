@@ -6,6 +6,7 @@ that `--help` answers at once. Outputs have one convention, `_add_output`; error
 
 import argparse
 import contextlib
+import functools
 import logging
 import sys
 import traceback
@@ -157,12 +158,7 @@ def _add_import(commands) -> None:
     parser.add_argument("--val", nargs="+", default=[], metavar="FILE", help="validation set")
     parser.add_argument("--test", nargs="+", default=[], metavar="FILE", help="test set")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing database")
-    parser.add_argument(
-        "--format",
-        default="auto",
-        help="auto (default: by the content), ase, runner (input.data of n2p2 and RuNNer), mlearn"
-        " (JSON of mlearn and maml), fitsnap (JSON)",
-    )
+    parser.add_argument("--format", default="auto")
     keys = parser.add_argument_group(
         "keys", "names of the labels in the files, where they are not the usual ones"
     )
@@ -193,37 +189,10 @@ def _add_import(commands) -> None:
         help="structures that agree in these info entries stay in one subset of a split",
     )
     units = parser.add_argument_group("units and conventions")
-    units.add_argument(
-        "--energy-unit",
-        metavar="UNIT",
-        help="eV, Ha, Ry, kcal/mol..; default: eV, but Ha in input.data and as FitSNAP states it",
-    )
-    units.add_argument(
-        "--length-unit",
-        metavar="UNIT",
-        help="Ang, Bohr, nm; default: Ang, but Bohr in input.data and as FitSNAP states it",
-    )
-    units.add_argument("--forces-unit", metavar="UNIT", help="such as Ha/Bohr; default: from both")
-    units.add_argument(
-        "--stress-unit",
-        metavar="UNIT",
-        help="eV/Ang^3, GPa, kbar, Ha/Bohr^3..; default: from both (ASE converts VASP's kbar), but"
-        " kbar in mlearn and as stated, else bar, in FitSNAP JSON",
-    )
-    units.add_argument(
-        "--stress-sign",
-        type=int,
-        choices=(-1, 1),
-        help="1: positive = tension (ASE), -1: positive = compression (VASP, pressures); default:"
-        " 1, but -1 in mlearn and FitSNAP JSON",
-    )
-    units.add_argument(
-        "--stress-order",
-        metavar="ORDER",
-        help="of six numbers: voigt (xx yy zz yz xz xy), vasp (xx yy zz xy yz zx), lammps"
-        " (xx yy zz xy xz yz), or the six components in quotes; default: voigt, but lammps in"
-        " mlearn JSON",
-    )
+    for name in ("energy", "length", "forces", "stress"):
+        units.add_argument(f"--{name}-unit", metavar="UNIT")
+    units.add_argument("--stress-sign", type=int, choices=(-1, 1))
+    units.add_argument("--stress-order", metavar="ORDER")
     units.add_argument(
         "--repair-stress",
         nargs="+",
@@ -233,12 +202,23 @@ def _add_import(commands) -> None:
         " xz yz xy' (what each of xx yy zz yz xz xy really is), GROUP=FACTOR, 'GROUP=FACTOR ORDER'",
     )
     parser.set_defaults(run=_import)
+    parser.format_help = functools.partial(_import_help, parser)
+
+
+def _import_help(parser: argparse.ArgumentParser) -> str:
+    """Help with what the formats say about themselves, which takes importing them."""
+    from schnetpack_softadapt.data.formats.format import option_help
+
+    texts = option_help()
+    for action in parser._actions:
+        action.help = texts.get(action.dest, action.help)
+    return argparse.ArgumentParser.format_help(parser)
 
 
 def _import(args) -> None:
-    from schnetpack_softadapt.data.convert import convert_files
-    from schnetpack_softadapt.data.formats.registry import ImportOptions
-    from schnetpack_softadapt.data.stress_labels import StressRepair
+    from schnetpack_softadapt.data.formats.format import ImportOptions
+    from schnetpack_softadapt.data.importing.convert import convert_files
+    from schnetpack_softadapt.data.importing.stress_labels import StressRepair
 
     # the arguments have the names of its fields
     options = ImportOptions(
@@ -325,14 +305,9 @@ def _add_generate(commands) -> None:
 
 def _generate(args) -> int:
     from schnetpack_softadapt.data.generate.generate import generate, plan
-    from schnetpack_softadapt.data.generate.settings import (
-        load_config,
-        read_recipe,
-        settings_from_options,
-    )
+    from schnetpack_softadapt.data.generate.recipe import read_recipe
 
-    config, folder = load_config(args.config) if args.config else ({}, ".")
-    recipe = read_recipe(settings_from_options(config, vars(args)), folder)
+    recipe = read_recipe(args.config, vars(args))
     if args.dry_run:
         print(plan(recipe))
         return 0

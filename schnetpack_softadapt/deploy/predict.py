@@ -1,5 +1,6 @@
 """Predictions for the structures of a file, beside their labels where they have some."""
 
+import io
 import logging
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,11 +13,11 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from tqdm import tqdm
 
 from schnetpack_softadapt.data.dataset import read_database
-from schnetpack_softadapt.data.formats.registry import ImportOptions, read_files
-from schnetpack_softadapt.data.sources import find_sources
+from schnetpack_softadapt.data.formats.format import ImportOptions, read_files
+from schnetpack_softadapt.data.importing.sources import find_sources
 from schnetpack_softadapt.data.structures import Structure
 from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator
-from schnetpack_softadapt.files import replacing
+from schnetpack_softadapt.files import write_file
 from schnetpack_softadapt.quantities import (
     ENERGY,
     FORCES,
@@ -164,5 +165,6 @@ def _write_extxyz(path: Path, structures: list[Structure], predicted: list[dict]
         if s.group:
             atoms.info["group"] = s.group
         frames.append(atoms)
-    with replacing(path) as temporary:
-        ase.io.write(temporary, frames, format="extxyz")
+    text = io.StringIO()
+    ase.io.write(text, frames, format="extxyz")
+    write_file(path, text.getvalue())

@@ -25,7 +25,7 @@ from schnetpack_softadapt import properties as keys
 from schnetpack_softadapt.data.statistics import TrainingTargets
 from schnetpack_softadapt.descriptors.elements import atomic_number
 from schnetpack_softadapt.neighbors.cells import volumes
-from schnetpack_softadapt.quantities import ENERGY, FORCES, STRESS, VOIGT, VOIGT_IN_FULL
+from schnetpack_softadapt.quantities import ENERGY, FORCES, STRESS, VOIGT, full_to_voigt
 from schnetpack_softadapt.training.ranks import REAL_KEY
 from schnetpack_softadapt.training.standardize import Standardization
 from schnetpack_softadapt.training.units import unit_factor
@@ -429,16 +429,10 @@ class StressLoss(LossComponent):
                 f"voigt names different components among {', '.join(VOIGT)}, not {voigt}"
             )
         self.voigt = None if voigt is None else list(voigt)
-        # (9, 6) takes the symmetric part; deliberately no buffer, DDP would send it every step
-        unit = torch.eye(9).reshape(9, 3, 3)
-        self.to_voigt = (0.5 * (unit + unit.transpose(1, 2))).reshape(9, 9)[:, VOIGT_IN_FULL]
 
     def error(self, pred, batch):
         # reshape, not view: the stress of schnetpack.atomistic.Forces is not contiguous
-        error = (pred[self.name] - batch[self.target_property]).reshape(-1, 9)
-        if self.to_voigt.device != error.device or self.to_voigt.dtype != error.dtype:
-            self.to_voigt = self.to_voigt.to(error)
-        return error @ self.to_voigt
+        return full_to_voigt((pred[self.name] - batch[self.target_property]).reshape(-1, 3, 3))
 
     @property
     def n_columns(self) -> int:

@@ -4,6 +4,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,19 @@ from schnetpack_softadapt.data.statistics import TrainingTargets, training_targe
 from schnetpack_softadapt.errors import in_one_line
 from schnetpack_softadapt.training.averages import EpochSums, epoch_record, error_sums, sum_names
 from schnetpack_softadapt.training.losses import LossComponent
+from schnetpack_softadapt.training.optimizers.residuals import BatchResiduals, least_squares_weight
 from schnetpack_softadapt.training.outputs import components_of, constrained
 from schnetpack_softadapt.training.ranks import batch_loss, mark_repeated
-from schnetpack_softadapt.training.residuals import BatchResiduals, least_squares_weight
 from schnetpack_softadapt.training.resume import ResumableTask, plain, plain_copy
-from schnetpack_softadapt.training.settings import check_monitor, check_optimizer, logged_names
+from schnetpack_softadapt.training.rules import Likelihood, Rule
+from schnetpack_softadapt.training.settings import (
+    check_monitor,
+    check_optimizer,
+    logged_names,
+    update_config,
+)
 from schnetpack_softadapt.training.standardize import Standardization
 from schnetpack_softadapt.training.units import record_units
-from schnetpack_softadapt.training.weighting import Likelihood, Rule
 
 __all__ = ["SoftAdaptTask"]
 
@@ -356,6 +362,12 @@ class SoftAdaptTask(ResumableTask):
                 )
 
     # ---------------------------------------------------------------- epochs
+
+    def on_fit_start(self) -> None:
+        """Write the settings of this start into config.yaml."""
+        super().on_fit_start()
+        if self.trainer.is_global_zero:
+            update_config(Path("config.yaml"), resumed=self.trainer.ckpt_path is not None)
 
     def on_train_start(self) -> None:
         """Start the clock; weights that follow from epoch and learning rate alone are set anew."""

@@ -15,17 +15,18 @@ from schnetpack.nn import CosineCutoff, GaussianRBF
 from schnetpack.representation import SchNet
 
 from schnetpack_softadapt.training.averages import sum_names
-from schnetpack_softadapt.training.balancing import ReLoBRaLo, Uncertainty
 from schnetpack_softadapt.training.losses import EnergyLoss, ForcesLoss, StressLoss
-from schnetpack_softadapt.training.task import SoftAdaptTask
-from schnetpack_softadapt.training.weighting import (
+from schnetpack_softadapt.training.rules import (
     Fixed,
     Likelihood,
     LinearRamp,
+    ReLoBRaLo,
     Rule,
     SoftAdapt,
     TwoStage,
+    Uncertainty,
 )
+from schnetpack_softadapt.training.task import SoftAdaptTask
 
 
 def fit(task, database, tmp_path, epochs=2, data=None, callbacks=(), **trainer):

@@ -7,13 +7,14 @@ import sys
 
 import pytest
 
-from schnetpack_softadapt.training.balancing import ReLoBRaLo, Uncertainty
-from schnetpack_softadapt.training.weighting import (
+from schnetpack_softadapt.training.rules import (
     Fixed,
     Likelihood,
     LinearRamp,
+    ReLoBRaLo,
     SoftAdapt,
     TwoStage,
+    Uncertainty,
 )
 
 NAMES = ["energy", "forces", "stress"]
@@ -299,8 +300,7 @@ def test_weights_of_absent_components_are_dropped():
 
 def test_rules_need_no_framework():
     code = (
-        "import sys, schnetpack_softadapt.training.weighting, "
-        "schnetpack_softadapt.training.balancing; "
+        "import sys, schnetpack_softadapt.training.rules; "
         "print([m for m in ('torch', 'schnetpack', 'pytorch_lightning') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from schnetpack_softadapt.training.residuals import Residuals
+from schnetpack_softadapt.training.optimizers.residuals import Residuals
 
 __all__ = ["KalmanFilter"]
 
