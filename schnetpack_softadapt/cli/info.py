@@ -33,18 +33,20 @@ def _database(path: Path) -> Iterable[tuple[str, str]]:
     import ase.db
 
     from schnetpack_softadapt.data.dataset import read_database
-    from schnetpack_softadapt.data.importing.summary import summarize
+    from schnetpack_softadapt.data.importing.summary import summary
     from schnetpack_softadapt.data.splitting import load_split, split_path
+    from schnetpack_softadapt.quantities import SUBSETS
 
     structures = read_database(path)
     yield "database", str(path)
-    yield "", str(summarize(structures))
+    yield "", "\n".join(summary(structures))
     metadata = ase.db.connect(str(path)).metadata
     units = metadata.get("_property_unit_dict", {})
     yield "labels", ", ".join(f"{name} {unit}".strip() for name, unit in units.items())
     if split_path(path).is_file():
         split = load_split(split_path(path), len(structures))
-        yield "split", ", ".join(f"{name} {len(getattr(split, name))}" for name in SUBSETS)
+        sizes = [f"{title} {len(getattr(split, name))}" for name, title in SUBSETS.items()]
+        yield "split", ", ".join(sizes)
     if metadata.get("provenance"):
         yield "provenance", metadata["provenance"]
 
