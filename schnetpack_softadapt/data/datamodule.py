@@ -11,11 +11,11 @@ from schnetpack.data import AtomsDataModule, SplittingStrategy
 from schnetpack.units import convert_units
 
 from schnetpack_softadapt.data.dataset import InMemoryAtomsData
+from schnetpack_softadapt.data.descriptors import DescriptorSource
 from schnetpack_softadapt.data.loader import BatchSource, EpochSampler, InMemoryLoader, as_batch
 from schnetpack_softadapt.data.paths import user_path
 from schnetpack_softadapt.data.splitting import DEFAULT_SPLIT_FILE, DEFAULT_SPLIT_KEY, Partition
 from schnetpack_softadapt.data.statistics import TrainingTargets, element_contributions
-from schnetpack_softadapt.data.stored import StoredDescriptors
 from schnetpack_softadapt.descriptors.elements import atomic_number, check_elements
 from schnetpack_softadapt.errors import in_one_line
 
@@ -223,21 +223,21 @@ class SoftAdaptDataModule(AtomsDataModule):
 
     # descriptors from a store
 
-    def attach_descriptors(self, layout) -> bool:
-        """Let batches carry the descriptors of a layout and their derivatives; build the store.
+    def attach_descriptors(self, descriptor) -> bool:
+        """Let batches carry the values of a descriptor and its derivatives; build the store.
 
         Models call this when they are set up. Neighbour lists are then made only where
         `keep_neighbors` says so.
 
         Args:
-            layout: `descriptors.layout.Layout`.
+            descriptor: a `descriptors.protocol.Descriptor`.
 
         Returns:
             whether batches carry descriptors from now on.
         """
         if self.store is False:
             return False
-        if self._attached == (layout.fingerprint, self.keep_neighbors):
+        if self._attached == (descriptor.fingerprint, self.keep_neighbors):
             return True
         datasets = (self._train_dataset, self._val_dataset, self._test_dataset)
         if not self.cache_transforms or not all(d.keeps_geometry() for d in datasets):
@@ -253,30 +253,25 @@ class SoftAdaptDataModule(AtomsDataModule):
         )
 
         folder = user_path(self.store_dir or f"{self.datapath}.descriptors")
-        ranks = {}
-        if self.trainer is not None and self.trainer.num_nodes > 1:
-            # on one machine one rank builds and the others wait; several machines share the work
-            ranks = {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
         try:
             store = DescriptorStore.open_or_build(
                 folder,
                 self.dataset.structures(),
-                layout,
+                descriptor,
                 dtype=self.store_dtype,
                 n_jobs=self.store_jobs,
                 progress=True,
                 database=self.datapath,
-                **ranks,
             )
         except OSError as error:
             if self.store is True:
                 raise
             log.warning("no descriptor store in %s (%s): training computes them", folder, error)
             return False
-        stored = StoredDescriptors(store, self.keep_neighbors)
+        stored = DescriptorSource(store, self.keep_neighbors)
         for dataset in datasets:
             dataset.attach(stored)
-        self._attached = layout.fingerprint, self.keep_neighbors
+        self._attached = descriptor.fingerprint, self.keep_neighbors
         return True
 
     # loaders

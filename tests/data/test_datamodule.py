@@ -32,9 +32,8 @@ from schnetpack_softadapt.data.loader import EpochSampler
 from schnetpack_softadapt.data.splitting import Split, load_split, save_split
 from schnetpack_softadapt.data.statistics import training_targets
 from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
-from schnetpack_softadapt.descriptors.acsf.reference import ReferenceBackend
+from schnetpack_softadapt.descriptors.acsf.reference import ReferenceEngine
 from schnetpack_softadapt.descriptors.elements import UnknownElementError
-from schnetpack_softadapt.descriptors.store import store as store_module
 from schnetpack_softadapt.descriptors.store.store import DescriptorStore
 
 
@@ -590,7 +589,7 @@ def builds(monkeypatch):
         return original(cls, folder, *args, **kwargs)
 
     monkeypatch.setattr(DescriptorStore, "open_or_build", classmethod(recorded))
-    monkeypatch.setattr(store_module, "_default_backend", ReferenceBackend)
+    monkeypatch.setattr(Layout, "engine", lambda self, *args: ReferenceEngine(self))
     return folders
 
 
@@ -746,7 +745,8 @@ def test_the_store_holds_each_structures_own_descriptors(builds):
     assert torch.equal(batch[properties.idx], pairs[properties.idx])
     idx_i, idx_j = pairs[properties.idx_i], pairs[properties.idx_j]
     r_ij = pairs[properties.R][idx_j] - pairs[properties.R][idx_i] + pairs[properties.offsets]
-    values = ReferenceBackend(LAYOUT).values(r_ij, idx_i, idx_j, pairs[properties.Z])
+    engine = ReferenceEngine(LAYOUT)
+    values = engine.values(engine.prepare(r_ij, idx_i, idx_j, pairs[properties.Z]))
     # float64 on both sides; sums over neighbours in another order
     assert torch.allclose(batch[keys.descriptors], values, rtol=1e-12, atol=1e-14)
 
