@@ -147,11 +147,14 @@ class ImportOptions:
 
     def units(self, usual: LabelUnits, stated: Mapping = {}) -> LabelUnits:
         """Units of labels: what the user gave, else what the file states, else what is usual."""
-        values = {}
+        values = []
         for name in (f.name for f in fields(LabelUnits)):
             candidates = (getattr(self, name), stated.get(name), getattr(usual, name))
-            values[name] = next((value for value in candidates if value is not None), None)
-        return LabelUnits(**values)
+            values.append(next((value for value in candidates if value is not None), None))
+        return _label_units(*values)
+
+
+_label_units = cache(LabelUnits)  # mostly one for all structures of a file
 
 
 @dataclass
