@@ -78,6 +78,7 @@ class _Work(NamedTuple):
     Attributes:
         value, slope: (CHUNK, F) T and D of each triple.
         linear, quadratic, squares: (F,) coefficients of the exponents.
+        stretches: (F,) `stretch` of the triple at hand.
         sums: (F,) of T; gradient: (m, 3, F) by each neighbour vector.
     """
 
@@ -86,6 +87,7 @@ class _Work(NamedTuple):
     linear: np.ndarray
     quadratic: np.ndarray
     squares: np.ndarray
+    stretches: np.ndarray
     sums: np.ndarray
     gradient: np.ndarray
 
@@ -99,23 +101,26 @@ def _columns(weight, rows, row, slope_row, slope_factor, value, slope, k, n):
 
 
 @njit(**LOOP)
-def _spread(
-    value, slope, linear, quadratic, squares, scalars, xj, xk, g, jx, jy, jz, kx, ky, kz, n
-):
+def _stretches(linear, quadratic, sum1, out, n):
+    for t in range(n):
+        out[t] = stretch(linear[t], quadratic[t], sum1)
+
+
+@njit(**LOOP)
+def _spread(value, slope, squares, stretches, scalars, xj, xk, g, jx, jy, jz, kx, ky, kz, n):
     """Add the derivatives of all functions by r_j and r_k for one triple.
 
     Args:
-        value, slope, linear, quadratic, squares: (n,) see `_Work`.
-        scalars: dlog f_c/d(r^2) and 1/r of r_j, r_k, r_jk, then s_1 and cos.
+        value, slope, squares, stretches: (n,) see `_Work`.
+        scalars: dlog f_c/d(r^2) and 1/r of r_j, r_k, r_jk, then cos.
         xj, xk: (3,) r_j, r_k.
     """
-    lj, ij, lk, ik, ljk, ijk, s, c, narrow = scalars
+    lj, ij, lk, ik, ljk, ijk, c, narrow = scalars
     x1, y1, z1 = xj
     x2, y2, z2 = xk
     turn, turn_j, turn_k = ij * ik, c * ij * ij, c * ik * ik
     for t in range(n):
-        v, d, e = value[t], slope[t], squares[t]
-        f = stretch(linear[t], quadratic[t], s)
+        v, d, e, f = value[t], slope[t], squares[t], stretches[t]
         a = narrow * v * (ljk + e + f * ijk)
         b = d * turn - 2.0 * a
         aj = 2.0 * (v * (lj + e + f * ij) + a) - d * turn_j
@@ -132,7 +137,8 @@ def _spread(
 @njit(**STAGE)
 def _angular(plan, shell, g, neighbors, triples, work, vectors, out_g, out):
     """Add the functions of group g to out_g (D,) and out (neighbours of the atom, 3, D)."""
-    value, slope, linear, quadratic, squares, sums, gradient = work
+    value, slope, linear, quadratic, squares, stretches, sums, gradient = work
+    joint = False
     group = plan.groups[g]
     first_term = plan.widths[group.first_width].first_term
     last_term = plan.widths[plan.groups[g + 1].first_width].first_term
@@ -142,6 +148,8 @@ def _angular(plan, shell, g, neighbors, triples, work, vectors, out_g, out):
         for k in range(width.first_term - first_term, plan.widths[w + 1].first_term - first_term):
             linear[k], quadratic[k] = width.linear, width.quadratic
             squares[k] = width.squares
+            stretches[k] = stretch(width.linear, width.quadratic, 0.0)
+            joint |= width.quadratic != 0.0
     lo, hi = neighbors.bounds[0], neighbors.bounds[-1]
     sums[:n_terms] = 0.0
     gradient[lo:hi, :, :n_terms] = 0.0
@@ -157,6 +165,8 @@ def _angular(plan, shell, g, neighbors, triples, work, vectors, out_g, out):
                 _columns(weight, rows, row, slope_row, factor, value, slope, column, n)
         for t in range(n):
             j1, k1 = triples.index[t] >> 16, triples.index[t] & 0xFFFF
+            if joint:
+                _stretches(linear, quadratic, triples.sum1[t], stretches, n_terms)
             scalars = (
                 cut_slope[j1],
                 inverse[j1],
@@ -164,16 +174,14 @@ def _angular(plan, shell, g, neighbors, triples, work, vectors, out_g, out):
                 inverse[k1],
                 triples.slope[t] if group.narrow else 0.0,  # not filled for wide groups
                 1.0 / np.sqrt(triples.s[t]),
-                triples.sum1[t] if group.by_distance else 0.0,
                 triples.cosine[t],
                 1.0 if group.narrow else 0.0,
             )
             _spread(
                 value[t],
                 slope[t],
-                linear,
-                quadratic,
                 squares,
+                stretches,
                 scalars,
                 (vectors[j1, 0], vectors[j1, 1], vectors[j1, 2]),
                 (vectors[k1, 0], vectors[k1, 1], vectors[k1, 2]),
@@ -225,9 +233,9 @@ def jacobian(plan, pairs, start, stop, block_first, block_atom, pair_block, g, s
     triples = new_triples(plan.sizes, pairs.most)
     n_columns, room = g.shape[1], len(neighbors.x)
     n_terms, n = round_up(len(plan.terms)), len(triples.s)
-    value, slope, rows = aligned(n, n_terms), aligned(n, n_terms), aligned(4, n_terms)
+    value, slope, rows = aligned(n, n_terms), aligned(n, n_terms), aligned(5, n_terms)
     by_neighbor = aligned(3 * room, n_terms).reshape((room, 3, n_terms))
-    work = _Work(value, slope, rows[0], rows[1], rows[2], rows[3], by_neighbor)
+    work = _Work(value, slope, rows[0], rows[1], rows[2], rows[3], rows[4], by_neighbor)
     vectors = np.empty((room, 3))
     values = np.empty(n_columns)
     gradient = np.empty((pairs.most, 3, n_columns))
