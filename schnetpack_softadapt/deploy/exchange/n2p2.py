@@ -20,6 +20,7 @@ from schnetpack_softadapt.deploy.exchange.lammps import write_lammps
 from schnetpack_softadapt.deploy.exchange.n2p2_format import (
     ACTIVATION_LETTERS,
     ENERGY_UNITS,
+    FUNCTION_TYPES,
     LENGTH_UNITS,
     ElementData,
     N2P2FormatError,
@@ -30,7 +31,7 @@ from schnetpack_softadapt.deploy.exchange.n2p2_format import (
 from schnetpack_softadapt.deploy.exchange.n2p2_read import read_files
 from schnetpack_softadapt.deploy.exchange.n2p2_write import write_files
 from schnetpack_softadapt.deploy.parts import model_parts
-from schnetpack_softadapt.descriptors.acsf.layout import Layout
+from schnetpack_softadapt.descriptors.acsf.layout import KINDS, Layout
 from schnetpack_softadapt.model import ACSF, ACSFPotential, ElementalAtomwise, ForcesAndStress
 
 _STATISTICS = ("minimum", "maximum", "mean", "sigma")  # columns of scaling.data
@@ -204,8 +205,8 @@ def from_model(model: nn.Module) -> N2P2Potential:
     elements = {}
     for row, (number, functions) in enumerate(layout.functions.items()):
         for f in functions:
-            if f.kind == "wG5":
-                raise N2P2FormatError("n2p2 has no weighted wide angular function (wG5)")
+            if f.kind not in FUNCTION_TYPES:
+                raise N2P2FormatError(f"n2p2 has no {KINDS[f.kind].name} function ({f.kind})")
         order = np.array(sorted(range(len(functions)), key=lambda k: column_order(functions[k])))
         buffers = {
             name: getattr(scaling, name)[row].detach().cpu().double().numpy()[order]

@@ -27,11 +27,13 @@ class Kind(NamedTuple):
     and with more than one distance the angular part P = 2^(1-zeta) (1 + lam cos(theta_jik))^zeta.
 
     Attributes:
+        name: what to call it in a sentence.
         n_distances: 1 for r_ij; 2 for r_ij and r_ik; 3 for these and r_jk.
         weighted: whether it sums over all elements, each neighbour weighted by its atomic number.
         each, joint: coefficients of the exponent.
     """
 
+    name: str
     n_distances: int
     weighted: bool = False
     each: float = 1.0
@@ -39,12 +41,12 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "G2": Kind(1),
-    "wG2": Kind(1, weighted=True),
-    "G4": Kind(3),
-    "G5": Kind(2),
-    "wG4": Kind(3, weighted=True),
-    "wG5": Kind(2, weighted=True),
+    "G2": Kind("radial", 1),
+    "wG2": Kind("weighted radial", 1, weighted=True),
+    "G4": Kind("narrow angular", 3),
+    "G5": Kind("wide angular", 2),
+    "wG4": Kind("weighted narrow angular", 3, weighted=True),
+    "wG5": Kind("weighted wide angular", 2, weighted=True),
 }
 
 
