@@ -191,9 +191,10 @@ def codes(system: System) -> dict[str, Callable]:
     kernels, reference = KernelEngine(system.layout), ReferenceEngine(system.layout)
     grad_g = torch.randn(len(numbers), system.layout.n_columns, dtype=torch.float64)
 
-    def both(backend, r_ij):
-        backend.values(r_ij, *indices)
-        backend.vjp(r_ij, *indices, grad_g.to(r_ij.dtype))
+    def both(engine, r_ij):
+        pairs = engine.prepare(r_ij, *indices)
+        engine.values(pairs)
+        engine.vjp(pairs, grad_g.to(r_ij.dtype))
 
     def evaluate(model, dtype):
         inputs = system.inputs(dtype)
@@ -201,7 +202,7 @@ def codes(system: System) -> dict[str, Callable]:
 
     cutoff = system.layout.cutoff
     found = {
-        "kernels, values, float64": lambda: kernels.values(r_ij, *indices),
+        "kernels, values, float64": lambda: kernels.values(kernels.prepare(r_ij, *indices)),
         "kernels, values + VJP, float64": lambda: both(kernels, r_ij),
         "kernels, values + VJP, float32": lambda: both(kernels, single),
         "reference, values + VJP, float64": lambda: both(reference, r_ij),
