@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from types import ModuleType
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -61,13 +61,13 @@ def as_array(x: Tensor | np.ndarray, dtype: np.dtype) -> np.ndarray:
     return np.ascontiguousarray(x, dtype=dtype)
 
 
-def stamp_sources(kernels: Iterable[Callable], modules: Iterable[ModuleType]) -> None:
-    """Let the cache of kernels expire when any of the modules they are made of changes.
+def stamp_sources(kernels: Iterable[Callable], sources: Iterable[str | Path]) -> None:
+    """Let the cache of kernels expire when any of the files they are made of changes.
 
     numba looks at the file of the outermost function only and would go on using old code of the
     others.
     """
-    stats = [os.stat(module.__file__) for module in modules]
+    stats = [os.stat(source) for source in sources]
     stamp = tuple((stat.st_mtime, stat.st_size) for stat in stats)
     for kernel in kernels:
         # private to numba, and not there under NUMBA_DISABLE_JIT

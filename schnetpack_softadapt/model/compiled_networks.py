@@ -9,7 +9,6 @@ a sum of rows times single weights, which vectorises for any width.
 """
 
 import math
-import sys
 from functools import lru_cache
 
 import numpy as np
@@ -224,7 +223,7 @@ def _networks(
                     gradient[atoms[t], c] = upper[c * BLOCK + t] * factor[e, c]
 
 
-stamp_sources([_networks], [loops, sys.modules[__name__]])
+stamp_sources([_networks], [loops.__file__, __file__])
 
 
 class CompiledNetworks:

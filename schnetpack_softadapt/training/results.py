@@ -1,7 +1,7 @@
 """The end of a run: errors of the best model, and its predictions.
 
 Written are `metrics.json`, `predictions/{train,val,test}.npz` and, before training,
-`descriptor.txt` and the settings of a resumed run; a table of errors is printed.
+`descriptor.txt`; a table of errors is printed.
 """
 
 import json
@@ -11,9 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hydra import compose
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import OmegaConf, open_dict
 from pytorch_lightning.callbacks import Callback
 
 from schnetpack_softadapt.files import write_file
@@ -34,8 +31,7 @@ log = logging.getLogger(__name__)
 class ResultsWriter(Callback):
     """At the end of the test, evaluates the tested model on all three subsets.
 
-    At the start of training, the descriptor of a model that has one is written down, and
-    config.yaml of a resumed run gets its present settings.
+    At the start of training, the descriptor of a model that has one is written down.
 
     Every structure counts once, also where several ranks share the test: the samplers of DDP pad
     subsets with repeated structures, so the first rank evaluates them whole.
@@ -55,11 +51,9 @@ class ResultsWriter(Callback):
         self._table = ""
 
     def on_fit_start(self, trainer, pl_module) -> None:
-        """Write the settings, and the table of descriptors, too long for the terminal."""
+        """Write the table of descriptors, too long for the terminal."""
         if not trainer.is_global_zero:
             return
-        if trainer.ckpt_path is not None:
-            _update_config(self.dirpath / "config.yaml")
         representation = getattr(pl_module.model, "representation", None)
         descriptor = getattr(representation, "descriptor", None)
         if descriptor is not None:
@@ -126,20 +120,3 @@ def format_table(metrics: dict[str, Any]) -> str:
     if data_units:
         lines.append(f"history.csv has {', '.join(q.history_unit for q in QUANTITIES)}")
     return "\n".join(lines)
-
-
-def _update_config(path: Path) -> None:
-    """Write the settings of this start of `spktrain` into config.yaml; the seed is the run's first.
-
-    Upstream writes config.yaml on the first start only, and on the others copies it to
-    config.old.N.yaml: all that reads it would take an extended run for the shorter one.
-    """
-    if not path.is_file() or not HydraConfig.initialized():
-        return
-    hydra = HydraConfig.get()
-    config, first = compose(hydra.job.config_name, list(hydra.overrides.task)), OmegaConf.load(path)
-    with open_dict(config):
-        config.pop("seed", None)
-        if "seed" in first:
-            config.seed = first.seed
-    write_file(path, OmegaConf.to_yaml(config))

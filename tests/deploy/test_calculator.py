@@ -474,7 +474,7 @@ def test_errors():
     names = {"energy_key": "energy", "force_key": "forces"}
     with pytest.raises(StressNotDefinedError, match="the model gives no stress"):
         calculated(mo(), model, **names).get_stress()
-    with pytest.raises(ValueError, match=r"none of these is its energy: give energy_key"):
+    with pytest.raises(ValueError, match=r"none of these is its forces: give force_key"):
         SoftAdaptCalculator(model)
 
 

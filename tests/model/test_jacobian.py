@@ -15,7 +15,7 @@ from schnetpack_softadapt.data.neighborlist import NeighborList
 from schnetpack_softadapt.data.structures import Structure
 from schnetpack_softadapt.model import ACSF, ACSFPotential, ElementalAtomwise, ForcesAndStress
 from schnetpack_softadapt.training.losses import EnergyLoss, ForcesLoss, StressLoss
-from schnetpack_softadapt.training.residuals import BatchResiduals
+from schnetpack_softadapt.training.optimizers.residuals import BatchResiduals
 
 CUTOFF = 4.5
 VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))

@@ -127,7 +127,7 @@ def test_masked_stress_has_neither_value_nor_gradient(batch, pred):
     # one structure counts: the mean over six components of squares of one
     slope = 2 / 6 * float(component.sum(*component.residuals(pred, batch))[1])
     expected = torch.full((3, 3), slope / 2).fill_diagonal_(slope)  # xy and yx share one
-    torch.testing.assert_close(pred["stress"].grad[1], expected)
+    torch.testing.assert_close(pred["stress"].grad[1], expected, rtol=2e-6, atol=0)
 
 
 def test_weights_of_structures_and_atoms(batch, pred):
@@ -280,10 +280,7 @@ def test_rmse_of_a_perfect_fit_has_a_gradient(batch):
 
 
 def test_other_tasks_are_told(batch, pred):
-    component = ForcesLoss(structure_weight=None)
-    found = float(component.calculate_loss(pred, batch))
-    assert found == pytest.approx(loss(component, pred, batch), rel=1e-6)
-    with pytest.raises(ValueError, match="SoftAdaptTask"):
+    with pytest.raises(ValueError, match=r"task._target_=schnetpack_softadapt.SoftAdaptTask"):
         EnergyLoss().calculate_loss(pred, {"energy": batch["energy"]})
 
 

@@ -27,8 +27,8 @@ from schnetpack_softadapt.training.callbacks import HistoryWriter
 from schnetpack_softadapt.training.checkpoints import AveragedWeights, RunCheckpoint
 from schnetpack_softadapt.training.losses import EnergyLoss, ForcesLoss, StressLoss
 from schnetpack_softadapt.training.results import ResultsWriter
+from schnetpack_softadapt.training.rules import SoftAdapt
 from schnetpack_softadapt.training.task import SoftAdaptTask
-from schnetpack_softadapt.training.weighting import SoftAdapt
 
 CUTOFF = 4.0
 

@@ -1,12 +1,13 @@
 """Symmetry functions by compiled loops on the CPU: the fast backend.
 
-The loops (numba) run over the atoms of a call; how they are built is told in `kernel_math` and
-`kernel_geometry`. They compute in double precision whatever the type of the input, for that is
+The loops (numba) run over the atoms of a call; how they are built is told in `loops` and
+`triples`. They compute in double precision whatever the type of the input, for that is
 what the sums need; float32 tensors are converted on the way in and out.
 """
 
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,28 +15,16 @@ import torch
 from numba import config
 from torch import Tensor
 
-from schnetpack_softadapt.descriptors.acsf.kernels import (
-    geometry as kernel_geometry,
-)
-from schnetpack_softadapt.descriptors.acsf.kernels import (
-    jacobian as kernel_jacobian,
-)
-from schnetpack_softadapt.descriptors.acsf.kernels import (
-    jvp as kernel_jvp,
-)
-from schnetpack_softadapt.descriptors.acsf.kernels import (
-    loops as kernel_math,
-)
-from schnetpack_softadapt.descriptors.acsf.kernels import (
-    plan as compiled,
-)
-from schnetpack_softadapt.descriptors.acsf.kernels import (
-    values as kernel_values,
-)
-from schnetpack_softadapt.descriptors.acsf.kernels import (
-    vjp as kernel_vjp,
+from schnetpack_softadapt.descriptors.acsf.kernels.jacobian import blocks, jacobian
+from schnetpack_softadapt.descriptors.acsf.kernels.jvp import jvp
+from schnetpack_softadapt.descriptors.acsf.kernels.neighbors import (
+    INDEX_OF_NO_ATOM,
+    UNKNOWN_ELEMENT,
+    sort_pairs,
 )
 from schnetpack_softadapt.descriptors.acsf.kernels.plan import compile_layout
+from schnetpack_softadapt.descriptors.acsf.kernels.values import values
+from schnetpack_softadapt.descriptors.acsf.kernels.vjp import vjp
 from schnetpack_softadapt.descriptors.acsf.layout import Layout
 from schnetpack_softadapt.descriptors.compiled import (
     as_array,
@@ -56,28 +45,13 @@ _FLOAT, _INT = np.dtype(np.float64), np.dtype(np.int64)
 _TRIPLES_PER_TASK = 100_000
 
 
-_MODULES = (
-    compiled,
-    kernel_geometry,
-    kernel_jacobian,
-    kernel_jvp,
-    kernel_math,
-    kernel_values,
-    kernel_vjp,
-)
-_KERNELS = (
-    kernel_geometry.sort_pairs,
-    kernel_jacobian.blocks,
-    kernel_jacobian.jacobian,
-    kernel_jvp.jvp,
-    kernel_values.values,
-    kernel_vjp.vjp,
-)
-stamp_sources(_KERNELS, _MODULES)
+_KERNELS = (sort_pairs, blocks, jacobian, jvp, values, vjp)
+_SOURCES = sorted(Path(__file__).parent.glob("*.py"))
+stamp_sources(_KERNELS, _SOURCES)
 
 
 class SortedPairs(NamedTuple):
-    """Arguments that all kernels share; see `kernel_values.values`."""
+    """Arguments that all kernels share; see `values`."""
 
     first: np.ndarray
     order: np.ndarray
@@ -132,7 +106,7 @@ class KernelEngine(Engine):
             )
         plan = self._plan
         status, most, first, order = call(
-            kernel_geometry.sort_pairs,
+            sort_pairs,
             idx_i,
             idx_j,
             numbers,
@@ -140,9 +114,9 @@ class KernelEngine(Engine):
             plan.channel,
             plan.sizes,
         )
-        if status == kernel_geometry.UNKNOWN_ELEMENT:
+        if status == UNKNOWN_ELEMENT:
             check_elements(numbers.tolist(), self.descriptor.elements)
-        if status == kernel_geometry.INDEX_OF_NO_ATOM:
+        if status == INDEX_OF_NO_ATOM:
             raise ValueError(f"idx_i and idx_j must be from 0 to {len(numbers) - 1}")
         if most >= 65_000:
             raise ValueError(f"an atom has {most} neighbours; the kernels take up to 65,000")
@@ -151,19 +125,19 @@ class KernelEngine(Engine):
     def values(self, pairs: KernelPairs) -> Tensor:
         """See `Engine.values`; computed in float64, as all of the following."""
         g = np.zeros((len(pairs.arrays.numbers), self.descriptor.n_columns))
-        self._run(kernel_values.values, pairs.arrays, g)
+        self._run(values, pairs.arrays, g)
         return pairs.tensor(g)
 
     def vjp(self, pairs: KernelPairs, grad_g: Tensor | np.ndarray) -> Tensor:
         """See `Engine.vjp`."""
         grad_r = np.zeros((len(pairs.arrays.idx_j), 3))
-        self._run(kernel_vjp.vjp, pairs.arrays, as_array(grad_g, _FLOAT), grad_r)
+        self._run(vjp, pairs.arrays, as_array(grad_g, _FLOAT), grad_r)
         return pairs.tensor(grad_r)
 
     def jvp(self, pairs: KernelPairs, tangent: Tensor | np.ndarray) -> Tensor:
         """See `Engine.jvp`."""
         g = np.zeros((len(pairs.arrays.numbers), self.descriptor.n_columns))
-        self._run(kernel_jvp.jvp, pairs.arrays, as_array(tangent, _FLOAT), g)
+        self._run(jvp, pairs.arrays, as_array(tangent, _FLOAT), g)
         return pairs.tensor(g)
 
     def jacobian(
@@ -172,12 +146,12 @@ class KernelEngine(Engine):
         """See `Engine.jacobian`; the loops run without Python's global lock."""
         arrays = pairs.arrays
         n_atoms, n_columns = len(arrays.numbers), self.descriptor.n_columns
-        blocks = call(kernel_jacobian.blocks, arrays.first, arrays.order, arrays.idx_j, n_atoms)
+        found = call(blocks, arrays.first, arrays.order, arrays.idx_j, n_atoms)
         g = np.empty((n_atoms, n_columns), dtype)
         strain = np.empty((n_atoms, 6, n_columns), dtype)
-        dg_dr = np.empty((len(blocks[1]), 3, n_columns), dtype)
-        self._run(kernel_jacobian.jacobian, arrays, *blocks, g, strain, dg_dr, threads=threads)
-        return Jacobian(g, strain, blocks[0], blocks[1], dg_dr)
+        dg_dr = np.empty((len(found[1]), 3, n_columns), dtype)
+        self._run(jacobian, arrays, *found, g, strain, dg_dr, threads=threads)
+        return Jacobian(g, strain, found[0], found[1], dg_dr)
 
     def _run(
         self, kernel: Callable, pairs: SortedPairs, *arrays, threads: int | None = None
@@ -194,13 +168,13 @@ class KernelEngine(Engine):
         else:
             tasks = 1
         if tasks == 1 or not is_ready(kernel):
-            call(kernel, self._plan, *pairs, 0, n_atoms, *arrays)
+            call(kernel, self._plan, pairs, 0, n_atoms, *arrays)
             return
         ends = np.searchsorted(triples, np.linspace(0, triples[-1], tasks + 1))
         ends[0], ends[-1] = 0, n_atoms
         pool = thread_pool(threads)
         futures = [
-            pool.submit(kernel, self._plan, *pairs, int(start), int(stop), *arrays)
+            pool.submit(kernel, self._plan, pairs, int(start), int(stop), *arrays)
             for start, stop in pairwise(ends)
             if stop > start
         ]
