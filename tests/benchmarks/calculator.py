@@ -38,7 +38,7 @@ from schnetpack_softadapt.descriptors.acsf.grids import default_layout  # noqa: 
 from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction  # noqa: E402
 from schnetpack_softadapt.model import (  # noqa: E402
     ACSF,
-    ACSFPotential,
+    DescriptorPotential,
     ElementalAtomwise,
     ForcesAndStress,
 )
@@ -78,11 +78,11 @@ def recipe(elements: list[str]) -> Layout:
     return default_layout(elements, 6.0, n_radial=20, n_angular_widths=4, zetas=[1, 2, 4, 8, 16])
 
 
-def acsf_model(atoms: Atoms, functions: Layout | None = None) -> ACSFPotential:
+def acsf_model(atoms: Atoms, functions: Layout | None = None) -> DescriptorPotential:
     """Untrained, with a scaling that fits no structure badly."""
     torch.manual_seed(0)
     elements = sorted(set(atoms.get_chemical_symbols()))
-    model = ACSFPotential(
+    model = DescriptorPotential(
         representation=ACSF(layout=functions or layout(elements)),
         input_modules=[Strain(), PairwiseDistances()],
         output_modules=[

@@ -44,7 +44,7 @@ from schnetpack.representation import PaiNN, SchNet
 from schnetpack_softadapt.descriptors.acsf.kernels.engine import KernelEngine
 from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
 from schnetpack_softadapt.descriptors.acsf.reference import ReferenceEngine
-from schnetpack_softadapt.model import ACSF, ACSFPotential, ElementalAtomwise, ForcesAndStress
+from schnetpack_softadapt.model import ACSF, DescriptorPotential, ElementalAtomwise, ForcesAndStress
 from schnetpack_softadapt.neighbors.pair_list import neighbor_pairs
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the readers of the tests
@@ -130,11 +130,11 @@ def systems() -> list[System]:
     return found
 
 
-def our_model(system: System, dtype: torch.dtype) -> ACSFPotential:
+def our_model(system: System, dtype: torch.dtype) -> DescriptorPotential:
     """An untrained potential whose scaling fits the structure."""
     torch.manual_seed(0)
     elements = system.layout.elements
-    model = ACSFPotential(
+    model = DescriptorPotential(
         representation=ACSF(layout=system.layout),
         input_modules=[Strain(), PairwiseDistances()],
         output_modules=[
