@@ -11,7 +11,9 @@ from schnetpack_softadapt import __version__, errors
 from schnetpack_softadapt.cli import main as cli
 from schnetpack_softadapt.descriptors.acsf.layout import Layout
 
-NAMES = ("import", "generate", "report", "export", "import-potential", "check")
+#: commands that write a result, and the others
+WRITERS = ("import", "generate", "predict", "report", "check", "export", "import-potential")
+NAMES = (*WRITERS, "train", "info")
 
 
 @pytest.fixture
@@ -44,7 +46,10 @@ def test_help_is_for_users(capsys):
 @pytest.mark.parametrize("name", NAMES)
 def test_one_convention_for_all_commands(name, capsys):
     text = help_of(capsys, name)
-    for option in ("--out ", "--overwrite ", "-v, --verbose ", "--debug "):
+    options = ["-v, --verbose ", "--debug "]
+    if name in WRITERS:
+        options += ["--out ", "--overwrite "]
+    for option in options:
         assert option in text
 
 

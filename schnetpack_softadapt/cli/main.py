@@ -6,6 +6,7 @@ that `--help` answers at once. Outputs have one convention, `_add_output`; error
 
 import argparse
 import contextlib
+import functools
 import logging
 import sys
 import traceback
@@ -18,8 +19,8 @@ from schnetpack_softadapt.errors import error_text, is_users
 __all__ = ["main"]
 
 DESCRIPTION = (
-    "What stands before and after training with SchNetPack's spktrain: data, reports, checks and"
-    " exports of interatomic potentials."
+    "Interatomic potentials with SchNetPack: data, training, predictions, reports, checks and"
+    " exports."
 )
 FAULT = (
     "This is a fault of schnetpack_softadapt, not yours. Please report it to its authors, with the"
@@ -41,7 +42,12 @@ def main(argv: list[str] | None = None) -> int:
         add(commands)
     for each in (parser, *commands.choices.values()):
         _add_verbosity(each)
-    args = parser.parse_args(argv)
+    args, rest = parser.parse_known_args(argv)
+    # argparse gives options between positional arguments, but not the other way round
+    if not hasattr(args, "overrides") or any(text.startswith("-") for text in rest):
+        args = parser.parse_args(argv)
+    else:
+        args.overrides += rest
     with _messages(args):
         try:
             _keep_existing(args)
@@ -145,19 +151,14 @@ def _add_import(commands) -> None:
         " selects as in ASE), from folders (all *.extxyz, *.xyz, *.traj, *.json, input.data, OUTCAR"
         " and vasprun.xml below them) and from patterns in quotes ('runs/**/*.out'), check them,"
         " and write a database in SchNetPack's format: eV, Ang, stress positive = tension. Train on"
-        " it with `spktrain experiment=acsf_softadapt data.datapath=my.db`.",
+        " it with `spk-softadapt train my.db`.",
     )
     parser.add_argument("files", nargs="+", metavar="FILE", help="file, folder or 'PATTERN'")
     parser.add_argument("--out", required=True, metavar="DB", help="database to write, *.db")
     parser.add_argument("--val", nargs="+", default=[], metavar="FILE", help="validation set")
     parser.add_argument("--test", nargs="+", default=[], metavar="FILE", help="test set")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing database")
-    parser.add_argument(
-        "--format",
-        default="auto",
-        help="auto (default: by the content), ase, runner (input.data of n2p2 and RuNNer), mlearn"
-        " (JSON of mlearn and maml), fitsnap (JSON)",
-    )
+    parser.add_argument("--format", default="auto")
     keys = parser.add_argument_group(
         "keys", "names of the labels in the files, where they are not the usual ones"
     )
@@ -188,37 +189,10 @@ def _add_import(commands) -> None:
         help="structures that agree in these info entries stay in one subset of a split",
     )
     units = parser.add_argument_group("units and conventions")
-    units.add_argument(
-        "--energy-unit",
-        metavar="UNIT",
-        help="eV, Ha, Ry, kcal/mol..; default: eV, but Ha in input.data and as FitSNAP states it",
-    )
-    units.add_argument(
-        "--length-unit",
-        metavar="UNIT",
-        help="Ang, Bohr, nm; default: Ang, but Bohr in input.data and as FitSNAP states it",
-    )
-    units.add_argument("--forces-unit", metavar="UNIT", help="such as Ha/Bohr; default: from both")
-    units.add_argument(
-        "--stress-unit",
-        metavar="UNIT",
-        help="eV/Ang^3, GPa, kbar, Ha/Bohr^3..; default: from both (ASE converts VASP's kbar), but"
-        " kbar in mlearn and as stated, else bar, in FitSNAP JSON",
-    )
-    units.add_argument(
-        "--stress-sign",
-        type=int,
-        choices=(-1, 1),
-        help="1: positive = tension (ASE), -1: positive = compression (VASP, pressures); default:"
-        " 1, but -1 in mlearn and FitSNAP JSON",
-    )
-    units.add_argument(
-        "--stress-order",
-        metavar="ORDER",
-        help="of six numbers: voigt (xx yy zz yz xz xy), vasp (xx yy zz xy yz zx), lammps"
-        " (xx yy zz xy xz yz), or the six components in quotes; default: voigt, but lammps in"
-        " mlearn JSON",
-    )
+    for name in ("energy", "length", "forces", "stress"):
+        units.add_argument(f"--{name}-unit", metavar="UNIT")
+    units.add_argument("--stress-sign", type=int, choices=(-1, 1))
+    units.add_argument("--stress-order", metavar="ORDER")
     units.add_argument(
         "--repair-stress",
         nargs="+",
@@ -228,12 +202,23 @@ def _add_import(commands) -> None:
         " xz yz xy' (what each of xx yy zz yz xz xy really is), GROUP=FACTOR, 'GROUP=FACTOR ORDER'",
     )
     parser.set_defaults(run=_import)
+    parser.format_help = functools.partial(_import_help, parser)
+
+
+def _import_help(parser: argparse.ArgumentParser) -> str:
+    """Help with what the formats say about themselves, which takes importing them."""
+    from schnetpack_softadapt.data.formats.format import option_help
+
+    texts = option_help()
+    for action in parser._actions:
+        action.help = texts.get(action.dest, action.help)
+    return argparse.ArgumentParser.format_help(parser)
 
 
 def _import(args) -> None:
-    from schnetpack_softadapt.data.convert import convert_files
-    from schnetpack_softadapt.data.formats.registry import ImportOptions
-    from schnetpack_softadapt.data.stress_labels import StressRepair
+    from schnetpack_softadapt.data.formats.format import ImportOptions
+    from schnetpack_softadapt.data.importing.convert import convert_files
+    from schnetpack_softadapt.data.importing.stress_labels import StressRepair
 
     # the arguments have the names of its fields
     options = ImportOptions(
@@ -320,14 +305,9 @@ def _add_generate(commands) -> None:
 
 def _generate(args) -> int:
     from schnetpack_softadapt.data.generate.generate import generate, plan
-    from schnetpack_softadapt.data.generate.settings import (
-        load_config,
-        read_recipe,
-        settings_from_options,
-    )
+    from schnetpack_softadapt.data.generate.recipe import read_recipe
 
-    config, folder = load_config(args.config) if args.config else ({}, ".")
-    recipe = read_recipe(settings_from_options(config, vars(args)), folder)
+    recipe = read_recipe(args.config, vars(args))
     if args.dry_run:
         print(plan(recipe))
         return 0
@@ -345,6 +325,101 @@ def _generate(args) -> int:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130
     return int(bool(result.failed))
+
+
+def _add_train(commands) -> None:
+    parser = commands.add_parser(
+        "train",
+        help="a potential for a database, with the recommended recipe",
+        description="Train with experiment=mlearn_softadapt (crystals) or molecule_softadapt (no"
+        " structure is periodic); the spktrain command that it stands for is printed. The same"
+        " command again goes on with a run that was stopped, and more epochs extend it.",
+    )
+    parser.add_argument("database", metavar="DB", help="database that `import` wrote")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="settings of the configuration, as for spktrain: task.weighting.beta=1",
+    )
+    parser.add_argument(
+        "--model", default="acsf", metavar="KIND", help="acsf (default), painn or schnet"
+    )
+    parser.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/DB)")
+    parser.add_argument("--epochs", type=int, metavar="N", help="largest number of epochs")
+    parser.add_argument(
+        "--time", dest="max_time", metavar="TIME", help="such as 90s, 30min, 2h: when to end"
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="of first weights and order")
+    parser.add_argument("--cutoff", type=float, metavar="ANG", help="radius of environments")
+    parser.add_argument(
+        "--weighting", metavar="RULE", help="of the losses: likelihood, softadapt, fixed.."
+    )
+    parser.add_argument("--device", help="cpu, gpu or auto (default)")
+    parser.set_defaults(run=_train, result=None)
+
+
+def _train(args) -> None:
+    from schnetpack_softadapt.api import train
+
+    names = ("model", "out", "epochs", "max_time", "seed", "cutoff", "weighting", "device")
+    run = train(args.database, *args.overrides, **{name: getattr(args, name) for name in names})
+    print(f"model {run.folder / 'best_model'}; `spk-softadapt report {run.folder}` makes pictures")
+
+
+def _add_predict(commands) -> None:
+    parser = commands.add_parser(
+        "predict",
+        help="energies, forces and stresses of the structures in a file, and their errors",
+        description="Predict the structures of a file that `import` reads, or of a database. Where"
+        " they have labels, a table of the errors is printed.",
+    )
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="best_model or run directory (a pickle, which can execute code: only what you trust),"
+        " or n2p2 folder (text)",
+    )
+    parser.add_argument("structures", metavar="FILE", help="structures")
+    _add_output(
+        parser,
+        "FILE",
+        "extended XYZ with predictions and labels (energy_ref..), or *.npz (default: none)",
+    )
+    parser.add_argument("--device", default="cpu", help="default: cpu")
+    parser.add_argument("--energy-unit", help="of a model that does not state it")
+    parser.add_argument("--position-unit", help="likewise")
+    parser.set_defaults(run=_predict)
+
+
+def _predict(args) -> None:
+    from schnetpack_softadapt.api import predict
+
+    names = ("out", "device", "energy_unit", "position_unit")
+    arguments = {name: getattr(args, name) for name in names}
+    print(predict(args.model, args.structures, **arguments))
+
+
+def _add_info(commands) -> None:
+    parser = commands.add_parser(
+        "info",
+        help="what a model, a database or a run is, on one screen",
+        description="Elements, cutoff, functions and units of a model; structures, labels and"
+        " groups of a database; recipe and errors of a run.",
+    )
+    parser.add_argument(
+        "path",
+        metavar="MODEL|DB|RUN",
+        help="best_model (a pickle, which can execute code: only what you trust), n2p2 folder,"
+        " database or run directory",
+    )
+    parser.set_defaults(run=_info)
+
+
+def _info(args) -> None:
+    from schnetpack_softadapt.cli.info import info
+
+    print(info(args.path))
 
 
 def _add_report(commands) -> None:
@@ -509,7 +584,17 @@ def _check(args) -> int:
 
 
 #: one function per command: takes the subparsers object, adds its parser, sets `run`
-COMMANDS = [_add_import, _add_generate, _add_report, _add_export, _add_import_potential, _add_check]
+COMMANDS = [
+    _add_import,
+    _add_generate,
+    _add_train,
+    _add_predict,
+    _add_info,
+    _add_report,
+    _add_check,
+    _add_export,
+    _add_import_potential,
+]
 
 
 if __name__ == "__main__":

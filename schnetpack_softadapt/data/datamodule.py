@@ -11,12 +11,11 @@ from schnetpack.data import AtomsDataModule, SplittingStrategy, calculate_stats
 from schnetpack.units import convert_units
 
 from schnetpack_softadapt.data.dataset import InMemoryAtomsData
-from schnetpack_softadapt.data.loading import BatchSource, EpochSampler, InMemoryLoader, as_batch
-from schnetpack_softadapt.data.partition import DEFAULT_SPLIT_FILE, DEFAULT_SPLIT_KEY, Partition
+from schnetpack_softadapt.data.loader import BatchSource, EpochSampler, InMemoryLoader, as_batch
 from schnetpack_softadapt.data.paths import user_path
+from schnetpack_softadapt.data.splitting import DEFAULT_SPLIT_FILE, DEFAULT_SPLIT_KEY, Partition
 from schnetpack_softadapt.data.statistics import element_contributions
 from schnetpack_softadapt.data.stored import StoredDescriptors
-from schnetpack_softadapt.data.structures import Structure
 from schnetpack_softadapt.descriptors.elements import atomic_number, check_elements
 from schnetpack_softadapt.errors import in_one_line
 
@@ -139,23 +138,20 @@ class SoftAdaptDataModule(AtomsDataModule):
                 f" `spk-softadapt import FILE... --out {self.datapath}`"
             ) from None
         if self.train_idx is None:
-            self._load_partitions()
+            split = self.partition.find_or_make(self.dataset, self.datapath)
+            self.train_idx, self.val_idx, self.test_idx = split.train, split.val, split.test
+            self.num_train, self.num_val = len(split.train), len(split.val)
+            self.num_test = len(split.test)
         self._train_dataset = self.dataset.subset(self.train_idx)
         self._val_dataset = self.dataset.subset(self.val_idx)
         self._test_dataset = self.dataset.subset(self.test_idx)
         self._setup_transforms()
         self._warn_of_unseen_elements()
 
-    def _load_partitions(self) -> None:
-        split = self.partition.find_or_make(self.dataset, self.datapath)
-        self.train_idx, self.val_idx, self.test_idx = split.train, split.val, split.test
-        self.num_train, self.num_val = len(split.train), len(split.val)
-        self.num_test = len(split.test)
-
     @property
     def elements(self) -> list[int]:
         """Atomic numbers that occur anywhere in the database, ascending."""
-        return np.unique(self.dataset.numbers).tolist()
+        return np.unique(self.dataset.raw.values(properties.Z)).tolist()
 
     def check_elements(self, allowed: Iterable[int | str]) -> None:
         """Refuse data with elements that a model does not know.
@@ -164,12 +160,10 @@ class SoftAdaptDataModule(AtomsDataModule):
             UnknownElementError: naming the elements and the first structure with one of them.
         """
         known = {atomic_number(e) for e in allowed}
-        first = min((self._first_with(z) for z in self.elements if z not in known), default=None)
+        raw = self.dataset.raw
+        unknown = ~np.isin(raw.values(properties.Z), list(known))
+        first = np.searchsorted(raw.first(properties.Z), unknown.argmax(), side="right") - 1
         check_elements(self.elements, known, f"{self.datapath}, structure {first}")
-
-    def _first_with(self, number: int) -> int:
-        atom = np.argmax(self.dataset.numbers == number)
-        return int(np.searchsorted(self.dataset.raw.first(properties.Z), atom, side="right")) - 1
 
     def _warn_of_unseen_elements(self) -> None:
         seen = self._elements_of(self.train_idx)
@@ -183,10 +177,7 @@ class SoftAdaptDataModule(AtomsDataModule):
                 )
 
     def _elements_of(self, indices: Sequence[int]) -> set[int]:
-        raw = self.dataset.raw
-        first, numbers = raw.first(properties.Z), raw.values(properties.Z)
-        parts = [numbers[first[k] : first[k + 1]] for k in indices]
-        return set(np.concatenate(parts).tolist()) if parts else set()
+        return {z for k in indices for z in self.dataset.raw.rows(properties.Z, k).tolist()}
 
     # statistics that SchNetPack's transforms ask for
 
@@ -303,54 +294,27 @@ class SoftAdaptDataModule(AtomsDataModule):
     def train_dataloader(self) -> InMemoryLoader:
         """Training batches, in an order that follows from the seed and the epoch."""
         if self._train_dataloader is None:
-            source = BatchSource(self._train_dataset)
-            kwargs = {"sampler": EpochSampler(source)}
+            data, size = self._train_dataset, self.batch_size
+            kwargs = {"sampler": EpochSampler(data)}
             if self.train_sampler_cls is not None:
-                kwargs = {
-                    "batch_sampler": self._setup_sampler(
-                        self.train_sampler_cls, self.train_sampler_args or {}, self._train_dataset
-                    )
-                }
-            self._train_dataloader = self._loader(
-                self._train_dataset,
-                1 if self.train_sampler_cls is not None else self.batch_size,
-                self.num_workers,
-                **kwargs,
-            )
+                sampler = (self.train_sampler_cls, self.train_sampler_args or {}, data)
+                size, kwargs = 1, {"batch_sampler": self._setup_sampler(*sampler)}
+            self._train_dataloader = self._loader(data, size, self.num_workers, **kwargs)
         return self._with_store(self._train_dataloader)
 
     def val_dataloader(self) -> InMemoryLoader:
         """Validation batches."""
         if self._val_dataloader is None:
-            self._val_dataloader = self._loader(
-                self._val_dataset, self.val_batch_size, self.num_val_workers
-            )
+            arguments = (self._val_dataset, self.val_batch_size, self.num_val_workers)
+            self._val_dataloader = self._loader(*arguments)
         return self._with_store(self._val_dataloader)
 
     def test_dataloader(self) -> InMemoryLoader:
         """Test batches; none if no structures are left for testing."""
         if self._test_dataloader is None:
-            self._test_dataloader = self._loader(
-                self._test_dataset, self.test_batch_size, self.num_test_workers
-            )
+            arguments = (self._test_dataset, self.test_batch_size, self.num_test_workers)
+            self._test_dataloader = self._loader(*arguments)
         return self._with_store(self._test_dataloader)
-
-    # structures, for statistics and reports
-
-    @property
-    def train_structures(self) -> list[Structure]:
-        """Training structures with their labels, before transforms."""
-        return self._train_dataset.structures()
-
-    @property
-    def val_structures(self) -> list[Structure]:
-        """Validation structures with their labels, before transforms."""
-        return self._val_dataset.structures()
-
-    @property
-    def test_structures(self) -> list[Structure]:
-        """Test structures with their labels, before transforms."""
-        return self._test_dataset.structures()
 
 
 def _check_counts(**arguments) -> None:

@@ -82,15 +82,13 @@ class TrainingTargets:
         """
         if len(dataset) == 0:
             raise ValueError("the training set is empty")
-        if isinstance(dataset, InMemoryAtomsData):
-            dataset = dataset.without_neighbors()
-        else:
-            transforms = dataset.transforms
-            dataset = dataset.subset(range(len(dataset)))
-            dataset.transforms = [t for t in transforms if not needs_neighbors(t)]
+        light = dataset.subset(range(len(dataset)))
+        light.transforms = [t for t in dataset.transforms if not needs_neighbors(t)]
+        if isinstance(light, InMemoryAtomsData):
+            light.attach(None)
         columns: dict[str, list[np.ndarray]] = {}
         for k in range(len(dataset)):
-            for key, value in dataset[k].items():
+            for key, value in light[k].items():
                 columns.setdefault(key, []).append(value.detach().cpu().numpy())
 
         labels = {key: np.concatenate(values) for key, values in columns.items()}
@@ -153,11 +151,10 @@ def element_contributions(dataset, property: str, is_extensive: bool, z_max: int
     Returns:
         (z_max,) float64, 0 for elements that do not occur.
     """
-    targets, values = TrainingTargets.from_dataset(dataset), []
-    for k in range(len(dataset)):
-        values.append(float(dataset[k][property]))
+    targets = TrainingTargets.from_dataset(dataset)
     per_atom = 1.0 / targets.n_atoms
-    values = np.array(values) * (per_atom if is_extensive else 1.0)
+    values = targets.labels[property].astype(np.float64).reshape(-1)
+    values = values * per_atom if is_extensive else values
     result = torch.zeros(z_max, dtype=torch.float64)
     fit = _minimum_norm(targets.compositions * per_atom[:, None], values)
     result[torch.from_numpy(targets.elements)] = torch.from_numpy(fit)

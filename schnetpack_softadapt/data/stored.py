@@ -4,7 +4,7 @@ import torch
 from schnetpack import properties
 
 from schnetpack_softadapt import properties as keys
-from schnetpack_softadapt.data.packed import joined_ranges
+from schnetpack_softadapt.data.ragged import joined_ranges
 
 __all__ = ["StoredDescriptors"]
 

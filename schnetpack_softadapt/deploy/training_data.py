@@ -7,7 +7,7 @@ from omegaconf import OmegaConf
 
 from schnetpack_softadapt.data.dataset import InMemoryAtomsData
 from schnetpack_softadapt.data.paths import run_config, run_database
-from schnetpack_softadapt.data.split_file import load_split
+from schnetpack_softadapt.data.splitting import load_split
 
 __all__ = ["training_structure"]
 

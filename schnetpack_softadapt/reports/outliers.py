@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from schnetpack_softadapt.data.stress_labels import Finding, findings_from_predictions
+from schnetpack_softadapt.data.importing.stress_labels import Finding, findings_from_predictions
 from schnetpack_softadapt.quantities import (
     ENERGY,
     FORCES,

@@ -5,7 +5,6 @@ predictions (`reports.predict`) and `spk-softadapt predict` (`deploy.predict`).
 """
 
 import io
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from schnetpack.data import AtomsLoader
 from tqdm import tqdm
 
 from schnetpack_softadapt import properties as keys
+from schnetpack_softadapt.files import write_file
 from schnetpack_softadapt.quantities import (
     BY_NAME,
     METRICS,
@@ -172,11 +172,7 @@ def write_predictions(path: Path, arrays: Mapping[str, np.ndarray]) -> Path:
     """Write an npz file, whole or not at all; the folder is made."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(buffer.getvalue())
-    os.replace(temporary, path)
-    return path
+    return write_file(path, buffer.getvalue())
 
 
 def prediction_errors(

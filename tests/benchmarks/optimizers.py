@@ -25,8 +25,8 @@ from schnetpack import atomistic
 from schnetpack.transform import CastTo32
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from schnetpack_softadapt.data.convert import convert_files
 from schnetpack_softadapt.data.datamodule import SoftAdaptDataModule
+from schnetpack_softadapt.data.importing.convert import convert_files
 from schnetpack_softadapt.data.neighborlist import NeighborList
 from schnetpack_softadapt.model import ACSF, ACSFPotential, ElementalAtomwise, ForcesAndStress
 from schnetpack_softadapt.training.losses import EnergyLoss, ForcesLoss, StressLoss

@@ -23,8 +23,8 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 from environment import write_result
 
-from schnetpack_softadapt.data.convert import convert_files
 from schnetpack_softadapt.data.database import write_database
+from schnetpack_softadapt.data.importing.convert import convert_files
 from schnetpack_softadapt.data.structures import Structure
 
 ACSF = ["experiment=acsf_softadapt", "globals.cutoff=5.2"]

@@ -6,11 +6,13 @@ import pytest
 import torch
 from schnetpack.data import RandomSplit
 
-from schnetpack_softadapt.data.split_file import Split, load_split, save_split
 from schnetpack_softadapt.data.splitting import (
     BlockSplit,
     GroupedSplit,
     SeededRandomSplit,
+    Split,
+    load_split,
+    save_split,
     split_sizes,
     split_with_seed,
 )

@@ -15,19 +15,11 @@ from n2p2_reference import load
 from numba import njit
 
 from schnetpack_softadapt.descriptors.acsf.cutoffs import CUTOFFS
-from schnetpack_softadapt.descriptors.acsf.kernels import (
-    engine as kernels,
-)
-from schnetpack_softadapt.descriptors.acsf.kernels import (
-    geometry as kernel_geometry,
-)
-from schnetpack_softadapt.descriptors.acsf.kernels import (
-    loops as kernel_math,
-)
-from schnetpack_softadapt.descriptors.acsf.kernels import (
-    plan as compiled,
-)
+from schnetpack_softadapt.descriptors.acsf.kernels import engine, loops
 from schnetpack_softadapt.descriptors.acsf.kernels.engine import KernelBackend
+from schnetpack_softadapt.descriptors.acsf.kernels.neighbors import PAD
+from schnetpack_softadapt.descriptors.acsf.kernels.plan import compile_layout
+from schnetpack_softadapt.descriptors.acsf.kernels.triples import CHUNK, new_triples
 from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
 from schnetpack_softadapt.descriptors.acsf.reference import ReferenceBackend
 
@@ -62,12 +54,12 @@ def random_like(x, seed=0):
 @njit
 def _exponentials(x, out):
     for t in range(len(x)):
-        out[t] = kernel_math.exponential(x[t])
+        out[t] = loops.exponential(x[t])
 
 
 @njit
 def _cutoffs(code, s, cutoff, f, slope):
-    kernel_math.cutoff_factors(code, s, cutoff, f, slope, len(s))
+    loops.cutoff_factors(code, s, cutoff, f, slope, len(s))
 
 
 def test_exponential():
@@ -103,7 +95,7 @@ def test_cutoff_functions(name):
     x = np.linspace(0.02, 0.99999, 20001)
     f, slope = np.empty_like(x), np.empty_like(x)
     s = (x * cutoff) ** 2
-    _cutoffs(kernel_math.CUTOFF_CODES[name], s, cutoff, f, slope)
+    _cutoffs(loops.CUTOFF_CODES[name], s, cutoff, f, slope)
     # of the squared distance as it is in double precision
     exact = _exact_cutoff(name, np.sqrt(s.astype(np.longdouble)) / np.longdouble(cutoff))
     error = np.abs(f - exact)
@@ -118,7 +110,7 @@ def test_cutoff_functions(name):
 
 
 def test_cutoffs_have_the_same_names_everywhere():
-    assert set(kernel_math.CUTOFF_CODES) == set(CUTOFFS)
+    assert set(loops.CUTOFF_CODES) == set(CUTOFFS)
 
 
 @pytest.mark.parametrize("name", CUTOFFS)
@@ -169,7 +161,7 @@ def angular_layout(etas, zetas=(1, 2, 16), kind="G4", r_s=0.0):
 )
 def test_exponentials_are_shared_where_widths_are_multiples(etas, n_bases):
     layout = angular_layout(etas)
-    plan = compiled.compile_layout(layout)
+    plan = compile_layout(layout)
     assert len(plan.bases) == 2 * n_bases  # two central elements
     inputs = ball(20, 4.2)
     g = KernelBackend(layout).values(*inputs)
@@ -371,11 +363,11 @@ def test_threads_give_identical_results(monkeypatch):
         ]
 
     expected = results()
-    monkeypatch.setattr(kernels, "n_threads", lambda: 3)
-    monkeypatch.setattr(kernels, "_TRIPLES_PER_TASK", 1000)
-    assert kernels._pool is None or kernels._pool[1] != 3
+    monkeypatch.setattr(engine, "n_threads", lambda: 3)
+    monkeypatch.setattr(engine, "_TRIPLES_PER_TASK", 1000)
+    assert engine._pool is None or engine._pool[1] != 3
     assert all(map(torch.equal, results(), expected))
-    assert kernels._pool[1] == 3  # it did run in threads
+    assert engine._pool[1] == 3  # it did run in threads
     # and two callers at a time
     with ThreadPoolExecutor(2) as pool:
         for found in pool.map(lambda _: results(), range(2)):
@@ -383,16 +375,16 @@ def test_threads_give_identical_results(monkeypatch):
 
 
 def test_number_of_threads(monkeypatch):
-    monkeypatch.setattr(kernels.config, "NUMBA_NUM_THREADS", 64)
+    monkeypatch.setattr(engine.config, "NUMBA_NUM_THREADS", 64)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
-    assert kernels.n_threads() == 5
-    monkeypatch.setattr(kernels.config, "NUMBA_NUM_THREADS", 2)
-    assert kernels.n_threads() == 2
+    assert engine.n_threads() == 5
+    monkeypatch.setattr(engine.config, "NUMBA_NUM_THREADS", 2)
+    assert engine.n_threads() == 2
 
 
 def _values_in_threads(queue):
-    kernels.n_threads = lambda: 2
-    kernels._TRIPLES_PER_TASK = 10
+    engine.n_threads = lambda: 2
+    engine._TRIPLES_PER_TASK = 10
     layout = bf.mixed_layout()
     queue.put(KernelBackend(layout).values(*crystal(layout)).numpy())
 
@@ -401,8 +393,8 @@ def _values_in_threads(queue):
 @pytest.mark.filterwarnings("ignore:.*fork.*")
 def test_threads_after_a_fork(monkeypatch):
     # data loader workers are forks; the threads of the parent do not exist in them
-    monkeypatch.setattr(kernels, "n_threads", lambda: 2)
-    monkeypatch.setattr(kernels, "_TRIPLES_PER_TASK", 10)
+    monkeypatch.setattr(engine, "n_threads", lambda: 2)
+    monkeypatch.setattr(engine, "_TRIPLES_PER_TASK", 10)
     layout = bf.mixed_layout()
     expected = KernelBackend(layout).values(*crystal(layout)).numpy()
     context = multiprocessing.get_context("fork")
@@ -418,7 +410,7 @@ def test_threads_after_a_fork(monkeypatch):
 
 def test_nothing_is_compiled_twice():
     # `jacobian` comes in both precisions, `networks` has its own tests
-    kernel_list = [k for k in kernels._KERNELS if k.__name__ not in ("jacobian", "networks")]
+    kernel_list = [k for k in engine._KERNELS if k.__name__ not in ("jacobian", "networks")]
     for layout in (bf.mixed_layout(), angular_layout((0.1,)), angular_layout((0.2, 0.3), (1.5,))):
         for dtype in (torch.float32, torch.float64):
             r_ij, *rest = crystal(layout)
@@ -457,24 +449,24 @@ def test_a_second_process_does_not_compile(tmp_path):
 def test_the_cache_expires_with_any_of_the_sources(monkeypatch):
     layout = angular_layout((0.1,))
     KernelBackend(layout).values(*crystal(layout))
-    file = kernels.kernel_values.values._cache._cache_file
+    file = engine.values._cache._cache_file
     assert file._load_index()
     stat = os.stat
 
     def newer(path, *args, **kwargs):
         found = stat(path, *args, **kwargs)
-        if path != kernel_math.__file__:
+        if str(path) != loops.__file__:
             return found
         return os.stat_result((*found[:8], found.st_mtime + 1, *found[9:10]))
 
     stamp = file._source_stamp
     try:
-        monkeypatch.setattr(kernels.os, "stat", newer)
-        kernels._stamp_sources()
+        monkeypatch.setattr(engine.os, "stat", newer)
+        engine._stamp_sources()
         assert file._load_index() == {}
     finally:
         monkeypatch.undo()
-        kernels._stamp_sources()
+        engine._stamp_sources()
     assert file._source_stamp == stamp
 
 
@@ -497,14 +489,14 @@ def test_without_compilation_auto_is_the_reference():
 
 
 def test_the_first_compilation_says_so(monkeypatch, capsys):
-    monkeypatch.setattr(kernels._Announcer, "silent", False)
-    assert kernels.call(njit(lambda x: x + 1), 1) == 2
-    assert kernels.call(njit(lambda x: x + 2), 1) == 3
+    monkeypatch.setattr(engine._Announcer, "silent", False)
+    assert engine.call(njit(lambda x: x + 1), 1) == 2
+    assert engine.call(njit(lambda x: x + 2), 1) == 3
     assert capsys.readouterr().err.count("compiling the symmetry functions") == 1
 
 
 def test_chunk_is_wide_enough_for_a_row():
     # a chunk holds whole rows of pairs: the widest row decides where the chunk is too small
     sizes = np.array([1, 1, 1, 1, 3])
-    for most in (3, kernel_geometry.CHUNK, 3 * kernel_geometry.CHUNK):
-        assert len(kernel_geometry.new_pairs(sizes, most).s) >= most + kernel_geometry.PAD
+    for most in (3, CHUNK, 3 * CHUNK):
+        assert len(new_triples(sizes, most).s) >= most + PAD

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from fake_run import make_arrays, write_run
 
-from schnetpack_softadapt.data.stress_labels import StressRepair
+from schnetpack_softadapt.data.importing.stress_labels import StressRepair
 from schnetpack_softadapt.reports.outliers import find_outliers, find_stress_order
 from schnetpack_softadapt.reports.predictions import Predictions
 from schnetpack_softadapt.reports.report import read_runs, terminal_summary, write_report

@@ -34,18 +34,29 @@ def cosine_of_angle(r_ij: Tensor, r_ik: Tensor, d_ij: Tensor, d_ik: Tensor) -> T
     return (r_ij * r_ik).sum(-1) / (d_ij * d_ik)
 
 
-def gaussians(distances: Sequence[Tensor], widths: Sequence[tuple[float, float]]) -> Tensor:
-    """exp(-eta sum_m (r_m - r_s)^2) for every (eta, r_s) of `widths`; (F, n).
+def gaussians(
+    distances: Sequence[Tensor],
+    widths: Sequence[tuple[float, float]],
+    each: float = 1.0,
+    joint: float = 0.0,
+) -> Tensor:
+    """exp(-eta [each sum_m u_m^2 + joint (sum_m u_m)^2]), u_m = r_m - r_s; (F, n).
 
-    With one distance (n,) it is the Gaussian of `G2` of [1]; with r_ij, r_ik it is that of the wide
-    angular `G5`, with r_ij, r_ik, r_jk that of the narrow `G4` of [1], shifted by r_s as in the
-    weighted functions of [2].
+    With r_ij it is the Gaussian of `G2` of [1], with r_ij, r_ik that of the wide `G5`, with r_jk
+    besides that of the narrow `G4`, shifted as in the weighted functions of [2].
+
+    Args:
+        distances: r_m (n,), one to three of them.
+        widths: (eta, r_s) of the functions.
+        each, joint: see `layout.Kind`.
     """
-    squares: dict[float, Tensor] = {}
-    for _, r_s in widths:
-        if r_s not in squares:
-            squares[r_s] = sum((d - r_s) ** 2 for d in distances)
-    return torch.stack([torch.exp(-eta * squares[r_s]) for eta, r_s in widths])
+    exponents: dict[float, Tensor] = {}
+    for r_s in {r_s for _, r_s in widths}:
+        shifted = [d - r_s for d in distances]
+        exponents[r_s] = each * sum(u * u for u in shifted)
+        if joint:
+            exponents[r_s] = exponents[r_s] + joint * sum(shifted) ** 2
+    return torch.stack([torch.exp(-eta * exponents[r_s]) for eta, r_s in widths])
 
 
 def powers(base: Tensor, exponents: Sequence[float]) -> Tensor:

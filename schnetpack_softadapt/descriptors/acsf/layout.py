@@ -7,18 +7,45 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from ase.data import chemical_symbols
 
 from schnetpack_softadapt.descriptors.acsf.cutoffs import CUTOFFS
 from schnetpack_softadapt.descriptors.elements import atomic_number
 
-__all__ = ["ANGULAR", "KINDS", "RADIAL", "WEIGHTED", "Layout", "SymmetryFunction"]
+__all__ = ["KINDS", "Kind", "Layout", "SymmetryFunction"]
 
-RADIAL = ("G2", "wG2")
-ANGULAR = ("G4", "G5", "wG4", "wG5")
-WEIGHTED = ("wG2", "wG4", "wG5")
-KINDS = RADIAL + ANGULAR
+
+class Kind(NamedTuple):
+    """What sets one kind of symmetry functions apart.
+
+    The term of a neighbour or pair of neighbours, with n distances r_m, has the radial part
+
+        W = prod_m f_c(r_m) exp(-eta [each sum_m u_m^2 + joint (sum_m u_m)^2]),   u_m = r_m - r_s
+
+    and with more than one distance the angular part P = 2^(1-zeta) (1 + lam cos(theta_jik))^zeta.
+
+    Attributes:
+        n_distances: 1 for r_ij; 2 for r_ij and r_ik; 3 for these and r_jk.
+        weighted: whether it sums over all elements, each neighbour weighted by its atomic number.
+        each, joint: coefficients of the exponent.
+    """
+
+    n_distances: int
+    weighted: bool = False
+    each: float = 1.0
+    joint: float = 0.0
+
+
+KINDS = {
+    "G2": Kind(1),
+    "wG2": Kind(1, weighted=True),
+    "G4": Kind(3),
+    "G5": Kind(2),
+    "wG4": Kind(3, weighted=True),
+    "wG5": Kind(2, weighted=True),
+}
 
 
 @dataclass(frozen=True)
@@ -54,8 +81,11 @@ class SymmetryFunction:
 
     def __post_init__(self):
         if self.kind not in KINDS:
-            raise ValueError(f"unknown symmetry function kind {self.kind!r}; choose from {KINDS}")
-        n_expected = 0 if self.kind in WEIGHTED else 1 if self.kind in RADIAL else 2
+            raise ValueError(
+                f"unknown symmetry function kind {self.kind!r}; choose from {(*KINDS,)}"
+            )
+        kind = KINDS[self.kind]
+        n_expected = 0 if kind.weighted else min(kind.n_distances, 2)
         neighbors = tuple(sorted(map(atomic_number, self.neighbors)))
         if len(neighbors) != n_expected:
             raise ValueError(
@@ -75,16 +105,16 @@ class SymmetryFunction:
             raise ValueError(f"eta must not be negative, got {self.eta}")
         if not self.cutoff > 0:
             raise ValueError(f"cutoff must be positive, got {self.cutoff}")
-        if self.kind in ANGULAR and self.lam not in (-1.0, 1.0):
+        if kind.n_distances > 1 and self.lam not in (-1.0, 1.0):
             raise ValueError(f"lam must be +1 or -1, got {self.lam}")
-        if self.kind in ANGULAR and self.zeta < 1.0:
+        if kind.n_distances > 1 and self.zeta < 1.0:
             # below 1 the derivative diverges where 1 + lam cos(theta) vanishes
             raise ValueError(f"zeta must be at least 1, got {self.zeta}")
 
     def __str__(self):
         names = " ".join(chemical_symbols[z] for z in self.neighbors) or "*"
         text = f"{self.kind:4s}{names:6s} eta={self.eta:<9.4g} r_s={self.r_s:<7.4g}"
-        if self.kind in ANGULAR:
+        if KINDS[self.kind].n_distances > 1:
             text += f" zeta={self.zeta:<5g} lam={self.lam:+g}"
         return f"{text} r_c={self.cutoff:g} {self.cutoff_fn}"
 
@@ -184,11 +214,8 @@ class Layout:
 
 
 def _ranges(functions: list[SymmetryFunction]) -> str:
-    names = (
-        ("eta", "r_s", "zeta", "cutoff")
-        if functions[0].kind in ANGULAR
-        else ("eta", "r_s", "cutoff")
-    )
+    zeta = ("zeta",) if KINDS[functions[0].kind].n_distances > 1 else ()
+    names = ("eta", "r_s", *zeta, "cutoff")
     text = ""
     for name in names:
         values = [getattr(f, name) for f in functions]

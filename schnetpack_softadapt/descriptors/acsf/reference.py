@@ -18,7 +18,7 @@ from schnetpack_softadapt.descriptors.acsf.functions import (
     gaussians,
     lengths,
 )
-from schnetpack_softadapt.descriptors.acsf.layout import ANGULAR, WEIGHTED, Layout, SymmetryFunction
+from schnetpack_softadapt.descriptors.acsf.layout import KINDS, Kind, Layout, SymmetryFunction
 from schnetpack_softadapt.descriptors.acsf.triples import NeighborTable, Triples
 from schnetpack_softadapt.descriptors.elements import check_elements
 
@@ -42,16 +42,8 @@ class _Group:
         return self.functions[0]
 
     @property
-    def is_angular(self) -> bool:
-        return self.head.kind in ANGULAR
-
-    @property
-    def is_narrow(self) -> bool:
-        return self.head.kind.endswith("G4")
-
-    @property
-    def is_weighted(self) -> bool:
-        return self.head.kind in WEIGHTED
+    def kind(self) -> Kind:
+        return KINDS[self.head.kind]
 
     def cut(self, distances: Tensor) -> Tensor:
         return CUTOFFS[self.head.cutoff_fn](distances, self.head.cutoff)
@@ -204,13 +196,13 @@ class ReferenceBackend:
         for group in self._groups:
             is_center = _is_any(z_i, group.centers)
             within = ~(distances >= group.head.cutoff)  # a NaN stays in the sum
-            if group.is_angular:
+            if group.kind.n_distances > 1:
                 if group.head.cutoff not in tables:
                     tables[group.head.cutoff] = NeighborTable(idx_i, z_j, within)
                 sources.append(tables[group.head.cutoff].triples(is_center, group.head.neighbors))
             else:
                 chosen = is_center & within
-                if not group.is_weighted:
+                if not group.kind.weighted:
                     chosen = chosen & (z_j == group.head.neighbors[0])
                 sources.append(chosen.nonzero().squeeze(1))
         n_terms = self._count(sources, numbers)
@@ -219,7 +211,7 @@ class ReferenceBackend:
         for group, source, n in zip(self._groups, sources, n_terms, strict=True):
             for start in range(0, n, size):
                 stop = min(start + size, n)
-                if group.is_angular:
+                if group.kind.n_distances > 1:
                     yield group.columns, partial(_angular, group, atoms, source, start, stop)
                 else:
                     yield group.columns, partial(_radial, group, atoms, source[start:stop])
@@ -244,13 +236,16 @@ def _is_any(numbers: Tensor, values: tuple[int, ...]) -> Tensor:
 
 
 def _radial(group: _Group, atoms: tuple[Tensor, Tensor, int], rows: Tensor, r_ij: Tensor) -> Tensor:
-    """Sum over the pairs `rows` of exp(-eta (r - r_s)^2) f_c(r) [z_j]; (F, N)."""
+    """Sum over the pairs `rows` of the radial part [z_j] of `layout.Kind`; (F, N)."""
+    kind = group.kind
     idx_i, z_j, n_atoms = atoms
     d = lengths(r_ij.index_select(0, rows))
     factor = group.cut(d)
-    if group.is_weighted:
+    if kind.weighted:
         factor = factor * z_j[rows]
-    terms = gaussians([d], [(f.eta, f.r_s) for f in group.functions]) * factor  # (F, n)
+    terms = (
+        gaussians([d], [(f.eta, f.r_s) for f in group.functions], kind.each, kind.joint) * factor
+    )  # (F, n)
     return terms.new_zeros(len(terms), n_atoms).index_add(1, idx_i[rows], terms)
 
 
@@ -262,10 +257,11 @@ def _angular(
     stop: int,
     r_ij: Tensor,
 ) -> Tensor:
-    """Sum over a range of triples of the terms of `G4` or `G5`; (F, N)."""
+    """Sum over a range of triples of the radial times the angular part of `layout.Kind`; (F, N)."""
+    kind = group.kind
     idx_i, z_j, n_atoms = atoms
     first, second = triples.pairs(start, stop)
-    if group.is_narrow:
+    if kind.n_distances == 3:
         # half of the triples of a dense system have r_jk beyond the cutoff
         with torch.no_grad():
             r_jk = r_ij.index_select(0, second) - r_ij.index_select(0, first)
@@ -274,14 +270,16 @@ def _angular(
     r_j, r_k = r_ij.index_select(0, first), r_ij.index_select(0, second)
     distances = [lengths(r_j), lengths(r_k)]
     cosine = cosine_of_angle(r_j, r_k, *distances)
-    if group.is_narrow:
+    if kind.n_distances == 3:
         distances.append(lengths(r_k - r_j))
     factor = group.cut(torch.stack(distances)).prod(0)
-    if group.is_weighted:
+    if kind.weighted:
         factor = factor * (z_j[first] * z_j[second])
     widths = {(f.eta, f.r_s): None for f in group.functions}
     shapes = {(f.zeta, f.lam): None for f in group.functions}
-    radial = dict(zip(widths, gaussians(distances, list(widths)) * factor, strict=True))
+    radial = dict(
+        zip(widths, gaussians(distances, list(widths), kind.each, kind.joint) * factor, strict=True)
+    )
     angular = dict(zip(shapes, angular_factors(cosine, list(shapes)), strict=True))
     terms = torch.stack([radial[f.eta, f.r_s] * angular[f.zeta, f.lam] for f in group.functions])
     return terms.new_zeros(len(terms), n_atoms).index_add(1, idx_i[first], terms)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
 
-from schnetpack_softadapt.data.formats.conventions import ENERGY_UNITS, LENGTH_UNITS, unit_factor
+from schnetpack_softadapt.data.formats.units import ENERGY_UNITS, LENGTH_UNITS, unit_factor
 from schnetpack_softadapt.deploy.exchange.n2p2.format import (
     ACTIVATIONS,
     CUTOFF_TYPES,

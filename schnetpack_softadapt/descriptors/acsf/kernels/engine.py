@@ -1,7 +1,7 @@
 """Symmetry functions by compiled loops on the CPU: the fast backend.
 
-The loops (numba) run over the atoms of a call; how they are built is told in `kernel_math` and
-`kernel_geometry`. They compute in double precision whatever the type of the input, for that is
+The loops (numba) run over the atoms of a call; how they are built is told in `loops` and
+`triples`. They compute in double precision whatever the type of the input, for that is
 what the sums need; float32 tensors are converted on the way in and out.
 
 Machine code is cached beside the modules (or in the user's cache folder where that is read-only),
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import pairwise
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -22,31 +23,17 @@ from numba import config
 from numba.core import event
 from torch import Tensor
 
-from schnetpack_softadapt.descriptors.acsf.kernels import (
-    geometry as kernel_geometry,
+from schnetpack_softadapt.descriptors.acsf.kernels.jacobian import blocks, jacobian
+from schnetpack_softadapt.descriptors.acsf.kernels.jvp import jvp
+from schnetpack_softadapt.descriptors.acsf.kernels.neighbors import (
+    INDEX_OF_NO_ATOM,
+    UNKNOWN_ELEMENT,
+    sort_pairs,
 )
-from schnetpack_softadapt.descriptors.acsf.kernels import (
-    jacobian as kernel_jacobian,
-)
-from schnetpack_softadapt.descriptors.acsf.kernels import (
-    jvp as kernel_jvp,
-)
-from schnetpack_softadapt.descriptors.acsf.kernels import (
-    loops as kernel_math,
-)
-from schnetpack_softadapt.descriptors.acsf.kernels import (
-    networks as kernel_networks,
-)
-from schnetpack_softadapt.descriptors.acsf.kernels import (
-    plan as compiled,
-)
-from schnetpack_softadapt.descriptors.acsf.kernels import (
-    values as kernel_values,
-)
-from schnetpack_softadapt.descriptors.acsf.kernels import (
-    vjp as kernel_vjp,
-)
+from schnetpack_softadapt.descriptors.acsf.kernels.networks import networks
 from schnetpack_softadapt.descriptors.acsf.kernels.plan import compile_layout
+from schnetpack_softadapt.descriptors.acsf.kernels.values import values
+from schnetpack_softadapt.descriptors.acsf.kernels.vjp import vjp
 from schnetpack_softadapt.descriptors.acsf.layout import Layout
 from schnetpack_softadapt.descriptors.elements import check_elements
 
@@ -100,33 +87,15 @@ def _stamp_sources() -> None:
     numba looks at the file of the outermost function only and would go on using old code of the
     others.
     """
-    modules = (
-        compiled,
-        kernel_geometry,
-        kernel_jacobian,
-        kernel_jvp,
-        kernel_math,
-        kernel_networks,
-        kernel_values,
-        kernel_vjp,
-    )
-    files = [module.__file__ for module in modules]
-    stamp = tuple((os.stat(f).st_mtime, os.stat(f).st_size) for f in files)
+    sources = [os.stat(path) for path in sorted(Path(__file__).parent.glob("*.py"))]
+    stamp = tuple((source.st_mtime, source.st_size) for source in sources)
     for kernel in _KERNELS:
         # private to numba, and not there under NUMBA_DISABLE_JIT
         with suppress(AttributeError):
             kernel._cache._cache_file._source_stamp = stamp
 
 
-_KERNELS = (
-    kernel_geometry.sort_pairs,
-    kernel_jacobian.blocks,
-    kernel_jacobian.jacobian,
-    kernel_jvp.jvp,
-    kernel_networks.networks,
-    kernel_values.values,
-    kernel_vjp.vjp,
-)
+_KERNELS = (sort_pairs, blocks, values, vjp, jvp, jacobian, networks)
 _stamp_sources()
 
 # `id` of those that have been called: asking numba takes longer than a small call
@@ -163,7 +132,7 @@ def call(kernel: Callable, *args):
 
 
 class SortedPairs(NamedTuple):
-    """Arguments that all kernels share; see `kernel_values.values`."""
+    """Arguments that all kernels share; see `values`."""
 
     first: np.ndarray
     order: np.ndarray
@@ -229,7 +198,7 @@ class KernelBackend:
     def values_of(self, pairs: SortedPairs) -> np.ndarray:
         """What `values` gives, float64."""
         g = np.zeros((len(pairs.numbers), self.layout.n_columns))
-        self._run(kernel_values.values, pairs, g)
+        self._run(values, pairs, g)
         return g
 
     def vjp(
@@ -242,7 +211,7 @@ class KernelBackend:
     def vjp_of(self, pairs: SortedPairs, grad_g: Tensor | np.ndarray) -> np.ndarray:
         """What `vjp` gives, float64."""
         grad_r = np.zeros((len(pairs.idx_j), 3))
-        self._run(kernel_vjp.vjp, pairs, as_array(grad_g, _FLOAT), grad_r)
+        self._run(vjp, pairs, as_array(grad_g, _FLOAT), grad_r)
         return grad_r
 
     def jvp(
@@ -251,7 +220,7 @@ class KernelBackend:
         """Jacobian-vector product sum_p dG/dr_p . tangent_p, (N, D), for `tangent` (P, 3)."""
         pairs = self.prepare(r_ij, idx_i, idx_j, numbers)
         g = np.zeros((len(pairs.numbers), self.layout.n_columns))
-        self._run(kernel_jvp.jvp, pairs, as_array(tangent, _FLOAT), g)
+        self._run(jvp, pairs, as_array(tangent, _FLOAT), g)
         return torch.from_numpy(g).to(r_ij.dtype)
 
     def jacobian(
@@ -276,12 +245,15 @@ class KernelBackend:
         """
         pairs = self.prepare(r_ij, idx_i, idx_j, numbers)
         n_atoms, n_columns = len(pairs.numbers), self.layout.n_columns
-        blocks = call(kernel_jacobian.blocks, pairs.first, pairs.order, pairs.idx_j, n_atoms)
+        block_first, block_atom, pair_block = call(
+            blocks, pairs.first, pairs.order, pairs.idx_j, n_atoms
+        )
         g = np.empty((n_atoms, n_columns), dtype)
         strain = np.empty((n_atoms, 6, n_columns), dtype)
-        dg_dr = np.empty((len(blocks[1]), 3, n_columns), dtype)
-        self._run(kernel_jacobian.jacobian, pairs, *blocks, g, strain, dg_dr, threads=threads)
-        return Jacobian(g, strain, blocks[0], blocks[1], dg_dr)
+        dg_dr = np.empty((len(block_atom), 3, n_columns), dtype)
+        arrays = block_first, block_atom, pair_block, g, strain, dg_dr
+        self._run(jacobian, pairs, *arrays, threads=threads)
+        return Jacobian(g, strain, block_first, block_atom, dg_dr)
 
     def prepare(self, r_ij, idx_i, idx_j, numbers) -> SortedPairs:
         """Sort the pairs of a structure once for several calls; arguments as for `values`."""
@@ -294,7 +266,7 @@ class KernelBackend:
             )
         plan = self._plan
         status, most, first, order = call(
-            kernel_geometry.sort_pairs,
+            sort_pairs,
             idx_i,
             idx_j,
             numbers,
@@ -302,9 +274,9 @@ class KernelBackend:
             plan.channel,
             plan.sizes,
         )
-        if status == kernel_geometry.UNKNOWN_ELEMENT:
+        if status == UNKNOWN_ELEMENT:
             check_elements(numbers.tolist(), self.layout.elements)
-        if status == kernel_geometry.INDEX_OF_NO_ATOM:
+        if status == INDEX_OF_NO_ATOM:
             raise ValueError(f"idx_i and idx_j must be from 0 to {len(numbers) - 1}")
         if most >= 65_000:
             raise ValueError(f"an atom has {most} neighbours; the kernels take up to 65,000")
@@ -325,13 +297,13 @@ class KernelBackend:
         else:
             tasks = 1
         if tasks == 1 or id(kernel) not in _ready:
-            call(kernel, self._plan, *pairs, 0, n_atoms, *arrays)
+            call(kernel, self._plan, pairs, 0, n_atoms, *arrays)
             return
         ends = np.searchsorted(triples, np.linspace(0, triples[-1], tasks + 1))
         ends[0], ends[-1] = 0, n_atoms
         pool = _executor(threads)
         futures = [
-            pool.submit(kernel, self._plan, *pairs, int(start), int(stop), *arrays)
+            pool.submit(kernel, self._plan, pairs, int(start), int(stop), *arrays)
             for start, stop in pairwise(ends)
             if stop > start
         ]

@@ -2,27 +2,24 @@
 
 The derivative of every function by every neighbour vector is built in a buffer of one atom; from
 there it is added up over the periodic images of each neighbour and contracted to the strain
-derivative. Within a triple the loop runs over the functions: with the notation of `kernel_vjp` and
-T = 2 W u^zeta, D = dT/dc, each adds a_j r_j + B r_k to the derivative by r_j.
+derivative. Within a triple the loop runs over the functions: with the notation of `vjp` and
+T = W P, D = W P' each adds a_j r_j + B r_k to the derivative by r_j.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
-from schnetpack_softadapt.descriptors.acsf.kernels.geometry import (
+from schnetpack_softadapt.descriptors.acsf.kernels.loops import LOOP, SCALAR, STAGE
+from schnetpack_softadapt.descriptors.acsf.kernels.neighbors import (
     FIRST,
     channel_range,
+    factor_slope,
     load_shell,
     new_neighbors,
-    new_pairs,
-    select_pairs,
 )
-from schnetpack_softadapt.descriptors.acsf.kernels.loops import LOOP, SCALAR, STAGE
-from schnetpack_softadapt.descriptors.acsf.kernels.values import (
-    fill_rows,
-    fill_weights,
-    start_group,
-)
+from schnetpack_softadapt.descriptors.acsf.kernels.triples import new_triples, next_triples
 
 __all__ = ["blocks", "jacobian"]
 
@@ -65,6 +62,24 @@ def blocks(first, order, idx_j, n_atoms):
     return block_first, block_atom[:n].copy(), pair_block
 
 
+class _Work(NamedTuple):
+    """Per triple of a chunk and function of a group, and sums over the triples.
+
+    Attributes:
+        value, slope, stretch: (CHUNK, F) T, D and dphi/ds_1 / 2; square: (F,) dphi/ds_2.
+        nothing: (F,) zeros, the stretch where there is none.
+        sums: (F,) of T; gradient: (m, 3, F) by each neighbour vector.
+    """
+
+    value: np.ndarray
+    slope: np.ndarray
+    stretch: np.ndarray
+    square: np.ndarray
+    nothing: np.ndarray
+    sums: np.ndarray
+    gradient: np.ndarray
+
+
 @njit(**SCALAR)
 def _columns(weight, rows, row, slope_row, slope_factor, value, slope, k, n):
     """Column k of T and D."""
@@ -74,11 +89,11 @@ def _columns(weight, rows, row, slope_row, slope_factor, value, slope, k, n):
 
 
 @njit(**LOOP)
-def _spread(value, slope, eta, eta_shift, scalars, xj, xk, g, jx, jy, jz, kx, ky, kz, n):
+def _spread(value, slope, square, stretch, scalars, xj, xk, g, jx, jy, jz, kx, ky, kz, n):
     """Add the derivatives of all functions by r_j and r_k for one triple.
 
     Args:
-        value, slope: (n,) T and D; eta, eta_shift: (n,) eta and eta r_s of the functions.
+        value, slope, square, stretch: (n,) see `_Work`.
         scalars: dlog f_c/d(r^2) and 1/r of r_j, r_k, r_jk, then cos.
         xj, xk: (3,) r_j, r_k.
     """
@@ -87,11 +102,11 @@ def _spread(value, slope, eta, eta_shift, scalars, xj, xk, g, jx, jy, jz, kx, ky
     x2, y2, z2 = xk
     turn, turn_j, turn_k = ij * ik, c * ij * ij, c * ik * ik
     for t in range(n):
-        v, d, e, f = value[t], slope[t], eta[t], eta_shift[t]
-        a = narrow * v * (ljk - e + f * ijk)
+        v, d, e, f = value[t], slope[t], square[t], stretch[t]
+        a = narrow * v * (ljk + e + f * ijk)
         b = d * turn - 2.0 * a
-        aj = 2.0 * (v * (lj - e + f * ij) + a) - d * turn_j
-        ak = 2.0 * (v * (lk - e + f * ik) + a) - d * turn_k
+        aj = 2.0 * (v * (lj + e + f * ij) + a) - d * turn_j
+        ak = 2.0 * (v * (lk + e + f * ik) + a) - d * turn_k
         g[t] += v
         jx[t] += aj * x1 + b * x2
         jy[t] += aj * y1 + b * y2
@@ -102,62 +117,56 @@ def _spread(value, slope, eta, eta_shift, scalars, xj, xk, g, jx, jy, jz, kx, ky
 
 
 @njit(**STAGE)
-def _angular(plan, shell, g, neighbors, pairs, work, vectors, out_g, out):
-    """Add the functions of group g to out_g (D,) and out (pairs of the atom, 3, D)."""
-    value, slope, eta, eta_shift, sums, gradient = work
+def _load_functions(plan, g, triples, work, n):
     group = plan.groups[g]
-    first_width, last_width = group.first_width, plan.groups[g + 1].first_width
-    first_term, last_term = plan.widths[first_width].first_term, plan.widths[last_width].first_term
+    first_term = plan.widths[group.first_width].first_term
+    for w in range(group.first_width, plan.groups[g + 1].first_width):
+        weight = triples.weights[w - group.first_width]
+        for k in range(plan.widths[w].first_term, plan.widths[w + 1].first_term):
+            t, column = plan.terms[k], k - first_term
+            value, slope = work.value, work.slope
+            _columns(
+                weight, triples.rows, t.row, t.slope_row, t.slope_factor, value, slope, column, n
+            )
+            work.square[column] = plan.widths[w].squares
+            if group.by_distance:
+                for i in range(n):
+                    work.stretch[i, column] = triples.stretches[w - group.first_width, i]
+
+
+@njit(**STAGE)
+def _angular(plan, shell, g, neighbors, triples, work, vectors, out_g, out):
+    """Add the functions of group g to out_g (D,) and out (neighbours of the atom, 3, D)."""
+    group = plan.groups[g]
+    first_term = plan.widths[group.first_width].first_term
+    last_term = plan.widths[plan.groups[g + 1].first_width].first_term
     n_terms = last_term - first_term
-    for w in range(first_width, last_width):
-        width = plan.widths[w]
-        for k in range(width.first_term, plan.widths[w + 1].first_term):
-            eta[k - first_term] = width.eta
-            eta_shift[k - first_term] = width.eta * width.shift
     lo, hi = neighbors.bounds[0], neighbors.bounds[-1]
+    sums, gradient = work.sums, work.gradient
     sums[:n_terms] = 0.0
     gradient[lo:hi, :, :n_terms] = 0.0
     cut_slope, inverse = neighbors.slope[group.fn], neighbors.inverse
-    start_group(plan, g, neighbors)
     j = FIRST
     while j >= 0:
-        n, j = select_pairs(neighbors, group, plan.shells[shell].cutoff, j, pairs)
-        if n == 0:
-            continue
-        fill_weights(plan, shell, g, neighbors, pairs, n)
-        fill_rows(plan, g, pairs, n, True)
-        for w in range(first_width, last_width):
-            weight = pairs.weights[w - first_width]
-            for k in range(plan.widths[w].first_term, plan.widths[w + 1].first_term):
-                t = plan.terms[k]
-                _columns(
-                    weight,
-                    pairs.rows,
-                    t.row,
-                    t.slope_row,
-                    t.slope_factor,
-                    value,
-                    slope,
-                    k - first_term,
-                    n,
-                )
+        n, j = next_triples(plan, shell, g, neighbors, j, triples, True)
+        _load_functions(plan, g, triples, work, n)
         for t in range(n):
-            j1, k1 = pairs.index[t] >> 16, pairs.index[t] & 0xFFFF
+            j1, k1 = triples.index[t] >> 16, triples.index[t] & 0xFFFF
             scalars = (
                 cut_slope[j1],
                 inverse[j1],
                 cut_slope[k1],
                 inverse[k1],
-                pairs.slope[t] if group.narrow else 0.0,  # not filled for wide groups
-                1.0 / np.sqrt(pairs.s[t]),
-                pairs.cosine[t],
+                triples.slope[t] if group.narrow else 0.0,  # not filled for wide groups
+                1.0 / np.sqrt(triples.s[t]),
+                triples.cosine[t],
                 1.0 if group.narrow else 0.0,
             )
             _spread(
-                value[t],
-                slope[t],
-                eta,
-                eta_shift,
+                work.value[t],
+                work.slope[t],
+                work.square,
+                work.stretch[t] if group.by_distance else work.nothing,
                 scalars,
                 (vectors[j1, 0], vectors[j1, 1], vectors[j1, 2]),
                 (vectors[k1, 0], vectors[k1, 1], vectors[k1, 2]),
@@ -199,45 +208,30 @@ def _move(gradient, block, own, n):
 
 
 @njit(nogil=True, cache=True)
-def jacobian(
-    plan,
-    first,
-    order,
-    r_ij,
-    idx_j,
-    numbers,
-    most,
-    start,
-    stop,
-    block_first,
-    block_atom,
-    pair_block,
-    g,
-    strain,
-    dg_dr,
-):
+def jacobian(plan, pairs, start, stop, block_first, block_atom, pair_block, g, strain, dg_dr):
     """Values and Jacobians of atoms start to stop.
 
-    Args: as for `kernel_values.values`, then the results of `blocks` and the arrays to fill, of any
-        float type: g (N, D), strain (N, 6, D) and dg_dr (n_blocks, 3, D).
+    Args: as for `values.values`, then the results of `blocks` and the arrays to fill, of any float
+        type: g (N, D), strain (N, 6, D) and dg_dr (n_blocks, 3, D).
     """
-    neighbors = new_neighbors(plan.sizes, most)
-    pairs = new_pairs(plan.sizes, most)
+    neighbors = new_neighbors(plan.sizes, pairs.most)
+    triples = new_triples(plan.sizes, pairs.most)
     n_columns, n_terms, room = g.shape[1], len(plan.terms), len(neighbors.x)
-    f = np.float64
-    work = (
-        np.empty((len(pairs.s), n_terms), f),
-        np.empty((len(pairs.s), n_terms), f),
-        np.empty(n_terms, f),
-        np.empty(n_terms, f),
-        np.empty(n_terms, f),
-        np.empty((room, 3, n_terms), f),
+    work = _Work(
+        np.empty((len(triples.s), n_terms)),
+        np.empty((len(triples.s), n_terms)),
+        np.empty((len(triples.s), n_terms)),
+        np.empty(n_terms),
+        np.zeros(n_terms),
+        np.empty(n_terms),
+        np.empty((room, 3, n_terms)),
     )
-    vectors = np.empty((room, 3), f)
-    values = np.empty(n_columns, f)
-    gradient = np.empty((most, 3, n_columns), f)
-    of_block = np.empty((most + 1, 3, n_columns), f)
-    by_strain = np.empty((6, n_columns), f)
+    vectors = np.empty((room, 3))
+    values = np.empty(n_columns)
+    gradient = np.empty((pairs.most, 3, n_columns))
+    of_block = np.empty((pairs.most + 1, 3, n_columns))
+    by_strain = np.empty((6, n_columns))
+    s0, s1, s2, s3, s4, s5 = by_strain
     for i in range(start, stop):
         n_blocks = block_first[i + 1] - block_first[i]
         own = 0
@@ -246,11 +240,9 @@ def jacobian(
         values[:] = 0.0
         of_block[:n_blocks] = 0.0
         by_strain[:] = 0.0
-        species = plan.species[numbers[i]]
+        species = plan.species[pairs.numbers[i]]
         for shell in range(plan.shell_first[species], plan.shell_first[species + 1]):
-            end = load_shell(
-                plan, shell, r_ij, idx_j, numbers, order, first[i], first[i + 1], neighbors
-            )
+            end = load_shell(plan, shell, pairs, i, neighbors)
             gradient[: end - FIRST] = 0.0
             for p in range(FIRST, end):
                 r = neighbors.r[p]
@@ -261,34 +253,23 @@ def jacobian(
             for k in range(here.first_radial, after.first_radial):
                 radial = plan.radials[k]
                 factor = plan.factors[here.first_factor + radial.factor]
+                cut_slope = neighbors.slope[factor.fn]
                 lo, hi = channel_range(neighbors, factor.channel)
                 for p in range(lo, hi):
                     value = neighbors.factors[radial.factor, p]
-                    w = 1.0 - factor.shift * neighbors.inverse[p]
-                    w = 2.0 * value * (neighbors.slope[factor.fn, p] - factor.eta * w)
+                    slope = factor_slope(
+                        factor.curvature, factor.center, cut_slope[p], neighbors.inverse[p]
+                    )
                     values[radial.column] += value
                     for c in range(3):
-                        gradient[p - FIRST, c, radial.column] += w * vectors[p, c]
+                        x = 2.0 * value * slope * vectors[p, c]
+                        gradient[p - FIRST, c, radial.column] += x
             for k in range(here.first_group, after.first_group):
-                _angular(plan, shell, k, neighbors, pairs, work, vectors, values, gradient)
+                _angular(plan, shell, k, neighbors, triples, work, vectors, values, gradient)
             for p in range(FIRST, end):
-                d = gradient[p - FIRST]
-                _strain(
-                    d[0],
-                    d[1],
-                    d[2],
-                    vectors[p, 0],
-                    vectors[p, 1],
-                    vectors[p, 2],
-                    by_strain[0],
-                    by_strain[1],
-                    by_strain[2],
-                    by_strain[3],
-                    by_strain[4],
-                    by_strain[5],
-                    n_columns,
-                )
-                b = pair_block[order[neighbors.position[p]]]
+                d, (x, y, z) = gradient[p - FIRST], (vectors[p, 0], vectors[p, 1], vectors[p, 2])
+                _strain(d[0], d[1], d[2], x, y, z, s0, s1, s2, s3, s4, s5, n_columns)
+                b = pair_block[neighbors.pair[p]]
                 if b != own:  # an image of the atom itself moves with it
                     for c in range(3):
                         _move(d[c], of_block[b, c], of_block[own, c], n_columns)

@@ -2,7 +2,7 @@
 
 For a tangent v_j of every neighbour vector r_j each triple changes by
 
-    d(W u^zeta) = W (dlog W) u^zeta + W zeta lam/2 u^(zeta-1) dc,
+    d(W P) = W (dlog W) P + W P' dc,
 
 so the sums over functions are those of the values, with two other weights.
 """
@@ -12,27 +12,27 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from schnetpack_softadapt.descriptors.acsf.kernels.geometry import (
+from schnetpack_softadapt.descriptors.acsf.kernels.loops import (
+    LOOP,
+    STAGE,
+    aligned,
+    dot4,
+    round_up,
+)
+from schnetpack_softadapt.descriptors.acsf.kernels.neighbors import (
     FIRST,
     channel_range,
+    factor_slope,
     load_shell,
     new_neighbors,
-    new_pairs,
-    round_up,
-    select_pairs,
 )
-from schnetpack_softadapt.descriptors.acsf.kernels.loops import LOOP, STAGE, dot4
-from schnetpack_softadapt.descriptors.acsf.kernels.values import (
-    fill_rows,
-    fill_weights,
-    start_group,
-)
+from schnetpack_softadapt.descriptors.acsf.kernels.triples import new_triples, next_triples
 
 __all__ = ["jvp"]
 
 
 class _Tangents(NamedTuple):
-    """Changes of the neighbours, (m,), and of pairs, (CHUNK,).
+    """Changes of the neighbours, (m,), and of triples, (CHUNK,).
 
     Attributes:
         x, y, z: v / r; stretch: d log r = n . v / r; square: d(r^2); by_r: d(r^2) / r;
@@ -47,8 +47,8 @@ class _Tangents(NamedTuple):
     z: np.ndarray
     stretch: np.ndarray
     square: np.ndarray
-    by_cut: np.ndarray
     by_r: np.ndarray
+    by_cut: np.ndarray
     cosine: np.ndarray
     cross: np.ndarray
     cuts: np.ndarray
@@ -60,30 +60,15 @@ class _Tangents(NamedTuple):
 
 @njit(nogil=True)
 def _new_tangents(m, n):
-    f = np.float64
-    return _Tangents(
-        np.zeros(m, f),
-        np.zeros(m, f),
-        np.zeros(m, f),
-        np.zeros(m, f),
-        np.zeros(m, f),
-        np.zeros(m, f),
-        np.zeros(m, f),
-        np.empty(n, f),
-        np.empty(n, f),
-        np.empty(n, f),
-        np.empty(n, f),
-        np.empty(n, f),
-        np.empty(n, f),
-        np.empty(n, f),
-    )
+    a, b = np.zeros((7, m)), aligned(7, n)
+    of_neighbors = a[0], a[1], a[2], a[3], a[4], a[5], a[6]
+    return _Tangents(*of_neighbors, b[0], b[1], b[2], b[3], b[4], b[5], b[6])
 
 
 @njit(**STAGE)
-def _load(neighbors, order, tangent, end, out):
+def _load(neighbors, tangent, end, out):
     for p in range(FIRST, end):
-        pair = order[neighbors.position[p]]
-        i = neighbors.inverse[p]
+        pair, i = neighbors.pair[p], neighbors.inverse[p]
         x, y, z = tangent[pair, 0] * i, tangent[pair, 1] * i, tangent[pair, 2] * i
         stretch = x * neighbors.x[p] + y * neighbors.y[p] + z * neighbors.z[p]
         out.x[p], out.y[p], out.z[p], out.stretch[p] = x, y, z, stretch
@@ -116,102 +101,75 @@ def _narrow(s, slope, cross, cuts, squares, distances, n):
 
 
 @njit(**LOOP)
-def _weights(weight, eta, eta_shift, cuts, squares, distances, cosine, value, slope, n):
+def _weights(weight, factor, cuts, squares, cosine, value, slope, n):
     for t in range(n):
-        value[t] = weight[t] * (cuts[t] - eta * squares[t] + eta_shift * distances[t])
+        value[t] = weight[t] * (cuts[t] + factor * squares[t])
         slope[t] = weight[t] * cosine[t]
 
 
+@njit(**LOOP)
+def _add_stretch(weight, factor, distances, value, n):
+    for t in range(n):
+        value[t] += weight[t] * factor[t] * distances[t]
+
+
 @njit(**STAGE)
-def _angular(plan, shell, g, neighbors, pairs, tangents, out):
+def _angular(plan, shell, g, neighbors, triples, tangents, out):
     group = plan.groups[g]
-    lo, hi = neighbors.bounds[0], neighbors.bounds[-1]
-    for p in range(lo, hi):
+    for p in range(neighbors.bounds[0], neighbors.bounds[-1]):
         tangents.by_cut[p] = tangents.square[p] * neighbors.slope[group.fn, p]
-    start_group(plan, g, neighbors)
+    cuts, squares, distances = tangents.cuts, tangents.squares, tangents.distances
+    value, slope, rows = tangents.value, tangents.slope, triples.rows
     j = FIRST
     while j >= 0:
-        n, j = select_pairs(neighbors, group, plan.shells[shell].cutoff, j, pairs)
-        if n == 0:
-            continue
-        padded = round_up(n)
-        fill_weights(plan, shell, g, neighbors, pairs, n)
-        fill_rows(plan, g, pairs, n, True)
-        _gather(neighbors, pairs.index, pairs.cosine, tangents, padded)
-        cuts, squares, distances = tangents.cuts, tangents.squares, tangents.distances
+        n, j = next_triples(plan, shell, g, neighbors, j, triples, True)
+        n = round_up(n)
+        _gather(neighbors, triples.index, triples.cosine, tangents, n)
         if group.narrow:
-            _narrow(pairs.s, pairs.slope, tangents.cross, cuts, squares, distances, padded)
+            _narrow(triples.s, triples.slope, tangents.cross, cuts, squares, distances, n)
         for w in range(group.first_width, plan.groups[g + 1].first_width):
             width, last = plan.widths[w], plan.widths[w + 1].first_term
-            _weights(
-                pairs.weights[w - group.first_width],
-                width.eta,
-                width.eta * width.shift,
-                cuts,
-                squares,
-                distances,
-                tangents.cosine,
-                tangents.value,
-                tangents.slope,
-                padded,
-            )
+            weight = triples.weights[w - group.first_width]
+            _weights(weight, width.squares, cuts, squares, tangents.cosine, value, slope, n)
+            if group.by_distance:
+                factor = triples.stretches[w - group.first_width]
+                _add_stretch(weight, factor, distances, value, n)
             for k in range(width.first_term, last, 4):
                 p, q, r, s = plan.terms[k], plan.terms[k + 1], plan.terms[k + 2], plan.terms[k + 3]
-                values = dot4(tangents.value, pairs.rows, p.row, q.row, r.row, s.row, padded)
-                slopes = dot4(
-                    tangents.slope,
-                    pairs.rows,
-                    p.slope_row,
-                    q.slope_row,
-                    r.slope_row,
-                    s.slope_row,
-                    padded,
-                )
+                values = dot4(value, rows, p.row, q.row, r.row, s.row, n)
+                slopes = dot4(slope, rows, p.slope_row, q.slope_row, r.slope_row, s.slope_row, n)
                 for m in range(4):
                     term = plan.terms[k + m]
                     if term.column >= 0:
                         out[term.column] += 2.0 * (values[m] + term.slope_factor * slopes[m])
 
 
-@njit(**STAGE)
-def _radial(factor, slope, by_r, square, eta, shift, lo, hi):
-    total = 0.0
-    for p in range(lo, hi):
-        w = (slope[p] - eta) * square[p] + eta * shift * by_r[p]
-        total += factor[p] * w
-    return total
-
-
 @njit(nogil=True, cache=True)
-def jvp(plan, first, order, r_ij, idx_j, numbers, most, start, stop, tangent, out):
+def jvp(plan, pairs, start, stop, tangent, out):
     """Write sum_p dG/dr_p . tangent_p of atoms start to stop into out (N, D), zero before.
 
-    Args: as for `kernel_values.values`; tangent (P, 3).
+    Args: as for `values.values`; tangent (P, 3).
     """
-    neighbors = new_neighbors(plan.sizes, most)
-    pairs = new_pairs(plan.sizes, most)
-    tangents = _new_tangents(len(neighbors.x), len(pairs.s))
+    neighbors = new_neighbors(plan.sizes, pairs.most)
+    triples = new_triples(plan.sizes, pairs.most)
+    tangents = _new_tangents(len(neighbors.x), len(triples.s))
     for i in range(start, stop):
-        species = plan.species[numbers[i]]
+        species = plan.species[pairs.numbers[i]]
         for shell in range(plan.shell_first[species], plan.shell_first[species + 1]):
-            end = load_shell(
-                plan, shell, r_ij, idx_j, numbers, order, first[i], first[i + 1], neighbors
-            )
-            _load(neighbors, order, tangent, end, tangents)
+            end = load_shell(plan, shell, pairs, i, neighbors)
+            _load(neighbors, tangent, end, tangents)
             here, after = plan.shells[shell], plan.shells[shell + 1]
             for k in range(here.first_radial, after.first_radial):
                 radial = plan.radials[k]
                 factor = plan.factors[here.first_factor + radial.factor]
+                cut_slope = neighbors.slope[factor.fn]
                 lo, hi = channel_range(neighbors, factor.channel)
-                out[i, radial.column] = _radial(
-                    neighbors.factors[radial.factor],
-                    neighbors.slope[factor.fn],
-                    tangents.by_r,
-                    tangents.square,
-                    factor.eta,
-                    factor.shift,
-                    lo,
-                    hi,
-                )
+                total = 0.0
+                for p in range(lo, hi):
+                    slope = factor_slope(
+                        factor.curvature, factor.center, cut_slope[p], neighbors.inverse[p]
+                    )
+                    total += neighbors.factors[radial.factor, p] * slope * tangents.square[p]
+                out[i, radial.column] = total
             for k in range(here.first_group, after.first_group):
-                _angular(plan, shell, k, neighbors, pairs, tangents, out[i])
+                _angular(plan, shell, k, neighbors, triples, tangents, out[i])

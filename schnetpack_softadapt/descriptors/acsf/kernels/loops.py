@@ -7,23 +7,11 @@ so that LLVM turns it into vector instructions. Four rules keep it so:
   it LLVM would guard each loop with run-time checks, or give up;
 * nothing is fetched by an index array in these loops: hardware gathers were measured slower than
   scalar loads (microcode against speculative reads made them several times slower), and where
-  gathers are needed (`kernel_geometry`) `noalias` is left out so that LLVM does not use them;
+  gathers are needed (`triples`) `noalias` is left out so that LLVM does not use them;
 * they run from 0 over slices: numba must allow for negative indices, and where LLVM cannot prove
   that an index is positive it gives up consecutive loads for gathers;
 * of the fast-math flags only contraction to fused multiply-add is on, and reassociation in sums,
   so NaN and infinity go their normal way.
-
-What limits them, by `tests/benchmarks/kernels.py --part code roofline` on a core of Zen 5 (54 atoms
-of Mo with 24 functions; 1080 of water), is neither arithmetic nor the cache: a triple takes 190
-flops in 8 to 12 ns for values, 260 in 13 to 18 ns for its vector-Jacobian product, 11 to 18 % of
-the peak of fused multiply-add and of the rate of a * b in the first-level cache. The scalar loops
-(selection by r_jk, gather of factors, in products the scatter) take 18 and 26 % of values, 25 and
-38 % of products, at 1 to 3 ns per triple. But for `_inverse_products` all others over triples fill
-512-bit registers. Long, `_cosine` and `exponential` reach 70 to 80 % of the peak; with some 200
-triples a chunk they end after 30 turns, and the radial parts of Mo take 2.3 ns per triple, where
-their loops would need 1 if they were long. Loops that add and multiply rows move 90 to 280 GB/s of
-the 640 there are: short as well, and most arrays that numba allocates lie beside cache lines, where
-370 GB/s is the limit.
 
 Relative error bounds, tested in tests/descriptors/test_kernels.py: `exponential` 1e-15 for
 arguments above -708, the cutoff functions 1e-14 where they exceed 1e-6.
@@ -46,9 +34,10 @@ __all__ = [
     "cutoff_factors",
     "dot4",
     "exponential",
-    "gaussians",
     "multiply_rows",
     "power_row",
+    "round_up",
+    "scale_by_number",
 ]
 
 
@@ -111,6 +100,12 @@ def _scale_by_power_of_two(typingctx, x, n):
         return builder.bitcast(builder.add(bits, shift), ir.DoubleType())
 
     return types.float64(types.float64, types.float64), codegen
+
+
+@njit(**STAGE)
+def round_up(n):
+    """The next multiple of eight."""
+    return (n + 7) & ~7
 
 
 @njit(nogil=True)
@@ -254,16 +249,11 @@ def cutoff_factors(code, s, cutoff, f, slope, n):
         _poly(s, inverse, f, slope, 5.0, 15.0, 35.0, 70.0, 630.0, 4, n)
 
 
-@njit(**LOOP)
-def gaussians(eta, shift, r, r2, f, out, n):
-    """out = f exp(-eta (r - shift)^2) for the first n entries."""
-    if shift == 0.0:
-        for t in range(n):
-            out[t] = f[t] * exponential(-eta * r2[t])
-    else:
-        for t in range(n):
-            d = r[t] - shift
-            out[t] = f[t] * exponential(-eta * (d * d))
+@njit(**SCALAR)
+def scale_by_number(x, number, out, lo, hi):
+    """out = x times the atomic number."""
+    for t in range(lo, hi):
+        out[t] = x[t] * number[t]
 
 
 @njit(**LOOP)

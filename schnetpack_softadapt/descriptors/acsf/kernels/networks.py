@@ -9,8 +9,13 @@ import math
 import numpy as np
 from numba import njit
 
-from schnetpack_softadapt.descriptors.acsf.kernels.geometry import round_up
-from schnetpack_softadapt.descriptors.acsf.kernels.loops import LOOP, SCALAR, STAGE, exponential
+from schnetpack_softadapt.descriptors.acsf.kernels.loops import (
+    LOOP,
+    SCALAR,
+    STAGE,
+    exponential,
+    round_up,
+)
 
 __all__ = ["ACTIVATION_CODES", "networks"]
 

@@ -2,12 +2,14 @@
 
 The loops are the same machine code for every layout; the tables say what they compute:
 
-    species -> shells (one cutoff radius each) -> factors   exp(-eta (r - r_s)^2) f_c(r) [z]
-                                               -> radials   sums of one factor
-                                               -> groups    triples of two channels
-    group -> bases  (exponentials) and widths (eta, r_s: integer powers of a base)
-          -> terms  (functions of a width)
-          -> steps  (how each power of an exponential or of (1 +- cos)/2 follows from lower ones)
+    species -> shells (one cutoff radius each)
+    shell   -> factors  f_c(r) exp(curvature (r - center)^2) [z]
+            -> radials  sums of one factor
+            -> groups   triples of two channels
+    group   -> bases    exponentials, see `Exponent`
+            -> widths   integer powers of a base
+            -> terms    functions of a width
+            -> steps    how each power of a base or of (1 +- cos)/2 follows from lower ones
 
 A channel is an element that some function has as neighbour; the last channel holds all others,
 which only the weighted functions see.
@@ -18,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from schnetpack_softadapt.descriptors.acsf.kernels.loops import CUTOFF_CODES
-from schnetpack_softadapt.descriptors.acsf.layout import ANGULAR, WEIGHTED, Layout, SymmetryFunction
+from schnetpack_softadapt.descriptors.acsf.layout import KINDS, Layout, SymmetryFunction
 
 __all__ = ["ALL_CHANNELS", "Plan", "compile_layout"]
 
@@ -36,29 +38,32 @@ def _record(**fields) -> np.dtype:
     return np.dtype(list(fields.items()), align=True)
 
 
-_SHELL = _record(
-    cutoff=_FLOAT, first_fn=_INT, first_factor=_INT, first_radial=_INT, first_group=_INT
-)
-_FACTOR = _record(eta=_FLOAT, shift=_FLOAT, fn=_INT, channel=_INT, weighted=_INT)
-_RADIAL = _record(factor=_INT, column=_INT)
-_GROUP = _record(
-    channel_a=_INT,
-    channel_b=_INT,
-    fn=_INT,
-    narrow=_INT,
-    weighted=_INT,
-    shifted=_INT,
-    first_base=_INT,
-    first_width=_INT,
-    first_step=_INT,
-    # steps from first_step: for the exponentials, for values, the others for derivatives
-    n_width_steps=_INT,
-    n_value_steps=_INT,
-)
-_BASE = _record(eta=_FLOAT, shift=_FLOAT, row=_INT)
-_WIDTH = _record(eta=_FLOAT, shift=_FLOAT, row=_INT, first_term=_INT)
-_STEP = _record(row=_INT, left=_INT, right=_INT, exponent=_FLOAT)
-_TERM = _record(slope_factor=_FLOAT, row=_INT, slope_row=_INT, column=_INT)
+_TABLES = {
+    "shells": _record(
+        cutoff=_FLOAT, first_fn=_INT, first_factor=_INT, first_radial=_INT, first_group=_INT
+    ),
+    "fn_codes": _INT,
+    "factors": _record(curvature=_FLOAT, center=_FLOAT, fn=_INT, channel=_INT, weighted=_INT),
+    "radials": _record(factor=_INT, column=_INT),
+    "groups": _record(
+        channel_a=_INT,
+        channel_b=_INT,
+        fn=_INT,
+        narrow=_INT,
+        weighted=_INT,
+        by_distance=_INT,  # whether an exponent depends on the sum of the distances
+        first_base=_INT,
+        first_width=_INT,
+        first_step=_INT,
+        # steps from first_step: for the exponentials, for values, the others for derivatives
+        n_width_steps=_INT,
+        n_value_steps=_INT,
+    ),
+    "bases": _record(constant=_FLOAT, linear=_FLOAT, quadratic=_FLOAT, squares=_FLOAT, row=_INT),
+    "widths": _record(linear=_FLOAT, quadratic=_FLOAT, squares=_FLOAT, row=_INT, first_term=_INT),
+    "steps": _record(row=_INT, left=_INT, right=_INT, exponent=_FLOAT),
+    "terms": _record(slope_factor=_FLOAT, row=_INT, slope_row=_INT, column=_INT),
+}
 
 
 class Plan(NamedTuple):
@@ -87,6 +92,27 @@ class Plan(NamedTuple):
     widths: np.ndarray
     steps: np.ndarray
     terms: np.ndarray
+
+
+class Exponent(NamedTuple):
+    """Exponent of a radial part: constant + linear s_1 + quadratic s_1^2 + squares s_2.
+
+    s_1 and s_2 are the sums of the distances and of their squares.
+    """
+
+    constant: float
+    linear: float
+    quadratic: float
+    squares: float
+
+
+def exponent(f: SymmetryFunction, eta: float) -> Exponent:
+    """Exponent of a function, see `layout.Kind`, with the width `eta` instead of its own."""
+    kind = KINDS[f.kind]
+    n, both = kind.n_distances, kind.each + kind.n_distances * kind.joint
+    return Exponent(
+        -eta * n * both * f.r_s**2, 2.0 * eta * both * f.r_s, -eta * kind.joint, -eta * kind.each
+    )
 
 
 class _Powers:
@@ -159,59 +185,46 @@ class _Builder:
         codes = sorted({CUTOFF_CODES[f.cutoff_fn] for _, f in members})
         self.fn_codes += codes
         factors: dict[tuple, int] = {}
-
-        def factor(f: SymmetryFunction, channel: int) -> int:
-            fn = codes.index(CUTOFF_CODES[f.cutoff_fn])
-            key = (f.eta, f.r_s, fn, channel, int(channel == ALL_CHANNELS))
-            return factors.setdefault(key, len(factors))
-
         angular: dict[tuple, list[tuple[int, SymmetryFunction]]] = {}
         for column, f in members:
+            kind, fn = KINDS[f.kind], codes.index(CUTOFF_CODES[f.cutoff_fn])
             channels = [int(self.channel[z]) for z in f.neighbors] or [ALL_CHANNELS] * 2
-            if f.kind in ANGULAR:
-                fn = codes.index(CUTOFF_CODES[f.cutoff_fn])
-                key = (*channels, fn, int(f.kind.endswith("G4")), int(f.kind in WEIGHTED))
+            if kind.n_distances > 1:
+                key = (*channels, fn, int(kind.n_distances == 3), int(kind.weighted))
                 angular.setdefault(key, []).append((column, f))
             else:
-                self.radials.append((factor(f, channels[0]), column))
-        for key, group in sorted(angular.items()):
-            self._group(key, group)
+                curvature = -f.eta * (kind.each + kind.joint)
+                key = (curvature, f.r_s, fn, channels[0], int(kind.weighted))
+                self.radials.append((factors.setdefault(key, len(factors)), column))
+        for key, members_of_group in sorted(angular.items()):
+            self._group(key, members_of_group)
         self.factors += list(factors)
 
     def _group(self, key: tuple, members: list[tuple[int, SymmetryFunction]]) -> None:
-        widths: dict[tuple[float, float], list[tuple[int, SymmetryFunction]]] = {}
+        # functions whose exponents differ by eta alone may share an exponential
+        forms: dict[Exponent, dict[float, list[tuple[int, SymmetryFunction]]]] = {}
         for column, f in members:
-            widths.setdefault((f.r_s, f.eta), []).append((column, f))
-        shifted = int(any(shift != 0 for shift, _ in widths))
+            forms.setdefault(exponent(f, 1.0), {}).setdefault(f.eta, []).append((column, f))
+        by_distance = int(any(form.linear or form.quadratic for form in forms))
         firsts = (len(self.bases), len(self.widths), len(self.steps))
-
-        # the exponentials, one base for the etas of a shift or one each
-        base_row, exponents = 3, {}
-        for shift in sorted({shift for shift, _ in widths}):
-            etas = sorted(eta for s, eta in widths if s == shift)
-            common = _common_base(etas)
-            if common is None:
-                for eta in etas:
-                    self.bases.append((eta, shift, base_row))
-                    exponents[shift, eta] = (1.0, base_row)
-                    base_row += 1
-            else:
-                self.bases.append((common[0], shift, base_row))
-                for eta, exponent in zip(etas, common[1], strict=True):
-                    exponents[shift, eta] = (exponent, base_row)
-                base_row += 1
-        powers = _Powers(base_row)
-        for exponent in sorted(exponents.values()):
-            powers.row(*exponent)
+        widths, row = [], 2
+        for _, etas in sorted(forms.items()):
+            common = _common_base(sorted(etas))
+            for k, (eta, terms) in enumerate(sorted(etas.items())):
+                base_eta, power = (common[0], common[1][k]) if common else (eta, 1.0)
+                if k == 0 or not common:
+                    row += 1
+                    self.bases.append((*exponent(terms[0][1], base_eta), row))
+                widths.append((exponent(terms[0][1], eta), (power, row), terms))
+        powers = _Powers(row + 1)
+        for power in sorted(power for _, power, _ in widths):
+            powers.row(*power)
         n_width_steps = len(powers.steps)
         for _, f in sorted(members, key=lambda m: m[1].zeta):
             powers.row(f.zeta, _COSINE[f.lam])
         n_value_steps = len(powers.steps) - n_width_steps
-
-        a, b, fn, narrow, weighted = key
-        for (shift, eta), terms in sorted(widths.items()):
-            row = powers.row(*exponents[shift, eta])
-            self.widths.append((eta, shift, row, len(self.terms)))
+        for (_, *slopes), power, terms in widths:
+            self.widths.append((*slopes, powers.row(*power), len(self.terms)))
             for column, f in sorted(terms, key=lambda m: (m[1].lam, m[1].zeta)):
                 # 2^(1-zeta) (1 + lam c)^zeta = 2 u^zeta, its slope by c is zeta lam u^(zeta-1)
                 base = _COSINE[f.lam]
@@ -220,19 +233,13 @@ class _Builder:
             self.terms += [(0.0, _ONES, _ONES, -1)] * (-len(self.terms) % 4)
         self.steps += powers.steps
         self.most_rows = max(self.most_rows, powers.end)
-        self.groups.append(
-            (a, b, fn, narrow, weighted, shifted, *firsts, n_width_steps, n_value_steps)
-        )
-
-
-def _most(records: np.ndarray, name: str) -> int:
-    return int(np.diff(records[name]).max(initial=0))
+        self.groups.append((*key, by_distance, *firsts, n_width_steps, n_value_steps))
 
 
 def compile_layout(layout: Layout) -> Plan:
     """The tables of a layout."""
     functions = [f for values in layout.functions.values() for f in values]
-    neighbors = sorted({z for f in functions if f.kind not in WEIGHTED for z in f.neighbors})
+    neighbors = sorted({z for f in functions for z in f.neighbors})
     channel = np.full(119, len(neighbors), _INT)
     channel[neighbors] = np.arange(len(neighbors))
     species = np.full(119, -1, _INT)
@@ -241,36 +248,24 @@ def compile_layout(layout: Layout) -> Plan:
     builder = _Builder(channel)
     shell_first = [0]
     for members in layout.functions.values():
-        columns = list(enumerate(members))
         for cutoff in sorted({f.cutoff for f in members}):
-            builder.shell(cutoff, [(k, f) for k, f in columns if f.cutoff == cutoff])
+            builder.shell(cutoff, [(k, f) for k, f in enumerate(members) if f.cutoff == cutoff])
         shell_first.append(len(builder.shells))
     builder.shells.append((0.0, *builder.ends()))
     ends = (len(builder.bases), len(builder.widths), len(builder.steps))
     builder.groups.append((0, 0, 0, 0, 0, 0, *ends, 0, 0))
-    builder.widths.append((0.0, 0.0, 0, len(builder.terms)))
+    builder.widths.append((0.0, 0.0, 0.0, 0, len(builder.terms)))
+    tables = {name: np.array(getattr(builder, name), dtype) for name, dtype in _TABLES.items()}
 
-    shells = np.array(builder.shells, _SHELL)
-    groups = np.array(builder.groups, _GROUP)
+    def most(table: str, name: str) -> int:
+        return int(np.diff(tables[table][name]).max(initial=0))
+
     sizes = [
         len(neighbors) + 1,
-        _most(shells, "first_fn"),
-        _most(shells, "first_factor"),
-        _most(groups, "first_width"),
+        most("shells", "first_fn"),
+        most("shells", "first_factor"),
+        most("groups", "first_width"),
         builder.most_rows,
     ]
-    return Plan(
-        species=species,
-        channel=channel,
-        sizes=np.array(sizes, _INT),
-        shell_first=np.array(shell_first, _INT),
-        shells=shells,
-        fn_codes=np.array(builder.fn_codes, _INT),
-        factors=np.array(builder.factors, _FACTOR),
-        radials=np.array(builder.radials, _RADIAL),
-        groups=groups,
-        bases=np.array(builder.bases, _BASE),
-        widths=np.array(builder.widths, _WIDTH),
-        steps=np.array(builder.steps, _STEP),
-        terms=np.array(builder.terms, _TERM),
-    )
+    first = np.array(shell_first, _INT)
+    return Plan(species, channel, np.array(sizes, _INT), first, **tables)

@@ -1,12 +1,12 @@
 """Vector-Jacobian products of the symmetry functions of single atoms.
 
-With W the radial weight of a triple (j, k), P(c) = sum over functions of dE/dG 2 u^zeta and
-primes for derivatives, the energy's derivative by the vector r_j is
+With W the radial part of a triple (j, k), P(c) = sum over functions of dE/dG 2 u^zeta and primes
+for derivatives, the energy's derivative by the vector r_j is
 
     a_j r_j + sum_k B_jk r_k,    B = W P' / (r_j r_k) - 2 A,
     a_j = sum_k [2 (W P dlog W/d(r_j^2) + A) - W P' c / r_j^2],    A = W P dlog W/d(r_jk^2)
 
-so a triple leaves four numbers, computed in vector loops, and one scalar loop adds them up.
+so a triple leaves few numbers, computed in vector loops, and one scalar loop adds them up.
 """
 
 from typing import NamedTuple
@@ -14,57 +14,48 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from schnetpack_softadapt.descriptors.acsf.kernels.geometry import (
+from schnetpack_softadapt.descriptors.acsf.kernels.loops import (
+    LOOP,
+    SCALAR,
+    STAGE,
+    aligned,
+    round_up,
+)
+from schnetpack_softadapt.descriptors.acsf.kernels.neighbors import (
     FIRST,
     channel_range,
+    factor_slope,
     load_shell,
     new_neighbors,
-    new_pairs,
-    round_up,
-    select_pairs,
 )
-from schnetpack_softadapt.descriptors.acsf.kernels.loops import LOOP, SCALAR, STAGE, aligned
-from schnetpack_softadapt.descriptors.acsf.kernels.values import (
-    fill_rows,
-    fill_weights,
-    start_group,
-)
+from schnetpack_softadapt.descriptors.acsf.kernels.triples import new_triples, next_triples
 
 __all__ = ["vjp"]
 
 
 class _Sums(NamedTuple):
-    """Per pair (j, k) of a chunk, (CHUNK,): sums over functions, see the module.
+    """Per triple of a chunk, (CHUNK,): sums over functions, see the module.
 
     Attributes:
         value, slope: P and P' of one width.
-        total: W P; by_eta: eta W P; by_shift: eta r_s W P; turn: W P', summed over widths.
+        total: W P; turn: W P'; square: W P dphi/ds_2; stretch: W P dphi/ds_1 / 2; over all widths.
         cross: B; common: the part of a_j and a_k that is the same.
     """
 
     value: np.ndarray
     slope: np.ndarray
     total: np.ndarray
-    by_eta: np.ndarray
-    by_shift: np.ndarray
     turn: np.ndarray
+    square: np.ndarray
+    stretch: np.ndarray
     cross: np.ndarray
     common: np.ndarray
 
 
 @njit(nogil=True)
 def _new_sums(n):
-    each = aligned(8, n)
-    return _Sums(
-        each[0],
-        each[1],
-        each[2],
-        each[3],
-        each[4],
-        each[5],
-        each[6],
-        each[7],
-    )
+    e = aligned(8, n)
+    return _Sums(e[0], e[1], e[2], e[3], e[4], e[5], e[6], e[7])
 
 
 @njit(**LOOP)
@@ -80,27 +71,27 @@ def _add4(rows, i, j, k, m, a, b, c, d, out, n):
 
 
 @njit(**LOOP)
-def _first_width(weight, value, slope, eta, total, by_eta, turn, n):
+def _first_width(weight, value, slope, factor, total, square, turn, n):
     for t in range(n):
         w = weight[t] * value[t]
         total[t] = w
-        by_eta[t] = eta * w
+        square[t] = factor * w
         turn[t] = weight[t] * slope[t]
 
 
 @njit(**LOOP)
-def _next_width(weight, value, slope, eta, total, by_eta, turn, n):
+def _next_width(weight, value, slope, factor, total, square, turn, n):
     for t in range(n):
         w = weight[t] * value[t]
         total[t] += w
-        by_eta[t] += eta * w
+        square[t] += factor * w
         turn[t] += weight[t] * slope[t]
 
 
 @njit(**LOOP)
-def _add_shift(weight, value, factor, by_shift, n):
+def _add_stretch(weight, value, factor, stretch, n):
     for t in range(n):
-        by_shift[t] += factor * (weight[t] * value[t])
+        stretch[t] += factor[t] * (weight[t] * value[t])
 
 
 @njit(**SCALAR)
@@ -111,41 +102,41 @@ def _inverse_products(inverse, index, out, n):
 
 
 @njit(**LOOP)
-def _finish_narrow(slope, cosine, total, by_eta, turn, cross, common, n):
+def _finish_narrow(slope, cosine, total, square, turn, cross, common, n):
     for t in range(n):
-        stretch = total[t] * slope[t] - by_eta[t]
-        cross[t] = turn[t] * cross[t] - 2.0 * stretch
-        common[t] = 2.0 * (stretch - by_eta[t])
+        a = total[t] * slope[t] + square[t]
+        cross[t] = turn[t] * cross[t] - 2.0 * a
+        common[t] = 2.0 * (a + square[t])
         turn[t] *= cosine[t]
 
 
 @njit(**LOOP)
-def _finish_wide(cosine, by_eta, turn, cross, common, n):
+def _finish_wide(cosine, square, turn, cross, common, n):
     for t in range(n):
         cross[t] *= turn[t]
-        common[t] = -2.0 * by_eta[t]
+        common[t] = 2.0 * square[t]
         turn[t] *= cosine[t]
 
 
 @njit(**LOOP)
-def _finish_shift(s, by_shift, cross, common, n):
+def _finish_stretch(s, stretch, cross, common, n):
     for t in range(n):
-        stretch = by_shift[t] / np.sqrt(s[t])
-        cross[t] -= 2.0 * stretch
-        common[t] += 2.0 * stretch
+        a = stretch[t] / np.sqrt(s[t])
+        cross[t] -= 2.0 * a
+        common[t] += 2.0 * a
 
 
 @njit(**STAGE)
-def sum_functions(plan, g, pairs, grad, sums, n):
-    """Sums over the functions of group g for n pairs; `grad` (D,) is dE/dG of the atom."""
+def sum_functions(plan, g, triples, grad, sums, n):
+    """Sums over the functions of group g for n triples; `grad` (D,) is dE/dG of the atom."""
     group = plan.groups[g]
     n = round_up(n)
-    rows = pairs.rows
-    if group.shifted:
-        sums.by_shift[:n] = 0.0
+    rows, value, slope, total, turn = triples.rows, sums.value, sums.slope, sums.total, sums.turn
+    if group.by_distance:
+        sums.stretch[:n] = 0.0
     for w in range(group.first_width, plan.groups[g + 1].first_width):
         width, last = plan.widths[w], plan.widths[w + 1].first_term
-        weight = pairs.weights[w - group.first_width]
+        weight = triples.weights[w - group.first_width]
         for k in range(width.first_term, last, 4):
             p, q, r, s = plan.terms[k], plan.terms[k + 1], plan.terms[k + 2], plan.terms[k + 3]
             # a padded term has column -1, the last, and its factor is zero
@@ -157,18 +148,17 @@ def sum_functions(plan, g, pairs, grad, sums, n):
             h, o = c * r.slope_factor, d * s.slope_factor
             i, j, l, m = p.slope_row, q.slope_row, r.slope_row, s.slope_row
             if k == width.first_term:
-                _combine4(rows, p.row, q.row, r.row, s.row, a, b, c, d, sums.value, n)
-                _combine4(rows, i, j, l, m, e, f, h, o, sums.slope, n)
+                _combine4(rows, p.row, q.row, r.row, s.row, a, b, c, d, value, n)
+                _combine4(rows, i, j, l, m, e, f, h, o, slope, n)
             else:
-                _add4(rows, p.row, q.row, r.row, s.row, a, b, c, d, sums.value, n)
-                _add4(rows, i, j, l, m, e, f, h, o, sums.slope, n)
-        value, slope, eta = sums.value, sums.slope, width.eta
+                _add4(rows, p.row, q.row, r.row, s.row, a, b, c, d, value, n)
+                _add4(rows, i, j, l, m, e, f, h, o, slope, n)
         if w == group.first_width:
-            _first_width(weight, value, slope, eta, sums.total, sums.by_eta, sums.turn, n)
+            _first_width(weight, value, slope, width.squares, total, sums.square, turn, n)
         else:
-            _next_width(weight, value, slope, eta, sums.total, sums.by_eta, sums.turn, n)
-        if width.shift != 0.0:
-            _add_shift(weight, value, eta * width.shift, sums.by_shift, n)
+            _next_width(weight, value, slope, width.squares, total, sums.square, turn, n)
+        if group.by_distance:
+            _add_stretch(weight, value, triples.stretches[w - group.first_width], sums.stretch, n)
 
 
 @njit(**SCALAR)
@@ -212,80 +202,72 @@ def _scatter(index, cross, total, common, turn, slope, inverse, vectors, out, n)
 
 
 @njit(**SCALAR)
-def _scatter_shift(index, by_shift, inverse, out, n):
+def _scatter_stretch(index, stretch, inverse, out, n):
     for t in range(n):
-        j, k, w = index[t] >> 16, index[t] & 0xFFFF, 2.0 * by_shift[t]
+        j, k, w = index[t] >> 16, index[t] & 0xFFFF, 2.0 * stretch[t]
         out[4 * j + 3] += w * inverse[j]
         out[4 * k + 3] += w * inverse[k]
 
 
 @njit(**STAGE)
-def _angular(plan, shell, g, neighbors, pairs, sums, vectors, grad, out):
+def _angular(plan, shell, g, neighbors, triples, sums, vectors, grad, out):
     group = plan.groups[g]
-    cutoff = plan.shells[shell].cutoff
-    start_group(plan, g, neighbors)
+    slope, inverse = neighbors.slope[group.fn], neighbors.inverse
+    total, turn, cross, common = sums.total, sums.turn, sums.cross, sums.common
     j = FIRST
     while j >= 0:
-        n, j = select_pairs(neighbors, group, cutoff, j, pairs)
-        if n == 0:
-            continue
-        padded = round_up(n)
-        fill_weights(plan, shell, g, neighbors, pairs, n)
-        fill_rows(plan, g, pairs, n, True)
-        sum_functions(plan, g, pairs, grad, sums, n)
-        total, turn, cross, common = sums.total, sums.turn, sums.cross, sums.common
-        _inverse_products(neighbors.inverse, pairs.index, cross, padded)
+        n, j = next_triples(plan, shell, g, neighbors, j, triples, True)
+        m = round_up(n)
+        sum_functions(plan, g, triples, grad, sums, n)
+        _inverse_products(inverse, triples.index, cross, m)
         if group.narrow:
             _finish_narrow(
-                pairs.slope, pairs.cosine, total, sums.by_eta, turn, cross, common, padded
+                triples.slope, triples.cosine, total, sums.square, turn, cross, common, m
             )
-            if group.shifted:
-                _finish_shift(pairs.s, sums.by_shift, cross, common, padded)
+            if group.by_distance:
+                _finish_stretch(triples.s, sums.stretch, cross, common, m)
         else:
-            _finish_wide(pairs.cosine, sums.by_eta, turn, cross, common, padded)
-        slope = neighbors.slope[group.fn]
-        inverse = neighbors.inverse
-        _scatter(pairs.index, cross, total, common, turn, slope, inverse, vectors, out, n)
-        if group.shifted:
-            _scatter_shift(pairs.index, sums.by_shift, inverse, out, n)
+            _finish_wide(triples.cosine, sums.square, turn, cross, common, m)
+        _scatter(triples.index, cross, total, common, turn, slope, inverse, vectors, out, n)
+        if group.by_distance:
+            _scatter_stretch(triples.index, sums.stretch, inverse, out, n)
 
 
 @njit(**LOOP)
-def _radial(factor, slope, inverse, grad, eta, shift, out, n):
+def _radial(factor, slope, inverse, curvature, center, grad, out, n):
     for t in range(n):
-        w = slope[t] - eta * (1.0 - shift * inverse[t])
+        w = factor_slope(curvature, center, slope[t], inverse[t])
         out[t] += (2.0 * grad) * factor[t] * w
 
 
 @njit(nogil=True, cache=True)
-def vjp(plan, first, order, r_ij, idx_j, numbers, most, start, stop, grad_g, grad_r):
+def vjp(plan, pairs, start, stop, grad_g, grad_r):
     """Add sum_D grad_g dG/dr_ij of the pairs of atoms start to stop to grad_r (P, 3).
 
-    Args: as for `kernel_values.values`; grad_g (N, D).
+    Args: as for `values.values`; grad_g (N, D).
     """
-    neighbors = new_neighbors(plan.sizes, most)
-    pairs = new_pairs(plan.sizes, most)
-    sums = _new_sums(len(pairs.s))
+    neighbors = new_neighbors(plan.sizes, pairs.most)
+    triples = new_triples(plan.sizes, pairs.most)
+    sums = _new_sums(len(triples.s))
     room = len(neighbors.x)
     vectors, out, radial = np.zeros(4 * room), np.zeros(4 * room), np.zeros(room)
     for i in range(start, stop):
-        species = plan.species[numbers[i]]
+        species = plan.species[pairs.numbers[i]]
         for shell in range(plan.shell_first[species], plan.shell_first[species + 1]):
-            end = load_shell(
-                plan, shell, r_ij, idx_j, numbers, order, first[i], first[i + 1], neighbors
-            )
+            end = load_shell(plan, shell, pairs, i, neighbors)
             here, after = plan.shells[shell], plan.shells[shell + 1]
             radial[FIRST : end + 8] = 0.0
             for k in range(here.first_radial, after.first_radial):
-                factor = plan.factors[here.first_factor + plan.radials[k].factor]
+                row, column = plan.radials[k].factor, plan.radials[k].column
+                factor = plan.factors[here.first_factor + row]
                 lo, hi = channel_range(neighbors, factor.channel)
                 _radial(
-                    neighbors.factors[plan.radials[k].factor, lo:],
+                    neighbors.factors[row, lo:],
                     neighbors.slope[factor.fn, lo:],
                     neighbors.inverse[lo:],
-                    grad_g[i, plan.radials[k].column],
-                    factor.eta,
-                    factor.shift,
+                    factor.curvature,
+                    factor.center,
+                    grad_g[i, column],
                     radial[lo:],
                     hi - lo,
                 )
@@ -295,9 +277,8 @@ def vjp(plan, first, order, r_ij, idx_j, numbers, most, start, stop, grad_g, gra
                 vectors[4 * p + 1] = neighbors.y[p] * neighbors.r[p]
                 vectors[4 * p + 2] = neighbors.z[p] * neighbors.r[p]
             for k in range(here.first_group, after.first_group):
-                _angular(plan, shell, k, neighbors, pairs, sums, vectors, grad_g[i], out)
+                _angular(plan, shell, k, neighbors, triples, sums, vectors, grad_g[i], out)
             for p in range(FIRST, end):
                 a = out[4 * p + 3] + radial[p]
-                pair = order[neighbors.position[p]]
                 for c in range(3):
-                    grad_r[pair, c] += a * vectors[4 * p + c] + out[4 * p + c]
+                    grad_r[neighbors.pair[p], c] += a * vectors[4 * p + c] + out[4 * p + c]

@@ -6,14 +6,19 @@ from pathlib import Path
 
 import numpy as np
 
-from schnetpack_softadapt.data.checks import leave_out_placeholder_stress, raise_problems
 from schnetpack_softadapt.data.database import write_database
-from schnetpack_softadapt.data.formats.registry import ImportOptions, read_files
-from schnetpack_softadapt.data.sources import Source, find_sources
-from schnetpack_softadapt.data.split_file import Split, save_split, split_path
-from schnetpack_softadapt.data.stress_labels import StressRepair, repair
+from schnetpack_softadapt.data.formats.format import (
+    ImportOptions,
+    LabelledFile,
+    known_formats,
+    read_files,
+)
+from schnetpack_softadapt.data.importing.checks import leave_out_placeholder_stress, raise_problems
+from schnetpack_softadapt.data.importing.sources import find_sources
+from schnetpack_softadapt.data.importing.stress_labels import StressRepair, repair
+from schnetpack_softadapt.data.importing.summary import summary, warnings
+from schnetpack_softadapt.data.splitting import Split, save_split, split_path
 from schnetpack_softadapt.data.structures import Structure
-from schnetpack_softadapt.data.summary import Summary, summarize
 
 __all__ = ["convert_files"]
 
@@ -28,7 +33,7 @@ def convert_files(
     overwrite: bool = False,
     progress: bool = False,
     say: Callable[[str], None] = print,
-) -> Summary:
+) -> None:
     """Import files into a database in SchNetPack's format; nothing is written if anything is wrong.
 
     Args:
@@ -55,52 +60,53 @@ def convert_files(
         raise ValueError(f"--out {out}: the name must end in .db, by which SchNetPack knows it")
     if out.exists() and not overwrite:
         raise FileExistsError(f"{out} exists already; choose another name or give --overwrite")
+    takes_folders = options.record is not None and options.record.takes_folders
     subsets = {
-        subset: find_sources(names)
+        subset: find_sources(names, takes_folders)
         for subset, names in (("train", files), ("val", val), ("test", test))
     }
     _refuse_files_given_twice(subsets)
-    n_of: dict[str, int] = {}
     structures: list[Structure] = []
     problems: list[str] = []
     remarks: list[str] = []
     for subset, sources in subsets.items():
         found, wrong, remarked = read_files(sources, options, progress)
         for structure in found:
-            structure.info["subset"] = subset if val or test else "train"
+            structure.info["subset"] = subset
         structures += found
         problems += wrong
         remarks += remarked
-        n_of[subset] = len(found)
     repaired = repair(structures, repairs)
-    remarks += repaired
-    remarks += leave_out_placeholder_stress(structures)
+    remarks += [*repaired, *leave_out_placeholder_stress(structures)]
     raise_problems(structures, problems, progress=progress)
-    summary = summarize(structures, list(dict.fromkeys(remarks)))
-    names = [Path(name).name for name in (*files, *val, *test)]
-    shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    lines = summary(structures)
+    lines += [f"note         {text}" for text in dict.fromkeys(remarks)]
+    lines += [f"WARNING      {text}" for text in warnings(structures)]
     if overwrite:
         # a split of the old database must not meet the new one, even if writing is interrupted
         split_path(out).unlink(missing_ok=True)
+    names = [Path(name).name for name in (*files, *val, *test)]
+    shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    formats = sorted({s.info["format"] for s in structures})
+    units = [f"format {name}: {options.units(known_formats()[name].units)}" for name in formats]
     fingerprint = write_database(
         out,
         structures,
-        provenance="; ".join(
-            [f"imported from {shown}", _conventions(structures, options), *repaired]
-        ),
+        provenance="; ".join([f"imported from {shown}", *units, *repaired]),
         overwrite=overwrite,
         progress=progress,
     )
-    say(str(summary))
+    say("\n".join(lines))
     if val or test:
-        _write_split(out, n_of, fingerprint)
-        counts = ", ".join(f"{n} {subset}" for subset, n in n_of.items())
+        subset_of = np.array([s.info["subset"] for s in structures])
+        indices = {name: np.flatnonzero(subset_of == name).tolist() for name in subsets}
+        save_split(split_path(out), Split(**indices, fingerprint=fingerprint))
+        counts = ", ".join(f"{len(part)} {name}" for name, part in indices.items())
         say(f"split        {split_path(out)} ({counts})")
     say(f"written      {out}")
-    return summary
 
 
-def _refuse_files_given_twice(subsets: dict[str, list[Source]]) -> None:
+def _refuse_files_given_twice(subsets: dict[str, list[LabelledFile]]) -> None:
     """A slip that would leak the test set."""
     seen: dict[str, str] = {}
     for subset, sources in subsets.items():
@@ -109,18 +115,3 @@ def _refuse_files_given_twice(subsets: dict[str, list[Source]]) -> None:
             if path in seen:
                 raise ValueError(f"{source} is given twice, for {seen[path]} and for {subset}")
             seen[path] = subset
-
-
-def _write_split(out: Path, n_of: dict[str, int], fingerprint: str) -> None:
-    """Consecutive index ranges: training, validation, test."""
-    ends = np.cumsum(list(n_of.values()))
-    train, val, test = (
-        list(range(end - n, end)) for end, n in zip(ends, n_of.values(), strict=True)
-    )
-    save_split(split_path(out), Split(train, val, test, fingerprint=fingerprint))
-
-
-def _conventions(structures: list[Structure], options: ImportOptions) -> str:
-    """What was assumed of each format; FitSNAP's headers may say otherwise file by file."""
-    formats = sorted({s.info["format"] for s in structures})
-    return "; ".join(f"format {name}: {options.units(name)}" for name in formats)

@@ -8,21 +8,20 @@ of the usual units.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from itertools import permutations
+from itertools import permutations, product
 
 import numpy as np
-from ase.stress import full_3x3_to_voigt_6_stress
 
-from schnetpack_softadapt.data.formats.conventions import (
+from schnetpack_softadapt.data.formats.units import (
     STRESS_UNITS,
     stress_matrix,
     stress_order,
 )
 from schnetpack_softadapt.data.structures import Structure
-from schnetpack_softadapt.quantities import VOIGT
+from schnetpack_softadapt.quantities import VOIGT, full_to_voigt
 
 __all__ = [
     "Finding",
@@ -150,12 +149,9 @@ def findings_from_predictions(
         mine = groups == group
         n = int(mine.sum())
         # one row for each component of each structure
-        components = np.tile(np.eye(6), (n, 1))
-        finding = _search(
-            group, n, predicted[mine].ravel(), np.repeat(labels[mine], 6, axis=0), components
-        )
-        findings += [finding] if finding else []
-    return findings
+        target, rows = predicted[mine].ravel(), np.repeat(labels[mine], 6, axis=0)
+        findings.append(_search(group, n, target, rows, np.tile(np.eye(6), (n, 1))))
+    return [finding for finding in findings if finding]
 
 
 def findings_from_strained_cells(structures: Sequence[Structure]) -> list[Finding]:
@@ -176,25 +172,26 @@ def findings_from_strained_cells(structures: Sequence[Structure]) -> list[Findin
     for group, members in families.items():
         rows = [row for family in members.values() for row in _rows(family)]
         if rows:
-            finding = _search(group, len(rows), *map(np.array, zip(*rows, strict=True)))
-            findings += [finding] if finding else []
-    return findings
+            findings.append(_search(group, len(rows), *map(np.array, zip(*rows, strict=True))))
+    return [finding for finding in findings if finding]
 
 
-def _rows(family: Sequence[Structure]) -> list[tuple[float, np.ndarray, np.ndarray]]:
+def _rows(family: Sequence[Structure]) -> Iterator[tuple[float, np.ndarray, np.ndarray]]:
     """Of each strained cell the work of its stress, stress (6,) and strain (6,).
 
     Work and stress are divided by volume and square of the strain, so that small strains and soft
     components count as much as others: both are elastic moduli then.
     """
     reference = min(family, key=lambda s: s.energy)
-    rows = []
+    identity = np.eye(3)
     for s in family:
         deformation = np.linalg.solve(reference.cell, s.cell)
-        if np.linalg.norm(deformation - np.eye(3)) > 2 * MAX_STRAIN:
+        if np.linalg.norm(deformation - identity) > 2 * MAX_STRAIN:
             continue  # another crystal, or other lattice vectors of the same
-        strain = _strain(deformation)
-        size = float(np.linalg.norm(strain))
+        # exact up to the third order (midpoint rule)
+        strain = full_to_voigt(2 * (deformation - identity) @ np.linalg.inv(deformation + identity))
+        strain *= (1, 1, 1, 2, 2, 2)  # shear stands twice in the double sum over components
+        size = float(np.sqrt(strain**2 @ (1, 1, 1, 0.5, 0.5, 0.5)))
         if not MIN_STRAIN < size < MAX_STRAIN:
             continue
         work = s.energy - reference.energy
@@ -209,17 +206,7 @@ def _rows(family: Sequence[Structure]) -> list[tuple[float, np.ndarray, np.ndarr
                 continue  # thermal motion: what is left tells little about the stress
         weight = 1 / (reference.volume * size**2)
         stress = 0.5 * (s.volume * s.stress_voigt + reference.volume * reference.stress_voigt)
-        # shear stands twice in the double sum over components
-        voigt = full_3x3_to_voigt_6_stress(strain) * (1, 1, 1, 2, 2, 2)
-        rows.append((weight * work, weight * stress, voigt))
-    return rows
-
-
-def _strain(deformation: np.ndarray) -> np.ndarray:
-    """Symmetric strain (3, 3) of a deformation, exact up to the third order (midpoint rule)."""
-    identity = np.eye(3)
-    strain = 2 * (deformation - identity) @ np.linalg.inv(deformation + identity)
-    return 0.5 * (strain + strain.T)
+        yield weight * work, weight * stress, strain
 
 
 def _search(
@@ -233,9 +220,10 @@ def _search(
         labels: (R, 6) as they stand, Voigt order.
         weights: (R, 6) of each component.
     """
-    if n_structures < MIN_STRUCTURES or not np.median(np.abs(target)):
+    usual = float(np.median(np.abs(target)))
+    if n_structures < MIN_STRUCTURES or not usual:
         return None
-    scale = np.maximum(np.abs(target), np.median(np.abs(target)))
+    scale = np.maximum(np.abs(target), usual)
 
     def misses(places: Sequence[int], factor: float) -> np.ndarray:
         missed = target - factor * (labels[:, places] * weights).sum(axis=1)
@@ -243,7 +231,7 @@ def _search(
 
     readings = []
     for places in PLACES:
-        factor = _usual_factor(_slope((labels[:, places] * weights).sum(axis=1), target))
+        factor = _factor((labels[:, places] * weights).sum(axis=1), target)
         if factor is not None:
             n_changes = sum(k != place for k, place in enumerate(places)) + (factor != 1)
             readings.append((misses(places, factor).mean(), n_changes, places, factor))
@@ -254,61 +242,54 @@ def _search(
     _, _, places, factor = min(
         (r for r in readings if r[0] < 1.2 * best), key=lambda r: (r[1], r[0])
     )
-    moved = np.arange(6) != np.array(places)
     used = np.ones(len(target), dtype=bool)
     if factor == 1:
+        moved = np.arange(6) != np.array(places)
         used = (weights[:, moved] ** 2).sum(axis=1) > 0.1 * (weights**2).sum(axis=1)
         if used.sum() < MIN_STRUCTURES:
             return None
     now, then = misses(range(6), 1.0)[used].mean(), misses(places, factor)[used].mean()
     if now < POOR or then > min(GOOD, now / 2):
         return None
-    order = dict(zip(places, VOIGT, strict=True))
-    return Finding(
-        StressRepair(group, tuple(order[k] for k in range(6)), factor),
-        n_structures,
-        float(now),
-        float(then),
-    )
+    order = tuple(VOIGT[places.index(k)] for k in range(6))
+    return Finding(StressRepair(group, order, factor), n_structures, float(now), float(then))
 
 
-def _slope(values: np.ndarray, target: np.ndarray) -> float:
-    """What the larger half of the values is multiplied by to give the target, in the median."""
+def _factor(values: np.ndarray, target: np.ndarray) -> float | None:
+    """A sign and the ratio of two units by which values become the target; None if there is none.
+
+    Fitted to the larger half of the values, in the median.
+    """
     large = np.abs(values) >= np.median(np.abs(values))
     with np.errstate(divide="ignore", invalid="ignore"):
-        return float(np.median(np.where(values == 0, 0, target / values)[large]))
-
-
-def _usual_factor(factor: float) -> float | None:
-    """A sign and the ratio of two units near a fitted factor; None if there is none."""
-    size = abs(factor)
+        fitted = float(np.median(np.where(values == 0, 0, target / values)[large]))
+    size = abs(fitted)
     if abs(size - 1) < NEARLY_ONE:
-        return math.copysign(1.0, factor)
-    if size == 0:
-        return None
-    ratios = (a / b for a in STRESS_UNITS.values() for b in STRESS_UNITS.values())
-    distance, ratio = min((abs(math.log(size / ratio)), ratio) for ratio in ratios)
-    return math.copysign(ratio, factor) if distance < RATIO_TOLERANCE else None
+        return math.copysign(1.0, fitted)
+    ratios = [a / b for a in STRESS_UNITS.values() for b in STRESS_UNITS.values()]
+    ratio = min(ratios, key=lambda ratio: abs(math.log(size / ratio))) if size else 0.0
+    close = size and abs(math.log(size / ratio)) < RATIO_TOLERANCE
+    return math.copysign(ratio, fitted) if close else None
 
 
 def _in_words(change: StressRepair) -> str:
-    parts = []
-    moved = [
-        (mine, other) for mine, other in zip(VOIGT, change.order, strict=True) if mine != other
-    ]
+    moved = [mine for mine, other in zip(VOIGT, change.order, strict=True) if mine != other]
+    texts = []
     if len(moved) == 2:
-        parts.append(f"{moved[0][0]} and {moved[0][1]} seem exchanged")
+        texts.append(f"{moved[0]} and {moved[1]} seem exchanged")
     elif moved:
-        parts.append(f"the components seem to stand in the order {' '.join(change.order)}")
+        texts.append(f"the components seem to stand in the order {' '.join(change.order)}")
     if change.factor < 0:
-        parts.append("the sign of the stress seems to be the other one")
+        texts.append("the sign of the stress seems to be the other one")
     size = abs(change.factor)
-    for true, true_factor in STRESS_UNITS.items():
-        for taken, taken_factor in STRESS_UNITS.items():
-            if size != 1 and math.isclose(true_factor / taken_factor, size):
-                times, what = (size, "small") if size > 1 else (1 / size, "large")
-                parts.append(
-                    f"it seems {times:.4g} times too {what} (as {true} taken for {taken} would be)"
-                )
-                return ", and ".join(parts)
-    return ", and ".join(parts)
+    pairs = [
+        (true, taken)
+        for true, taken in product(STRESS_UNITS, STRESS_UNITS)
+        if size != 1 and math.isclose(STRESS_UNITS[true] / STRESS_UNITS[taken], size)
+    ]
+    for true, taken in pairs[:1]:
+        times, what = (size, "small") if size > 1 else (1 / size, "large")
+        texts.append(
+            f"it seems {times:.4g} times too {what} (as {true} taken for {taken} would be)"
+        )
+    return ", and ".join(texts)

@@ -9,7 +9,7 @@ from schnetpack.transform import CastTo32, CollectAtomTriples, MatScipyNeighborL
 
 from schnetpack_softadapt.data.database import write_database
 from schnetpack_softadapt.data.dataset import InMemoryAtomsData
-from schnetpack_softadapt.data.packed import PackedSamples, joined_ranges
+from schnetpack_softadapt.data.ragged import RaggedSamples, joined_ranges
 
 
 @pytest.fixture
@@ -64,9 +64,9 @@ def test_transforms_in_place_do_not_reach_the_raw_data(dataset):
 def test_samples_that_do_not_go_together_are_refused():
     n_atoms = {properties.n_atoms: torch.tensor([1])}
     with pytest.raises(ValueError, match=r"structure 1 differs from the others in \['a'\]"):
-        PackedSamples([n_atoms, {**n_atoms, "a": torch.zeros(1)}])
+        RaggedSamples([n_atoms, {**n_atoms, "a": torch.zeros(1)}])
     with pytest.raises(ValueError, match="'a' differs in shape"):
-        PackedSamples([{**n_atoms, "a": torch.zeros(1, k)} for k in (2, 3)])
+        RaggedSamples([{**n_atoms, "a": torch.zeros(1, k)} for k in (2, 3)])
 
 
 def test_joined_ranges():

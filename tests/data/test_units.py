@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from ase import units
 
-from schnetpack_softadapt.data.formats.conventions import (
+from schnetpack_softadapt.data.formats.units import (
     ENERGY_UNITS,
     LENGTH_UNITS,
     STRESS_UNITS,

@@ -1,6 +1,7 @@
 """Units, sign and order of labels in other codes' files, converted to ASE's."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from ase import units
@@ -12,6 +13,7 @@ __all__ = [
     "LENGTH_UNITS",
     "STRESS_ORDERS",
     "STRESS_UNITS",
+    "LabelUnits",
     "stress_matrix",
     "stress_order",
     "unit_factor",
@@ -55,6 +57,68 @@ STRESS_ORDERS: dict[str, tuple[str, ...]] = {
     "vasp": ("xx", "yy", "zz", "xy", "yz", "zx"),
     "lammps": ("xx", "yy", "zz", "xy", "xz", "yz"),
 }
+
+
+@dataclass(frozen=True)
+class LabelUnits:
+    """Units, sign and order of the labels in a file, and the factors that convert them.
+
+    Attributes:
+        energy_unit, length_unit, forces_unit, stress_unit: names in the tables above; forces and
+            stress follow from energy and length when None.
+        stress_sign: -1 if positive means compression.
+        stress_order: of a stress that is given as six numbers.
+
+    Raises:
+        ValueError: unknown unit, sign or order.
+    """
+
+    energy_unit: str = "eV"
+    length_unit: str = "Ang"
+    forces_unit: str | None = None
+    stress_unit: str | None = None
+    stress_sign: int = 1
+    stress_order: str = "voigt"
+
+    def __post_init__(self):
+        if self.stress_sign not in (-1, 1):
+            raise ValueError(f"the sign of the stress is +1 or -1, not {self.stress_sign}")
+        stress_order(self.stress_order)
+        _ = self.forces_factor, self.stress_factor  # raise where a unit is unknown
+
+    @property
+    def energy_factor(self) -> float:
+        """eV per unit of energy."""
+        return unit_factor(self.energy_unit, ENERGY_UNITS, "energy")
+
+    @property
+    def length_factor(self) -> float:
+        """Ang per unit of length."""
+        return unit_factor(self.length_unit, LENGTH_UNITS, "length")
+
+    @property
+    def forces_factor(self) -> float:
+        """eV/Ang per unit of force."""
+        if self.forces_unit is None:
+            return self.energy_factor / self.length_factor
+        energy, _, length = self.forces_unit.rpartition("/")
+        return unit_factor(energy, ENERGY_UNITS, "force's energy") / unit_factor(
+            length, LENGTH_UNITS, "force's length"
+        )
+
+    @property
+    def stress_factor(self) -> float:
+        """eV/Ang^3 per unit of stress, negative if positive numbers mean compression."""
+        if self.stress_unit is None:
+            return self.stress_sign * self.energy_factor / self.length_factor**3
+        return self.stress_sign * unit_factor(self.stress_unit, STRESS_UNITS, "stress")
+
+    def __str__(self) -> str:
+        return (
+            f"energy in {self.energy_unit}, length in {self.length_unit}, stress in"
+            f" {self.stress_unit or 'the same units'}, positive ="
+            f" {'tension' if self.stress_sign > 0 else 'compression'}"
+        )
 
 
 def unit_factor(name: str, table: dict[str, float], what: str) -> float:

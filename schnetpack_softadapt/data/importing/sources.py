@@ -5,39 +5,24 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-__all__ = ["Source", "find_sources"]
+from schnetpack_softadapt.data.formats.ase import COMPRESSED
+from schnetpack_softadapt.data.formats.format import LabelledFile
+
+__all__ = ["find_sources"]
 
 #: names of files that a folder stands for, also compressed; anything else needs a pattern
 LABELLED = ("*.extxyz", "*.xyz", "*.traj", "*.json", "input.data", "OUTCAR*", "vasprun*.xml")
-COMPRESSED = (".gz", ".xz", ".bz2")
 
 #: names that programs give to their files, and that tell nothing about the structures
 ANONYMOUS = ("input.data*", "OUTCAR*", "vasprun*")
 
 
-@dataclass(frozen=True)
-class Source:
-    """A file to read.
-
-    Attributes:
-        path: the file.
-        frames: which of its structures, in ASE's notation; None for all.
-        group: group of structures that do not name theirs.
-    """
-
-    path: Path
-    frames: str | None
-    group: str
-
-    def __str__(self) -> str:
-        return str(self.path) if self.frames is None else f"{self.path}@{self.frames}"
-
-
-def find_sources(names: Sequence[str | os.PathLike]) -> list[Source]:
+def find_sources(
+    names: Sequence[str | os.PathLike], takes_folders: bool = False
+) -> list[LabelledFile]:
     """Files that the names stand for, in their order, within folders and patterns by name.
 
     A name is a file, `FILE@FRAMES`, a folder (all labelled structures below it) or a pattern as
@@ -45,6 +30,10 @@ def find_sources(names: Sequence[str | os.PathLike]) -> list[Source]:
 
     The group is the name of the folder where a file was found in a folder or by a pattern, or
     where its own name tells nothing (`OUTCAR`, or several files of one name); else the file's.
+
+    Args:
+        names: as above.
+        takes_folders: a folder is one set of data, by its own name, instead of a place to search.
 
     Raises:
         FileNotFoundError: no such file, or nothing that fits.
@@ -54,19 +43,23 @@ def find_sources(names: Sequence[str | os.PathLike]) -> list[Source]:
     for name in map(os.fspath, names):
         path = Path(name)
         file, at, frames = name.rpartition("@")
-        if path.is_dir():
+        if path.is_dir() and not takes_folders:
             found += [(file, None, True) for file in _files_below(path)]
         elif path.exists():
             found.append((path, None, False))
-        elif at and Path(file).is_file():
+        elif at and Path(file).exists():
             found.append((Path(file), frames, False))
         elif glob.has_magic(name):
-            found += [(file, None, True) for file in _files_matching(name)]
+            found += [(file, None, True) for file in _matching(name, takes_folders)]
         else:
             raise FileNotFoundError(f"no file {file if at else name}")
     n_of_name = Counter(path.name for path, _, was_sought in found if not was_sought)
     return [
-        Source(path, frames, _group(path, was_sought or n_of_name[path.name] > 1))
+        LabelledFile(
+            path,
+            frames,
+            _group(path, (was_sought and path.is_file()) or n_of_name[path.name] > 1),
+        )
         for path, frames, was_sought in found
     ]
 
@@ -103,9 +96,9 @@ def _is_labelled(name: str) -> bool:
     return any(fnmatch(name, pattern) for pattern in LABELLED)
 
 
-def _files_matching(pattern: str) -> list[Path]:
+def _matching(pattern: str, takes_folders: bool) -> list[Path]:
     files = [Path(name) for name in glob.glob(pattern, recursive=True)]
-    files = sorted((path for path in files if path.is_file()), key=_natural)
+    files = sorted((path for path in files if takes_folders or path.is_file()), key=_natural)
     if not files:
         raise FileNotFoundError(f"no file matches {pattern}")
     return files

@@ -70,14 +70,14 @@ class BatchSource(Dataset):
         return self.dataset.batch(indices, self.gather)
 
 
-def as_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Collation of what `BatchSource` gives: it is a batch already."""
-    return batch
-
-
 class InMemoryLoader(AtomsLoader):
     """Loader over a `BatchSource`; prepares the data once, before worker processes are made."""
 
     def __iter__(self):
         self.dataset.dataset.prepare()
         return super().__iter__()
+
+
+def as_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Collation of what `BatchSource` gives: it is a batch already."""
+    return batch

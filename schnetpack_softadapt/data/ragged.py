@@ -1,6 +1,6 @@
-"""Samples of many structures in one tensor per key, and batches cut out of them.
+"""Samples of many structures as ragged arrays, one per key, and batches cut out of them.
 
-B: structures in the batch, S: structures packed. Values of structure `s` are the rows
+B: structures in the batch, S: structures in all. Values of structure `s` are the rows
 `first[s]:first[s + 1]` of its key, where `first` (S + 1,) depends on whether the key has a row per
 structure, per atom, per pair of neighbours or anything else.
 """
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from schnetpack import properties
 
-__all__ = ["PackedSamples", "joined_ranges"]
+__all__ = ["RaggedSamples", "joined_ranges"]
 
 #: indices of atoms, shifted in a batch by the atoms that stand before the structure
 ATOM_INDICES = (properties.idx_i, properties.idx_j, properties.idx_i_triples)
@@ -20,17 +20,17 @@ ATOM_INDICES = (properties.idx_i, properties.idx_j, properties.idx_i_triples)
 PAIR_INDICES = (properties.idx_j_triples, properties.idx_k_triples)
 
 
-class PackedSamples:
-    """Samples as SchNetPack's data sets give them, packed; immutable once made.
+class RaggedSamples:
+    """Samples as SchNetPack's data sets give them; immutable once made.
 
-    What leaves this class is copied: models set `requires_grad` on positions, strain cells and
-    overwrite keys, which must not reach the next epoch.
+    What `sample` and `batch` give is copied: models set `requires_grad` on positions, strain cells
+    and overwrite keys, which must not reach the next epoch.
 
     Args:
         samples: dictionaries of tensors with the same keys and the number of atoms (1,) among them.
 
     Raises:
-        ValueError: the samples cannot be packed, naming the key.
+        ValueError: the samples differ in their keys or shapes, naming the key.
     """
 
     def __init__(self, samples: Iterable[dict[str, torch.Tensor]]):
@@ -48,20 +48,16 @@ class PackedSamples:
         self._first_of: dict[str, int] = {}  # which of them each key uses
         self._arrays: dict[str, np.ndarray] = {}
         for key in list(columns):
-            parts = columns.pop(key)  # freed while the next key is packed
+            values = columns.pop(key)  # freed while the next key is joined
             try:
-                self._arrays[key] = torch.cat(parts).numpy()
+                self._arrays[key] = torch.cat(values).numpy()
             except RuntimeError as error:
                 raise ValueError(f"{key!r} differs in shape between structures: {error}") from error
-            self._first_of[key] = self._pointer([len(part) for part in parts])
-
-    def _pointer(self, counts: list[int]) -> int:
-        first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        for k, known in enumerate(self._firsts):
-            if np.array_equal(known, first):
-                return k
-        self._firsts.append(first)
-        return len(self._firsts) - 1
+            first = np.concatenate([[0], np.cumsum([len(v) for v in values])]).astype(np.int64)
+            same = (k for k, known in enumerate(self._firsts) if np.array_equal(known, first))
+            self._first_of[key] = next(same, len(self._firsts))
+            if self._first_of[key] == len(self._firsts):
+                self._firsts.append(first)
 
     def __len__(self):
         return self._n_samples
@@ -77,13 +73,14 @@ class PackedSamples:
         """First row of each structure in `values(key)`, (S + 1,)."""
         return self._firsts[self._first_of[key]]
 
+    def rows(self, key: str, index: int) -> np.ndarray:
+        """Rows of one structure, not copied."""
+        first = self.first(key)
+        return self._arrays[key][first[index] : first[index + 1]]
+
     def sample(self, index: int) -> dict[str, torch.Tensor]:
         """The sample of one structure, copied."""
-        result = {}
-        for key, array in self._arrays.items():
-            first = self._firsts[self._first_of[key]]
-            result[key] = torch.from_numpy(array[first[index] : first[index + 1]].copy())
-        return result
+        return {key: torch.from_numpy(self.rows(key, index).copy()) for key in self._arrays}
 
     def batch(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
         """Batch of the structures `indices` (B,), with the keys of SchNetPack's own loader."""
