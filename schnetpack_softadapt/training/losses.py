@@ -1,13 +1,12 @@
 """Loss components: energy per atom, forces, stress.
 
-Each is a SchNetPack `ModelOutput` of its own and is computed unweighted, once per step, for
+Each is a SchNetPack `ModelOutput` of its own, computed without the weight of the rule,
 
     loss = sum_i w_i f(x_i) / sum_i w_i      (rmse: the square root of it, with f(x) = x^2)
 
 over the residuals x of a batch: energies per atom in eV, force components in eV/Ang, six Voigt
 components of the stress in eV/Ang^3, or all of them without unit when they are standardised. Sums
-and the sums of weights are kept apart, so that means over an epoch, over ranks and over batches of
-unequal size are exact. Weights of the components belong to the task, not here.
+and the sums of weights are kept apart, so that means are exact (see `means`).
 """
 
 import copy
