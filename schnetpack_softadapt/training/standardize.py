@@ -119,7 +119,6 @@ class Standardization(nn.Module):
     Elements that the training set lacks have the scale of the whole set.
     """
 
-    energy_mean: torch.Tensor  # (119,) mu_Z
     energy_variance: torch.Tensor  # (119,) sigma_Z^2
     force_scale: torch.Tensor  # (119,) eta_Z
     stress_scale: torch.Tensor  # () tau
@@ -127,7 +126,6 @@ class Standardization(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.register_buffer("energy_mean", torch.zeros(N_NUMBERS, dtype=torch.float64))
         self.register_buffer("energy_variance", torch.ones(N_NUMBERS, dtype=torch.float64))
         self.register_buffer("force_scale", torch.ones(N_NUMBERS, dtype=torch.float64))
         self.register_buffer("stress_scale", torch.ones((), dtype=torch.float64))
@@ -142,9 +140,9 @@ class Standardization(nn.Module):
             if values is not None:
                 table[elements] = torch.as_tensor(values, dtype=table.dtype, device=table.device)
 
-        means = variances = forces = tau = None
+        variances = forces = tau = None
         if targets.energy is not None:
-            means, variances = _energy_scales(targets)
+            variances = _energy_scales(targets)
             if variances is None:
                 _warn("energies", "energy differences")
         if targets.forces is not None:
@@ -159,7 +157,6 @@ class Standardization(nn.Module):
         counts = targets.compositions.sum(axis=0)
         mean_variance = 1.0 if variances is None else counts @ variances / counts.sum()
         mean_force = 1.0 if forces is None else np.sqrt(np.mean(targets.forces**2))
-        set_table(self.energy_mean, 0.0, means)
         set_table(self.energy_variance, mean_variance, variances)
         set_table(self.force_scale, mean_force, forces)
         self.stress_scale.fill_(1.0 if tau is None else tau)
@@ -170,29 +167,16 @@ class Standardization(nn.Module):
         variance = self.energy_variance.new_zeros(n)
         return variance.index_add(0, idx_m, self.energy_variance[numbers]).sqrt()
 
-    def metadata(self, elements) -> dict:
-        """The scales of these elements as plain Python values, for the metadata of a model."""
 
-        def table(values: torch.Tensor) -> dict[str, float]:
-            return {chemical_symbols[int(z)]: float(values[int(z)]) for z in elements}
-
-        return {
-            "energy_mean": table(self.energy_mean),
-            "energy_spread": table(self.energy_variance.sqrt()),
-            "force_spread": table(self.force_scale),
-            "virial_spread_per_sqrt_atom": float(self.stress_scale),
-        }
-
-
-def _energy_scales(targets: TrainingTargets) -> tuple[np.ndarray, np.ndarray | None]:
-    """mu_Z and sigma_Z^2 of the elements, the latter None if energies have no spread."""
+def _energy_scales(targets: TrainingTargets) -> np.ndarray | None:
+    """sigma_Z^2 of the elements, None if energies have no spread."""
     _, means = composition_fit(targets)
     residuals = targets.energy - targets.compositions @ means
     # the fit leaves rounding of this order in energies that it explains entirely
     rounding = 1e-12 * (1.0 + np.abs(means).max())
     if np.abs(residuals / targets.n_atoms).max() <= rounding:
-        return means, None
-    return means, energy_variances(targets.compositions, residuals)
+        return None
+    return energy_variances(targets.compositions, residuals)
 
 
 def _warn(what: str, remedy: str) -> None:

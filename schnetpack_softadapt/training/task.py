@@ -212,7 +212,6 @@ class SoftAdaptTask(ResumableTask):
         for c in self.active:
             if c.kind is None:
                 c.fit(targets)
-        self.model.loss_standardization = self.standardization.metadata(targets.elements)
         labels, of_whole = {c.component: c.labels(targets) for c in self.active}, Counter()
         for c in self.active:
             of_whole[c.whole] += labels[c.component]
@@ -330,18 +329,13 @@ class SoftAdaptTask(ResumableTask):
 
     def _update_metrics(self, pred, batch, subset: str) -> None:
         """Metrics that came with SchNetPack's outputs, under their names and in their units."""
-        for output in (c.output for c in self.outputs if c.output is not None):
-            if not output.metrics[subset]:
-                continue
-            output.update_metrics({output.name: pred[output.name].detach()}, batch, subset)
-            for name, metric in output.metrics[subset].items():
-                self.log(
-                    f"{subset}_{output.name}_{name}",
-                    metric,
-                    on_step=False,
-                    on_epoch=True,
-                    batch_size=len(batch[properties.n_atoms]),
-                )
+        n = len(batch[properties.n_atoms])
+        for c in self.outputs:
+            if names := c.metric_names(subset):
+                c.model_output.update_metrics({c.name: pred[c.name].detach()}, batch, subset)
+                metrics = c.model_output.metrics[subset].values()
+                for name, metric in zip(names, metrics, strict=True):
+                    self.log(name, metric, on_step=False, on_epoch=True, batch_size=n)
 
     # ---------------------------------------------------------------- epochs
 
@@ -447,13 +441,8 @@ class SoftAdaptTask(ResumableTask):
 
     def _without_users_names(self, record: dict[str, float]) -> dict[str, float]:
         """For callbacks and loggers, what a metric of the user's is called is that metric."""
-        users = {
-            f"{subset}_{c.name}_{metric}"
-            for c in self.outputs
-            if c.output is not None
-            for subset, metrics in c.output.metrics.items()
-            for metric in metrics
-        }
+        subsets = ("train", "val", "test")
+        users = {name for c in self.outputs for s in subsets for name in c.metric_names(s)}
         return {name: value for name, value in record.items() if name not in users}
 
     # ---------------------------------------------------------------- resume
