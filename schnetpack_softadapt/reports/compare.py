@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import pandas as pd
 from matplotlib.figure import Figure
+from omegaconf import OmegaConf
 
 from schnetpack_softadapt.quantities import METRICS, QUANTITIES, SUBSETS
 from schnetpack_softadapt.reports.curves import draw_curves
@@ -89,7 +90,8 @@ def _spreads(runs: list[Run]) -> dict[tuple[str, str, str], Spread]:
 
 def _settings(run: Run) -> dict[str, Any]:
     """Settings by dotted name, without what a repetition may change."""
-    kept = {key: value for key, value in run.config.items() if key not in _IGNORED_SECTIONS}
+    config = OmegaConf.to_container(run.config)  # interpolations as written
+    kept = {key: value for key, value in config.items() if key not in _IGNORED_SECTIONS}
     [flat] = pd.json_normalize(kept).to_dict("records") if kept else [{}]
     return {name: value for name, value in flat.items() if name.rpartition(".")[2] != "seed"}
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from schnetpack_softadapt.files import replacing
+from schnetpack_softadapt.quantities import VOIGT
 
 __all__ = ["plot_checks"]
 
@@ -55,7 +56,7 @@ def _elastic(axes, r: Mapping) -> None:
     for i, j in np.ndindex(6, 6):
         color = "white" if abs(constants[i, j]) > 0.6 * limit else "black"
         axes.text(j, i, f"{constants[i, j]:.0f}", ha="center", va="center", fontsize=8, color=color)
-    labels = ["xx", "yy", "zz", "yz", "xz", "xy"]
+    labels = list(VOIGT)
     axes.set_xticks(range(6), labels)
     axes.set_yticks(range(6), labels)
     axes.set_title(f"elastic constants (GPa), {r['space_group']}", fontsize=10)
