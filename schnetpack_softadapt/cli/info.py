@@ -33,12 +33,13 @@ def _database(path: Path) -> Iterable[tuple[str, str]]:
     import ase.db
 
     from schnetpack_softadapt.data.dataset import read_database
-    from schnetpack_softadapt.data.importing.summary import summarize
+    from schnetpack_softadapt.data.importing.summary import summary
     from schnetpack_softadapt.data.splitting import load_split, split_path
+    from schnetpack_softadapt.quantities import SUBSETS
 
     structures = read_database(path)
     yield "database", str(path)
-    yield "", str(summarize(structures))
+    yield "", summary(structures)
     metadata = ase.db.connect(str(path)).metadata
     units = metadata.get("_property_unit_dict", {})
     yield "labels", ", ".join(f"{name} {unit}".strip() for name, unit in units.items())

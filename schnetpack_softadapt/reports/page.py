@@ -145,6 +145,7 @@ def run_content(run: Run) -> dict[str, Any]:
     return {
         "name": run.name,
         "seed": run.seed,
+        "descriptor": run.descriptor,
         "finished": run.finished,
         "epochs": run.n_epochs,
         "best_epoch": run.best_epoch,

@@ -115,6 +115,7 @@ def _facts(run: Run) -> str:
     facts += [] if run.best_epoch is None else [f"best epoch {run.best_epoch}"]
     facts += [] if run.wall_s is None else [f"wall time {duration(run.wall_s)}"]
     facts += [] if run.seed is None else [f"seed {run.seed}"]
+    facts += [] if run.descriptor is None else [run.descriptor]
     for subset, predictions in run.predictions.items():
         n_atoms = predictions.structures["n_atoms"]
         facts.append(f"{len(n_atoms)} {SUBSETS[subset]} structures ({n_atoms.sum()} atoms)")

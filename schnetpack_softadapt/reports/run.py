@@ -146,6 +146,12 @@ class Run:
         """
         return error_rows(self.predictions, self._known_errors)
 
+    @property
+    def descriptor(self) -> str | None:
+        """What describes the atoms, in one line; None where the model has no descriptor."""
+        file = self.path / "descriptor.txt"
+        return file.read_text(encoding="utf-8").split("\n")[0] if file.is_file() else None
+
     def _known_errors(self, subset: str, quantity: Quantity) -> dict[str, Any] | None:
         """RMSE and MAE that files without single values tell, in `quantity.shown_unit`."""
         written = self.metrics.get(subset) or {}
