@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from schnetpack_softadapt.api import Predictions, Run, load, predict, train
     from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator
     from schnetpack_softadapt.model import ACSF
-    from schnetpack_softadapt.training import losses
-    from schnetpack_softadapt.training import weighting as rules
+    from schnetpack_softadapt.training import losses, rules
     from schnetpack_softadapt.training.task import SoftAdaptTask
 
 __all__ = [
@@ -43,7 +42,7 @@ _HOMES = {
     "load": "api:load",
     "losses": "training.losses:",
     "predict": "api:predict",
-    "rules": "training.weighting:",
+    "rules": "training.rules:",
     "train": "api:train",
 }
 

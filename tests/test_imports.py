@@ -47,7 +47,7 @@ ALLOWED = {
     "configs": set(),
     "__init__": {"api", "deploy", "model", "training"},
     "api": {"deploy", "reports", "training"},
-    "examples": {"SoftAdaptCalculator", "SoftAdaptTask", "training", "train", "predict"},
+    "examples": {"SoftAdaptCalculator", "SoftAdaptTask", "deploy", "training"},
 }
 
 #: parts that know neither SchNetPack nor Lightning

@@ -40,10 +40,11 @@ def read_runs(run_dirs: Sequence[Path | str]) -> list["Run"]:
     if not run_dirs:
         raise ValueError("no run directory given")
     runs = [Run.read(path) for path in dict.fromkeys(Path(p).resolve() for p in run_dirs)]
-    names = [run.name for run in runs]
-    for run in runs:
-        if names.count(run.name) > 1:
-            run.name = f"{run.path.parent.name}/{run.name}"
+    for name_of in (lambda path: f"{path.parent.name}/{path.name}", str):
+        names = [run.name for run in runs]
+        for run in runs:
+            if names.count(run.name) > 1:
+                run.name = name_of(run.path)
     return runs
 
 
