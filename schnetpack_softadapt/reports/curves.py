@@ -1,6 +1,7 @@
 """What changes over epochs: losses, errors, and the weights of the loss components."""
 
 import math
+from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
@@ -13,7 +14,6 @@ from schnetpack_softadapt.quantities import METRICS, QUANTITIES
 from schnetpack_softadapt.reports.run import Run
 from schnetpack_softadapt.reports.style import (
     CYCLE,
-    QUANTITY_COLOURS,
     SUBSET_COLOURS,
     new_figure,
     subset_legend,
@@ -83,13 +83,9 @@ def draw_weights(run: Run) -> Figure | None:
     axes = new_figure(9.0, 4.2).add_subplot(ylabel="weight in the loss")
     quantities = {run.model_key(q): q.name for q in QUANTITIES}
     names = [quantities.get(name, name) for name in logged]
-    # the quantities have colours of their own, further components get the others in turn
-    free = [c for c in CYCLE if c not in {QUANTITY_COLOURS.get(name) for name in names}]
-    further = [name for name in names if name not in QUANTITY_COLOURS]
-    colours = QUANTITY_COLOURS | {n: free[k % len(free)] for k, n in enumerate(further)}
-    for index, (name, values) in enumerate(zip(names, logged.values(), strict=True)):
-        look = {"color": colours[name], "linestyle": _STYLES[index // len(CYCLE) % len(_STYLES)]}
-        _line(axes, run.history.epochs, values, label=name.replace("_", " "), **look)
+    looks = _looks(names)
+    for name, values in zip(names, logged.values(), strict=True):
+        _line(axes, run.history.epochs, values, label=name.replace("_", " "), **looks[name])
     top = max(np.nanmax(values) for values in logged.values())
     axes.set_ylim(0.0, min(1.02, 1.1 * top) if top <= 1.0 + 1e-9 else None)
     _epoch_axis(axes, run)
@@ -100,13 +96,7 @@ def draw_weights(run: Run) -> Figure | None:
 
 def draw_curves(groups: dict[str, list[Run]]) -> Figure | None:
     """Validation errors over epochs, a colour per group (by its label), a line per run."""
-    look = {
-        label: {
-            "color": CYCLE[i % len(CYCLE)],
-            "linestyle": _STYLES[i // len(CYCLE) % len(_STYLES)],
-        }
-        for i, label in enumerate(groups)
-    }
+    look = _looks(groups)
     panels = []
     for quantity in QUANTITIES:
         lines = [
@@ -135,6 +125,17 @@ def draw_curves(groups: dict[str, list[Run]]) -> Figure | None:
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(3, len(handles)))
     return figure
+
+
+def _looks(names: Iterable[str]) -> dict[str, dict]:
+    """Colour and line style of each name: all colours, then again in another style."""
+    return {
+        name: {
+            "color": CYCLE[k % len(CYCLE)],
+            "linestyle": _STYLES[k // len(CYCLE) % len(_STYLES)],
+        }
+        for k, name in enumerate(names)
+    }
 
 
 def _line(axes: Axes, epochs: np.ndarray, values: np.ndarray, logarithmic=False, **look) -> None:
