@@ -39,14 +39,13 @@ def _database(path: Path) -> Iterable[tuple[str, str]]:
 
     structures = read_database(path)
     yield "database", str(path)
-    yield "", "\n".join(summary(structures))
+    yield "", summary(structures)
     metadata = ase.db.connect(str(path)).metadata
     units = metadata.get("_property_unit_dict", {})
     yield "labels", ", ".join(f"{name} {unit}".strip() for name, unit in units.items())
     if split_path(path).is_file():
         split = load_split(split_path(path), len(structures))
-        sizes = [f"{title} {len(getattr(split, name))}" for name, title in SUBSETS.items()]
-        yield "split", ", ".join(sizes)
+        yield "split", ", ".join(f"{name} {len(getattr(split, name))}" for name in SUBSETS)
     if metadata.get("provenance"):
         yield "provenance", metadata["provenance"]
 

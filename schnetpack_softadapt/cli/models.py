@@ -263,8 +263,8 @@ def _import_potential(args) -> None:
     from schnetpack_softadapt.deploy.loading import save_potential
 
     model = read_potential(args.folder, args.length_unit, args.energy_unit)
-    print(model.representation.layout.summary())
-    logging.getLogger(__name__).info("symmetry functions:\n%s", model.representation.layout)
+    print(model.representation.descriptor.summary())
+    logging.getLogger(__name__).info("symmetry functions:\n%s", model.representation.descriptor)
     print(save_potential(model, args.out))
 
 

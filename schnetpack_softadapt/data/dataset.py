@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from schnetpack_softadapt import properties as keys
 from schnetpack_softadapt.data.database import UNITS, open_database
+from schnetpack_softadapt.data.descriptors import DescriptorSource
 from schnetpack_softadapt.data.ragged import RaggedSamples
-from schnetpack_softadapt.data.stored import StoredDescriptors
 from schnetpack_softadapt.data.structures import Structure
 
 __all__ = ["InMemoryAtomsData", "needs_neighbors", "read_database"]
@@ -71,7 +71,7 @@ class InMemoryAtomsData(ASEAtomsData):
         self._metadata: dict | None = None
         self.keep_float64 = tuple(keep_float64)
         self.cache_transforms = cache_transforms
-        self.store: StoredDescriptors | None = None
+        self.store: DescriptorSource | None = None
         asked = {*(kwargs.get("load_properties") or ()), *(kwargs.get("property_units") or ())}
         missing = asked - set(self.available_properties)
         if missing:
@@ -183,7 +183,7 @@ class InMemoryAtomsData(ASEAtomsData):
 
     # samples and batches
 
-    def attach(self, store: StoredDescriptors | None) -> None:
+    def attach(self, store: DescriptorSource | None) -> None:
         """Take descriptors from a store from now on; it says whether neighbour lists are made."""
         self.store = store
         self._transformed = None

@@ -12,7 +12,7 @@ import torch
 from ase.data import chemical_symbols
 from torch import Tensor, nn
 
-from schnetpack_softadapt.descriptors.elements import check_elements
+from schnetpack_softadapt.descriptors.elements import ElementIndex, check_elements
 
 __all__ = ["SCALING_MODES", "Scaling"]
 
@@ -46,7 +46,7 @@ class Scaling(nn.Module):
     converted; columns beyond an element's own descriptors have shift and factor 0.
 
     Args:
-        n_descriptors: number of descriptors of each element (`Layout.n_functions`).
+        n_descriptors: number of descriptors of each element (`Descriptor.n_functions`).
         mode: one of `SCALING_MODES`.
         limits: a and b above.
 
@@ -61,7 +61,6 @@ class Scaling(nn.Module):
     mean: Tensor
     sigma: Tensor
     n_atoms: Tensor  # (n_elements,) atoms the statistics come from
-    _index: Tensor  # (119,) row of each atomic number
 
     def __init__(
         self,
@@ -82,10 +81,7 @@ class Scaling(nn.Module):
             self.register_buffer(name, torch.zeros(n_elements, n_columns, dtype=torch.float64))
         self.register_buffer("factor", self._used().to(torch.float64))
         self.register_buffer("n_atoms", torch.zeros(n_elements, dtype=torch.int64))
-        # an unknown element indexes beyond the end: an error on every device
-        index = torch.full((len(chemical_symbols),), n_elements)
-        index[list(self.n_descriptors)] = torch.arange(n_elements)
-        self.register_buffer("_index", index, persistent=False)
+        self.index = ElementIndex(self.n_descriptors)
 
     @property
     def elements(self) -> tuple[int, ...]:
@@ -106,24 +102,9 @@ class Scaling(nn.Module):
         names = " ".join(chemical_symbols[z] for z in self.elements)
         return f"mode={self.mode!r}, elements={names}, columns={self.shift.shape[1]}"
 
-    def rows(self, numbers: Tensor) -> Tensor:
-        """Row of the buffers of each atom, (N,).
-
-        Raises:
-            UnknownElementError: an atom of another element (an index error on a GPU).
-        """
-        rows = self._index[numbers]
-        if rows.device.type == "cpu" and len(rows) and rows.max() == len(self.elements):
-            check_elements(numbers.tolist(), self.elements)
-        return rows
-
-    def rows_of(self, numbers: np.ndarray) -> np.ndarray:
-        """`rows` of an array, on the CPU and without the check."""
-        return self._index.numpy()[numbers]
-
     def forward(self, g: Tensor, numbers: Tensor) -> Tensor:
         """Scaled descriptors (N, D) of `g` (N, D) and atomic numbers (N,)."""
-        rows = self.rows(numbers)
+        rows = self.index(numbers)
         shift, factor = self.shift.to(g.dtype), self.factor.to(g.dtype)
         if len(self.elements) > 1 or g.device.type != "cpu":  # a GPU finds unknown elements here
             shift, factor = shift[rows], factor[rows]
@@ -134,7 +115,7 @@ class Scaling(nn.Module):
 
         The range is widened by float32 rounding, so that no training atom is ever outside.
         """
-        rows = self.rows(numbers)
+        rows = self.index(numbers)
         low, high = self.bounds()
         return (g < low[rows]) | (g > high[rows])
 

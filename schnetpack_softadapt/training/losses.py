@@ -11,6 +11,7 @@ unequal size are exact. Weights of the components belong to the task, not here.
 """
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
@@ -26,11 +27,13 @@ from schnetpack_softadapt.data.statistics import TrainingTargets
 from schnetpack_softadapt.descriptors.elements import atomic_number
 from schnetpack_softadapt.neighbors.cells import volumes
 from schnetpack_softadapt.quantities import ENERGY, FORCES, STRESS, VOIGT, full_to_voigt
-from schnetpack_softadapt.training.ranks import REAL_KEY
 from schnetpack_softadapt.training.standardize import Standardization
 from schnetpack_softadapt.training.units import unit_factor
 
-__all__ = ["EnergyLoss", "ForcesLoss", "LossComponent", "StressLoss"]
+__all__ = ["REAL_KEY", "EnergyLoss", "ForcesLoss", "LossComponent", "StressLoss"]
+
+#: (n_structures,) 0 for a structure that a sampler has repeated, which must not count
+REAL_KEY = "_softadapt_real"
 
 Batch = Mapping[str, torch.Tensor]
 
@@ -109,6 +112,8 @@ class LossComponent(ModelOutput):
         self.group_of: torch.Tensor | None = None
         self.to_ase = 1.0
 
+    # ---------------------------------------------------------------- before training
+
     def pieces(self) -> list["LossComponent"]:
         """The components that this one is split into, `{component}_{piece}`; itself if it is not.
 
@@ -125,15 +130,13 @@ class LossComponent(ModelOutput):
 
     def _restrictions(self) -> dict[str, dict]:
         """Attributes of each piece, by the name of the piece."""
-        names = getattr(self, self.split)
-        if not names:
+        members = getattr(self, self.split)
+        if not members:
             raise ValueError(
                 f"component {self.component}: split={self.split} needs the list `{self.split}`"
             )
-        return {self._name_of(name): {self.split: [name]} for name in names}
-
-    def _name_of(self, member) -> str:
-        return str(member)
+        names = members if self.split == "groups" else [chemical_symbols[z] for z in members]
+        return {name: {self.split: [m]} for name, m in zip(names, members, strict=True)}
 
     def bind(self, dataset) -> None:
         """Take units and structure groups from a SchNetPack dataset.
@@ -162,6 +165,14 @@ class LossComponent(ModelOutput):
         # looked up by the index of the structure: SchNetPack's datamodule does not load groups
         self.group_of = torch.as_tensor(ids, dtype=torch.long)
 
+    def missing_in(self, available: Sequence[str], model_outputs: Sequence[str] | None) -> str:
+        """Why this component cannot be computed; empty if it can."""
+        if model_outputs is not None and self.name not in model_outputs:
+            return f"the model does not predict {self.name} but {', '.join(sorted(model_outputs))}"
+        if self.target_property not in available:
+            return f"the data have no {self.target_property} but {', '.join(available)}"
+        return ""
+
     def labels(self, targets: TrainingTargets) -> float:
         """Labels per structure, mean over a training set; those that do not count are left out."""
         inside = np.ones(len(targets.n_atoms), dtype=bool)
@@ -172,21 +183,15 @@ class LossComponent(ModelOutput):
         return float(self._labels(targets, inside).sum() / len(inside))
 
     def _labels(self, targets: TrainingTargets, inside: np.ndarray) -> np.ndarray:
-        """Labels of each structure that counts, (n_structures,) or fewer."""
-        raise NotImplementedError
+        """Labels of each structure or atom, those of structures that are not `inside` zero."""
+        return inside
 
     def settings(self) -> dict:
         """What its loss is of, in plain values."""
         names = ("loss", "delta", "unit_factor", "groups", "elements", "voigt")
         return {name: getattr(self, name) for name in names if hasattr(self, name)}
 
-    def missing_in(self, available: Sequence[str], model_outputs: Sequence[str] | None) -> str:
-        """Why this component cannot be computed; empty if it can."""
-        if model_outputs is not None and self.name not in model_outputs:
-            return f"the model does not predict {self.name} but {', '.join(sorted(model_outputs))}"
-        if self.target_property not in available:
-            return f"the data have no {self.target_property} but {', '.join(available)}"
-        return ""
+    # ---------------------------------------------------------------- of a batch
 
     def error(self, pred: Batch, batch: Batch) -> torch.Tensor:
         """Prediction less reference in the units of the data, (rows, columns)."""
@@ -198,19 +203,15 @@ class LossComponent(ModelOutput):
 
     def mask(self, batch: Batch) -> torch.Tensor | None:
         """(rows, 1) 1 where there is a reference that counts; None if everywhere."""
-        mask = self._has_reference(batch)
-        if REAL_KEY in batch:
-            mask = _times(mask, self._of_row(batch[REAL_KEY], batch))
-        return mask
+        return self._of_rows(batch, batch.get(REAL_KEY))
 
     def weights(self, batch: Batch) -> torch.Tensor | None:
         """Mask, group and weights together, (rows, 1); None if all are 1."""
-        weight = self.mask(batch)
-        if self.structure_weight is not None and self.structure_weight in batch:
-            weight = _times(weight, self._of_row(batch[self.structure_weight].reshape(-1), batch))
+        weight, in_group = batch.get(self.structure_weight), None
         if self.groups is not None:
-            weight = _times(weight, self._of_row(self._in_group(batch), batch))
-        return weight
+            in_group = _among(self._groups(batch), self.group_ids)
+        of_rows = [self._of_rows(batch, of_structures) for of_structures in (weight, in_group)]
+        return _product(self.mask(batch), *of_rows)
 
     def residuals(
         self, pred: Batch, batch: Batch, standardization: Standardization | None = None
@@ -248,13 +249,11 @@ class LossComponent(ModelOutput):
             raw_delta: `delta` is in the unit of raw residuals, though these are standardised.
         """
         error = self.error(pred, batch) if error is None else error
-        delta = self.standardized_delta(batch, standardization) if raw_delta else None
-        residual = self.scaled(error, batch, standardization)
+        residual, delta = self.scaled(error, batch, standardization), None
+        if raw_delta:  # (rows, 1)
+            per_raw = self.scale(batch, standardization) / (self.to_ase * self.unit_factor)
+            delta = per_raw * self.delta
         return self.sum(residual, self.weights(batch), delta)
-
-    def standardized_delta(self, batch: Batch, standardization: Standardization) -> torch.Tensor:
-        """`delta` of a task that trains on raw residuals, for standardised ones, (rows, 1)."""
-        return self.scale(batch, standardization) * (self.delta / (self.to_ase * self.unit_factor))
 
     def sum(
         self,
@@ -278,49 +277,30 @@ class LossComponent(ModelOutput):
         """The loss from the mean of f: the square root for rmse, else the mean itself."""
         if self.loss != "rmse":
             return mean
-        if isinstance(mean, torch.Tensor):
-            # the slope of the root at a mean of exactly zero is infinite
-            return (mean + torch.finfo(mean.dtype).tiny).sqrt()
-        return mean**0.5
+        # the slope of the root at a mean of exactly zero is infinite
+        return (mean + torch.finfo(torch.float32).tiny) ** 0.5
 
     def slope(self, mean: torch.Tensor) -> torch.Tensor | float:
         """Derivative of the loss by the mean of f."""
         return 0.5 / self.finish(mean) if self.loss == "rmse" else 1.0
 
     def calculate_loss(self, pred, target):
-        """The unweighted loss, not standardised, of a batch; for tasks other than ours.
+        """Of SchNetPack's task, which passes labels alone and not what a loss per atom needs."""
+        raise ValueError(
+            f"the loss component {self.component} is for"
+            " task._target_=schnetpack_softadapt.SoftAdaptTask"
+        )
 
-        Raises:
-            ValueError: `target` is not the whole batch, which SchNetPack's own task does not pass.
-        """
-        try:
-            residual, weight = self.residuals(pred, target)
-        except KeyError as error:
-            raise ValueError(
-                f"the {self.component} loss needs the batch key {error}; use it with"
-                " schnetpack_softadapt.training.task.SoftAdaptTask"
-            ) from error
-        total, count = self.sum(residual, weight)
-        return self.finish(total / max(float(count), 1e-300)) * self.loss_weight
+    def _of_rows(self, batch: Batch, of_structures: torch.Tensor | None) -> torch.Tensor | None:
+        """Values of structures (n_structures,) for each row, (rows, 1)."""
+        return None if of_structures is None else of_structures.reshape(-1, 1)
 
-    def _has_reference(self, batch: Batch) -> torch.Tensor | None:
-        return None
-
-    def _of_row(self, of_structure: torch.Tensor, batch: Batch) -> torch.Tensor:
-        return of_structure[:, None]
-
-    def _in_group(self, batch: Batch) -> torch.Tensor:
+    def _groups(self, batch: Batch) -> torch.Tensor:
         if keys.group in batch:
-            group = batch[keys.group].reshape(-1)
-        else:
-            index = batch[properties.idx]
-            if self.group_of.device != index.device:
-                self.group_of = self.group_of.to(index.device)
-            group = self.group_of[index]
-        inside = group == self.group_ids[0]
-        for number in self.group_ids[1:]:
-            inside = inside | (group == number)
-        return inside
+            return batch[keys.group].reshape(-1)
+        index = batch[properties.idx]
+        self.group_of = self.group_of.to(index.device)
+        return self.group_of[index]
 
 
 class EnergyLoss(LossComponent):
@@ -337,9 +317,6 @@ class EnergyLoss(LossComponent):
         energy = pred[self.name].reshape(-1).double()
         reference = batch[self.target_property].reshape(-1).double()
         return ((energy - reference) / batch[properties.n_atoms])[:, None]
-
-    def _labels(self, targets, inside):
-        return inside
 
     def scale(self, batch, standardization):
         n_atoms = batch[properties.n_atoms]
@@ -374,14 +351,11 @@ class ForcesLoss(LossComponent):
         self.elements = None if elements is None else [atomic_number(e) for e in elements]
         self.atom_weight = atom_weight
 
-    def _name_of(self, member):
-        return chemical_symbols[member] if self.split == "elements" else super()._name_of(member)
-
     def error(self, pred, batch):
         return pred[self.name] - batch[self.target_property]
 
     def _labels(self, targets, inside):
-        counts = inside[np.repeat(np.arange(len(inside)), targets.n_atoms)]
+        counts = np.repeat(inside, targets.n_atoms)
         if self.elements is not None:
             counts = counts & np.isin(targets.numbers, self.elements)
         return 3.0 * counts
@@ -390,19 +364,17 @@ class ForcesLoss(LossComponent):
         return standardization.force_scale[batch[properties.Z]].reciprocal()[:, None]
 
     def weights(self, batch):
-        weight = super().weights(batch)
-        if self.atom_weight is not None and self.atom_weight in batch:
-            weight = _times(weight, batch[self.atom_weight].reshape(-1, 1))
+        chosen, atom_weight = None, batch.get(self.atom_weight)
         if self.elements is not None:
-            numbers = batch[properties.Z]
-            inside = numbers == self.elements[0]
-            for number in self.elements[1:]:
-                inside = inside | (numbers == number)
-            weight = _times(weight, inside[:, None])
-        return weight
+            chosen = _among(batch[properties.Z], self.elements)[:, None]
+        if atom_weight is not None:
+            atom_weight = atom_weight.reshape(-1, 1)
+        return _product(super().weights(batch), atom_weight, chosen)
 
-    def _of_row(self, of_structure, batch):
-        return of_structure[batch[properties.idx_m]][:, None]
+    def _of_rows(self, batch, of_structures):
+        if of_structures is None:
+            return None
+        return of_structures.reshape(-1)[batch[properties.idx_m]][:, None]
 
 
 class StressLoss(LossComponent):
@@ -430,24 +402,6 @@ class StressLoss(LossComponent):
             )
         self.voigt = None if voigt is None else list(voigt)
 
-    def error(self, pred, batch):
-        # reshape, not view: the stress of schnetpack.atomistic.Forces is not contiguous
-        return full_to_voigt((pred[self.name] - batch[self.target_property]).reshape(-1, 3, 3))
-
-    @property
-    def n_columns(self) -> int:
-        """Number of Voigt components that count."""
-        return len(VOIGT if self.voigt is None else self.voigt)
-
-    def counted(self, values: torch.Tensor) -> torch.Tensor:
-        """The Voigt components that count, (rows, n_columns, ...), of all (rows, 6, ...)."""
-        if self.voigt is None:
-            return values
-        return values[:, [VOIGT.index(name) for name in self.voigt]]
-
-    def scaled(self, error, batch, standardization):
-        return super().scaled(self.counted(error), batch, standardization)
-
     def _restrictions(self):
         if self.split == "groups":
             return super()._restrictions()
@@ -458,6 +412,24 @@ class StressLoss(LossComponent):
         shear = [name for name in names if name[0] != name[1]]
         return {k: {"voigt": v} for k, v in (("normal", normal), ("shear", shear)) if v}
 
+    @property
+    def n_columns(self) -> int:
+        """Number of Voigt components that count."""
+        return len(self.voigt or VOIGT)
+
+    def counted(self, values: torch.Tensor) -> torch.Tensor:
+        """The Voigt components that count, (rows, n_columns, ...), of all (rows, 6, ...)."""
+        if self.voigt is None:
+            return values
+        return values[:, [VOIGT.index(name) for name in self.voigt]]
+
+    def error(self, pred, batch):
+        # reshape, not view: the stress of schnetpack.atomistic.Forces is not contiguous
+        return full_to_voigt((pred[self.name] - batch[self.target_property]).reshape(-1, 3, 3))
+
+    def scaled(self, error, batch, standardization):
+        return super().scaled(self.counted(error), batch, standardization)
+
     def _labels(self, targets, inside):
         return float(self.n_columns) * (inside & targets.stress_mask)
 
@@ -466,10 +438,9 @@ class StressLoss(LossComponent):
         factor = volumes(cell) / (batch[properties.n_atoms].sqrt() * standardization.stress_scale)
         return factor[:, None]
 
-    def _has_reference(self, batch):
-        if keys.stress_mask not in batch:
-            return None
-        return batch[keys.stress_mask].reshape(-1, 1)
+    def mask(self, batch):
+        known = batch.get(keys.stress_mask)
+        return _product(super().mask(batch), None if known is None else known.reshape(-1, 1))
 
 
 def _huber(x: torch.Tensor, delta: float | torch.Tensor) -> torch.Tensor:
@@ -486,6 +457,11 @@ _FUNCTIONS: dict[str, Callable[[torch.Tensor, float | torch.Tensor], torch.Tenso
 }
 
 
-def _times(weight: torch.Tensor | None, factor: torch.Tensor) -> torch.Tensor:
-    factor = factor.double()
-    return factor if weight is None else weight * factor
+def _product(*factors: torch.Tensor | None) -> torch.Tensor | None:
+    """Product in float64, None being one."""
+    known = [factor.double() for factor in factors if factor is not None]
+    return functools.reduce(torch.mul, known) if known else None
+
+
+def _among(values: torch.Tensor, chosen: Sequence[int]) -> torch.Tensor:
+    return functools.reduce(torch.logical_or, [values == number for number in chosen])

@@ -1,24 +1,29 @@
 """The learning task: components computed once, weighted by a rule, everything in the checkpoint."""
 
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pytorch_lightning.callbacks import Timer
 from schnetpack import properties
 
 from schnetpack_softadapt.data.statistics import TrainingTargets, training_targets
 from schnetpack_softadapt.errors import in_one_line
-from schnetpack_softadapt.training.averages import EpochSums, epoch_record, error_sums, sum_names
 from schnetpack_softadapt.training.losses import LossComponent
+from schnetpack_softadapt.training.means import (
+    EpochMeans,
+    EpochSums,
+    batch_loss,
+    error_sums,
+    mark_repeated,
+)
+from schnetpack_softadapt.training.model_outputs import components_of, constrained
 from schnetpack_softadapt.training.optimizers.residuals import BatchResiduals, least_squares_weight
-from schnetpack_softadapt.training.outputs import components_of, constrained
-from schnetpack_softadapt.training.ranks import batch_loss, mark_repeated
 from schnetpack_softadapt.training.resume import ResumableTask, plain, plain_copy
 from schnetpack_softadapt.training.rules import Likelihood, Rule
 from schnetpack_softadapt.training.settings import (
@@ -58,8 +63,8 @@ class SoftAdaptTask(ResumableTask):
 
     Args:
         model: any SchNetPack model.
-        outputs: components, see `losses`. Those that the data or the model lack are left out.
-        weighting: rule that sets the weights; equal weights if None.
+        outputs: components, see `losses`, or SchNetPack's own.
+        weighting: rule that sets the weights; `Likelihood` if None.
         standardize: train on standardised components; False trains on raw squared errors.
         optimizer_cls: optimizer. One with a true attribute `uses_residuals` is stepped by hand, see
             `residual_vectors`.
@@ -67,7 +72,7 @@ class SoftAdaptTask(ResumableTask):
         kwargs: those of `schnetpack.task.AtomisticTask`.
 
     Raises:
-        ValueError: outputs that are no `LossComponent`, or two with one name; weights, arguments of
+        ValueError: outputs that are no `ModelOutput`, or two with one name; weights, arguments of
             optimizer or scheduler, or a `scheduler_monitor` that do not fit.
     """
 
@@ -82,7 +87,7 @@ class SoftAdaptTask(ResumableTask):
         **kwargs,
     ):
         outputs = components_of(outputs, model)
-        names = [output.component for output in outputs]
+        names = [c.component for c in outputs]
         if len(set(names)) < len(names):
             raise ValueError(f"components need different names, not {names}")
         weighting = Likelihood() if weighting is None else weighting
@@ -113,30 +118,18 @@ class SoftAdaptTask(ResumableTask):
         self.epochs_done, self.wall_s = 0, 0.0
         #: what the last epoch logged
         self.record: dict[str, float] = {}
-        self._metric_names = {
-            f"{subset}_{c.name}_{metric}"
-            for c in outputs
-            if c.output is not None
-            for subset, metrics in c.output.metrics.items()
-            for metric in metrics
-        }
         self._sums = {subset: EpochSums() for subset in ("train", "val", "test")}
         self._counted = False  # whether the sums have the batch of this step
         self._validation: dict[str, float] = {}
         self._clock = time.monotonic()
         self._epoch_lr = float(optimizer_args["lr"])
-        self._check_components()
+        if self.warmup_steps and not self.automatic_optimization:
+            raise ValueError(f"{optimizer_cls.__name__} knows no warm-up; use warmup_steps=0")
+        trained = [c for c in outputs if self._is_there(c, [c.target_property])]
+        optional = [c.component for c in trained if c.auto]
+        self._ignored = weighting.check([c.component for c in trained], optional)
 
     # ---------------------------------------------------------------- before the first step
-
-    def _check_components(self) -> None:
-        """Refuse what no data could make right."""
-        if not self.automatic_optimization and self.warmup_steps:
-            name = self.optimizer_cls.__name__
-            raise ValueError(f"{name} knows no warm-up; use warmup_steps=0")
-        trained = [c for c in self.outputs if self._is_there(c, [c.target_property])]
-        names = [c.component for c in trained]
-        self._ignored = self.rule.check(names, [c.component for c in trained if c.auto])
 
     @in_one_line
     def setup(self, stage: str | None = None) -> None:
@@ -174,37 +167,18 @@ class SoftAdaptTask(ResumableTask):
                 check_monitor(f"{type(callback).__name__}.monitor", callback.monitor, watchable)
         for c in self.outputs:
             self._is_there(c, available)
+            if c.kind is None and c.is_trained and not self.automatic_optimization:
+                raise ValueError(
+                    f"{self.optimizer_cls.__name__} trains energy, forces and stress by their"
+                    f" residuals; the output {c.component} has a loss of its own ({c.loss}):"
+                    " choose another optimizer"
+                )
         if self._ignored:
             log.warning(
                 "the weights of %s have no effect: the loss components are %s",
                 ", ".join(self._ignored),
                 ", ".join(c.component for c in self.outputs),
             )
-
-    def _prepare(self, datamodule) -> None:
-        record_units(self.model, datamodule.dataset, self.outputs)
-        targets = training_targets(datamodule).named(**self._target_keys())
-        available = datamodule.dataset.load_properties
-        self.active = [c for c in self.outputs if self._is_there(c, available, targets)]
-        if not self.active:
-            raise ValueError("none of the task's outputs is in both the data and the model")
-        self.standardization.fit(targets)
-        for c in self.active:
-            if c.kind is None:
-                c.fit(targets)
-                if not self.automatic_optimization:
-                    raise ValueError(
-                        f"{self.optimizer_cls.__name__} trains energy, forces and stress by their"
-                        f" residuals; the output {c.component} has a loss of its own ({c.loss}):"
-                        " choose another optimizer"
-                    )
-        self.model.loss_standardization = self.standardization.metadata(targets.elements)
-        self._begin_rule(targets)
-        self.epochs_done, self.wall_s = 0, 0.0
-
-    def _target_keys(self) -> dict[str, str]:
-        """Keys of the references of energy, forces and stress, where there are components."""
-        return {c.kind: c.target_property for c in reversed(self.outputs) if c.kind is not None}
 
     def _is_there(
         self, c: LossComponent, available: Sequence[str], targets: TrainingTargets | None = None
@@ -228,9 +202,21 @@ class SoftAdaptTask(ResumableTask):
             log.warning("loss component %s is left out: %s", c.component, missing)
         return not missing
 
-    def _begin_rule(self, targets: TrainingTargets) -> None:
-        labels = {c.component: c.labels(targets) for c in self.active}
-        of_whole = Counter()
+    def _prepare(self, datamodule) -> None:
+        """Fit scales to the training set and begin the rule."""
+        record_units(self.model, datamodule.dataset, self.outputs)
+        keys = {c.kind: c.target_property for c in reversed(self.outputs) if c.kind is not None}
+        targets = training_targets(datamodule).named(**keys)
+        available = datamodule.dataset.load_properties
+        self.active = [c for c in self.outputs if self._is_there(c, available, targets)]
+        if not self.active:
+            raise ValueError("none of the task's outputs is in both the data and the model")
+        self.standardization.fit(targets)
+        for c in self.active:
+            if c.kind is None:
+                c.fit(targets)
+        self.model.loss_standardization = self.standardization.metadata(targets.elements)
+        labels, of_whole = {c.component: c.labels(targets) for c in self.active}, Counter()
         for c in self.active:
             of_whole[c.whole] += labels[c.component]
         loss_weights = None
@@ -240,13 +226,20 @@ class SoftAdaptTask(ResumableTask):
                 for c in self.active
             }
         self.rule.begin(list(labels), self.lr, labels, loss_weights)
-
-    # ---------------------------------------------------------------- steps
+        self.epochs_done, self.wall_s = 0, 0.0
 
     @in_one_line
     def configure_optimizers(self):
         """Optimizer and scheduler, as SchNetPack's task makes them."""
         return super().configure_optimizers()
+
+    def on_fit_start(self) -> None:
+        """Write the settings of this start into config.yaml."""
+        super().on_fit_start()
+        if self.trainer.is_global_zero:
+            update_config(Path("config.yaml"), resumed=self.trainer.ckpt_path is not None)
+
+    # ---------------------------------------------------------------- steps
 
     @in_one_line
     def training_step(self, batch, batch_idx):
@@ -259,19 +252,18 @@ class SoftAdaptTask(ResumableTask):
         self.optimizers().step(closure=lambda: self.residual_vectors(batch))
         return None
 
-    @in_one_line
     def validation_step(self, batch, batch_idx):
         """Add a batch to the sums of the epoch."""
-        batch = mark_repeated(batch, batch_idx, self.trainer.val_dataloaders)
-        with torch.set_grad_enabled(self.grad_enabled):
-            self._terms(self._predict(batch), batch, "val")
+        self._evaluate(mark_repeated(batch, batch_idx, self.trainer.val_dataloaders), "val")
 
-    @in_one_line
     def test_step(self, batch, batch_idx):
         """Add a batch to the sums of the test."""
-        batch = mark_repeated(batch, batch_idx, self.trainer.test_dataloaders)
+        self._evaluate(mark_repeated(batch, batch_idx, self.trainer.test_dataloaders), "test")
+
+    @in_one_line
+    def _evaluate(self, batch, subset: str) -> None:
         with torch.set_grad_enabled(self.grad_enabled):
-            self._terms(self._predict(batch), batch, "test")
+            self._terms(self._predict(batch), batch, subset)
 
     def on_train_batch_start(self, batch, batch_idx) -> None:
         """The first evaluation of a batch counts in the sums of the epoch.
@@ -336,18 +328,14 @@ class SoftAdaptTask(ResumableTask):
                 if not self.standardize:
                     standardized, _ = c.terms(*source, self.standardization, error, raw_delta=True)
                 sums[f"{c.component}/std"] = standardized
-        self._update_metrics(*theirs, subset)
-        if subset == "train":
-            if self._counted:
-                return terms
+        if subset != "train" or not self._counted:
+            self._update_metrics(*theirs, subset)
+            self._sums[subset].add({**sums, **error_sums(errors)})
             self._counted = True
-        self._sums[subset].add({**sums, **error_sums(errors)})
         return terms
 
     def _update_metrics(self, pred, batch, subset: str) -> None:
         """Metrics that came with SchNetPack's outputs, under their names and in their units."""
-        if subset == "train" and self._counted:
-            return
         for output in (c.output for c in self.outputs if c.output is not None):
             if not output.metrics[subset]:
                 continue
@@ -363,12 +351,6 @@ class SoftAdaptTask(ResumableTask):
 
     # ---------------------------------------------------------------- epochs
 
-    def on_fit_start(self) -> None:
-        """Write the settings of this start into config.yaml."""
-        super().on_fit_start()
-        if self.trainer.is_global_zero:
-            update_config(Path("config.yaml"), resumed=self.trainer.ckpt_path is not None)
-
     def on_train_start(self) -> None:
         """Start the clock; weights that follow from epoch and learning rate alone are set anew."""
         super().on_train_start()
@@ -380,26 +362,32 @@ class SoftAdaptTask(ResumableTask):
     def on_train_epoch_start(self) -> None:
         """Forget the sums of the last epoch."""
         super().on_train_epoch_start()
-        self._sums["train"].reset()
+        self._sums["train"] = EpochSums()
         self._validation = {}
         self._epoch_lr = self.current_lr()
 
     def on_validation_epoch_start(self) -> None:
         """Forget the sums of the last validation."""
-        self._sums["val"].reset()
+        self._sums["val"] = EpochSums()
 
     def on_test_epoch_start(self) -> None:
         """Forget the sums of the last test."""
-        self._sums["test"].reset()
+        self._sums["test"] = EpochSums()
 
     def on_validation_epoch_end(self) -> None:
         """Log `val_loss` and what belongs to it."""
-        self._validation = self._finish("val")
-        self._log(self._validation)
+        means = self._means("val")
+        self._validation = {"val_loss": means.standardized, **means.values}
+        if not self.trainer.sanity_checking:
+            # for other progress bars than ours
+            self.log("val_loss", means.standardized, prog_bar=True, logger=False, batch_size=1)
+            self._log(self._validation)
 
     def on_test_epoch_end(self) -> None:
         """Log `test_loss` and what belongs to it."""
-        self.log_dict(self._without_users_names(self._finish("test")), batch_size=1)
+        means = self._means("test")
+        record = {"test_loss": means.standardized, **means.values}
+        self.log_dict(self._without_users_names(record), batch_size=1)
 
     @in_one_line
     def on_train_epoch_end(self) -> None:
@@ -410,24 +398,20 @@ class SoftAdaptTask(ResumableTask):
         Raises:
             ValueError: a loss is not finite.
         """
-        used = dict(self.rule.weights)
-        record = self._finish("train")
-        losses = {}
+        used, means = dict(self.rule.weights), self._means("train")
         for c in self.active:
-            if f"train_{c.component}_loss" not in record:
+            if c.component not in means.losses:
                 raise ValueError(
                     f"no training structure counts in the loss component {c.component}; remove it"
                     " from task.outputs"
                 )
-            losses[c.component] = record[f"train_{c.component}_loss"]
-        values = {**self.trainer.callback_metrics, **record, **self._validation}
-        self.step_plateaus(values)
-        if not self.automatic_optimization:
-            self.step_epoch_schedulers()
+        loss = sum(used[name] * value for name, value in means.losses.items())
+        record = {"train_loss": loss, **means.values}
+        self.step_schedulers({**self.trainer.callback_metrics, **record, **self._validation})
         # refuses nan and inf
-        self.rule.update(self.current_epoch, losses, self.current_lr(), self.progress())
+        self.rule.update(self.current_epoch, means.losses, self.current_lr(), self.progress())
         for name, value in self._validation.items():
-            if not np.isfinite(value):
+            if not math.isfinite(value):
                 raise ValueError(
                     f"{name} of epoch {self.current_epoch} is {value}: the model has diverged, or"
                     " the data hold broken structures"
@@ -436,9 +420,9 @@ class SoftAdaptTask(ResumableTask):
         self.wall_s += now - self._clock
         self._clock = now
         self.epochs_done = self.current_epoch + 1
-        record.update({f"weight_{name}": alpha for name, alpha in used.items()})
-        record.update({f"rate_{name}": rate for name, rate in self.rule.rates.items()})
-        record.update(lr=self._epoch_lr, wall_s=self.wall_s)
+        record |= {f"weight_{name}": alpha for name, alpha in used.items()}
+        record |= {f"rate_{name}": rate for name, rate in self.rule.rates.items()}
+        record |= {"lr": self._epoch_lr, "wall_s": self.wall_s}
         self._log(record)
         self.record = {"epoch": self.current_epoch, **record, **self._validation}
         for callback in self.trainer.callbacks:
@@ -456,22 +440,13 @@ class SoftAdaptTask(ResumableTask):
                 done = max(done, elapsed / (elapsed + left))
         return min(done, 1.0)
 
-    def _finish(self, subset: str) -> dict[str, float]:
-        """What an epoch logs of a subset, from its sums over all ranks."""
+    def _means(self, subset: str) -> EpochMeans:
         reduce = self.sum_over_ranks if self.trainer.world_size > 1 else None
-        sums = self._sums[subset].reduce(sum_names(self.active), reduce)
-        record = epoch_record(subset, self.active, sums)
-        loss = record.standardized
-        if subset == "train":
-            loss = sum(self.rule.weights[c.component] * loss for c, loss in record.losses)
-        return {f"{subset}_loss": loss, **record.values}
+        sums = self._sums[subset].reduce(EpochMeans.names(self.active), reduce)
+        return EpochMeans.of(subset, self.active, sums)
 
     def _log(self, record: dict[str, float]) -> None:
         """Hand values to callbacks and loggers."""
-        if self.trainer.sanity_checking:
-            return
-        if "val_loss" in record:  # for other progress bars than ours
-            self.log("val_loss", record["val_loss"], prog_bar=True, logger=False, batch_size=1)
         record = self._without_users_names(record)
         # not self.log: it takes a millisecond for each value, of 30 in an epoch of 0.1 s
         tensors = {name: torch.tensor(value) for name, value in record.items()}
@@ -484,7 +459,14 @@ class SoftAdaptTask(ResumableTask):
 
     def _without_users_names(self, record: dict[str, float]) -> dict[str, float]:
         """For callbacks and loggers, what a metric of the user's is called is that metric."""
-        return {name: v for name, v in record.items() if name not in self._metric_names}
+        users = {
+            f"{subset}_{c.name}_{metric}"
+            for c in self.outputs
+            if c.output is not None
+            for subset, metrics in c.output.metrics.items()
+            for metric in metrics
+        }
+        return {name: value for name, value in record.items() if name not in users}
 
     # ---------------------------------------------------------------- resume
 
@@ -501,16 +483,12 @@ class SoftAdaptTask(ResumableTask):
     def settings(self) -> dict[str, Any]:
         """Those of the optimizer, the rule and the components."""
         rule = {k: v for k, v in vars(self.rule).items() if k not in self.rule.state_dict()}
-        return {
-            **super().settings(),
-            **plain_copy(
-                {
-                    "standardize": self.standardize,
-                    "weighting": {"rule": type(self.rule), **rule},
-                    "outputs": {c.component: c.settings() for c in self.outputs},
-                }
-            ),
+        ours = {
+            "standardize": self.standardize,
+            "weighting": {"rule": type(self.rule), **rule},
+            "outputs": {c.component: c.settings() for c in self.outputs},
         }
+        return {**super().settings(), **plain_copy(ours)}
 
     def apply_changes(self, changes: dict[str, tuple[Any, Any]]) -> None:
         """Also say which changes come too late."""

@@ -89,7 +89,7 @@ def acsf_model(atoms: Atoms, functions: Layout | None = None) -> ACSFPotential:
             ForcesAndStress(calc_forces=True, calc_stress=True),
         ],
     ).double()
-    n = model.representation.layout.n_columns
+    n = model.representation.descriptor.n_columns
     table = np.broadcast_to(np.arange(1.0, n + 1), (len(elements), n))
     model.representation.scaling.set_statistics(0 * table, 10 * table, 5 * table, table)
     model.metadata = {"units": {"energy": "eV", "length": "Ang"}}

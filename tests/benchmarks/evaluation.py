@@ -41,9 +41,9 @@ from schnetpack.atomistic import Atomwise, PairwiseDistances, Strain
 from schnetpack.model import NeuralNetworkPotential
 from schnetpack.representation import PaiNN, SchNet
 
-from schnetpack_softadapt.descriptors.acsf.kernels.engine import KernelBackend
+from schnetpack_softadapt.descriptors.acsf.kernels.engine import KernelEngine
 from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
-from schnetpack_softadapt.descriptors.acsf.reference import ReferenceBackend
+from schnetpack_softadapt.descriptors.acsf.reference import ReferenceEngine
 from schnetpack_softadapt.model import ACSF, ACSFPotential, ElementalAtomwise, ForcesAndStress
 from schnetpack_softadapt.neighbors.pair_list import neighbor_pairs
 
@@ -142,7 +142,7 @@ def our_model(system: System, dtype: torch.dtype) -> ACSFPotential:
             ForcesAndStress(calc_forces=True, calc_stress=True),
         ],
     ).to(dtype)
-    n = model.representation.layout.n_columns
+    n = model.representation.descriptor.n_columns
     table = np.broadcast_to(np.arange(1.0, n + 1), (len(elements), n))
     model.representation.scaling.set_statistics(0 * table, 10 * table, 5 * table, table)
     return model.eval()
@@ -188,7 +188,7 @@ def codes(system: System) -> dict[str, Callable]:
     numbers = torch.from_numpy(system.atoms.numbers)
     indices = (idx_i, idx_j, numbers)
     single = r_ij.float()
-    kernels, reference = KernelBackend(system.layout), ReferenceBackend(system.layout)
+    kernels, reference = KernelEngine(system.layout), ReferenceEngine(system.layout)
     grad_g = torch.randn(len(numbers), system.layout.n_columns, dtype=torch.float64)
 
     def both(backend, r_ij):

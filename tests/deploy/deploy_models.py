@@ -8,7 +8,6 @@ from schnetpack.atomistic import PairwiseDistances, Strain
 
 from schnetpack_softadapt import properties as keys
 from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
-from schnetpack_softadapt.descriptors.autograd import descriptors
 from schnetpack_softadapt.model import ACSF, ACSFPotential, ElementalAtomwise, ForcesAndStress
 from schnetpack_softadapt.neighbors.pair_list import neighbor_pairs
 
@@ -80,8 +79,8 @@ def make_model(
             structure.positions, structure.cell.array, structure.pbc, layout.cutoff
         )
         z = torch.from_numpy(structure.numbers)
-        pairs = (torch.from_numpy(x) for x in (r_ij, idx_i, idx_j))
-        values.append(descriptors(*pairs, z, layout))
+        engine = layout.engine()
+        values.append(engine.values(engine.prepare(r_ij, idx_i, idx_j, z)))
         numbers.append(z)
     model.representation.scaling.fit(torch.cat(values), torch.cat(numbers))
     model.metadata = {"units": {"energy": "eV", "length": "Ang"}}

@@ -76,7 +76,7 @@ def test_batches_give_the_statistics_of_the_whole(training):
     parts.fit_batches(
         (torch.tensor(g[s : s + 7]), torch.tensor(numbers[s : s + 7])) for s in range(0, 50, 7)
     )
-    for name, buffer in whole.named_buffers():
+    for name, buffer in whole.named_buffers(recurse=False):
         torch.testing.assert_close(getattr(parts, name), buffer, rtol=1e-9, atol=0)
     np.testing.assert_allclose(whole.sigma[0], g[numbers == H].std(0, ddof=1), rtol=1e-9)
 
@@ -145,7 +145,7 @@ def test_state_survives_saving_and_conversion(training):
     single = inputs[0].float()
     found, exact = other(single, inputs[1]), scaling(single.double(), inputs[1])
     # (g - shift) * factor: each of the three numbers and of the two results is rounded once
-    rows = scaling.rows(inputs[1])
+    rows = scaling.index(inputs[1])
     factor, shift = scaling.factor[rows].abs(), scaling.shift[rows].abs()
     rounding = torch.finfo(torch.float32).eps * (factor * shift + 2 * exact.abs())
     assert ((found - exact).abs() <= rounding).all()

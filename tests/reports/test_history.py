@@ -41,7 +41,7 @@ def test_resumed_csv_logger_continues_from_its_checkpoint(tmp_path):
         folder.mkdir(parents=True)
         (folder / "metrics.csv").write_text(text)
     history = read_history(tmp_path)
-    assert history.source == "CSV logger"
+    assert history.source == "the CSV logger"
     assert history.get("val_loss").tolist() == [9.0, 7.0, 6.0]
     assert history.get("train_loss").tolist() == [5.0, 3.0, 2.0]  # steps of an epoch averaged
 

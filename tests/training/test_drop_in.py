@@ -30,7 +30,7 @@ from schnetpack_softadapt.model import (
 )
 from schnetpack_softadapt.model.outputs import property_kinds
 from schnetpack_softadapt.training.losses import EnergyLoss, ForcesLoss
-from schnetpack_softadapt.training.outputs import OutputLoss, components_of
+from schnetpack_softadapt.training.model_outputs import ModelOutputLoss, components_of
 from schnetpack_softadapt.training.rules import Likelihood
 from schnetpack_softadapt.training.task import SoftAdaptTask
 
@@ -256,7 +256,7 @@ def test_components_are_recognised_by_the_modules_of_the_model():
         ModelOutput("F", torch.nn.MSELoss(), 0.0, metrics={}),
     ]
     made = components_of(outputs, model)
-    assert [type(c) for c in made] == [EnergyLoss, ForcesLoss, *[OutputLoss] * 4]
+    assert [type(c) for c in made] == [EnergyLoss, ForcesLoss, *[ModelOutputLoss] * 4]
     assert (made[0].loss, made[0].loss_weight) == ("mae", 2.0)
     assert made[1].target_property == "forces_label"
     assert [c.is_trained for c in made] == [True] * 5 + [False]
@@ -388,7 +388,7 @@ def test_constraints_hold_in_the_loss_and_in_the_count(molecules, tmp_path):
     forces = ModelOutput("forces", torch.nn.MSELoss(), metrics={}, constraints=[constraint])
     task = SoftAdaptTask(painn(), [energy(), forces], standardize=False)
     trainer, record = fit(task, molecules, tmp_path)
-    assert isinstance(task.outputs[1], OutputLoss)
+    assert isinstance(task.outputs[1], ModelOutputLoss)
     heavy = [float(s["selected"].sum()) for s in trainer.datamodule.train_dataset]
     labels = task.outputs[1].labels(training_targets(trainer.datamodule))
     assert labels == pytest.approx(3 * np.mean(heavy))

@@ -79,7 +79,7 @@ class NoSeeding(SoftAdaptTask):
 class LatePlateau(SoftAdaptTask):
     """Steps plateau schedulers when Lightning does, after the checkpoint."""
 
-    def step_plateaus(self, values):
+    def step_schedulers(self, values):
         pass
 
     def lr_scheduler_step(self, scheduler, metric):

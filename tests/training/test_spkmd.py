@@ -22,7 +22,7 @@ def test_spkmd_with_and_without_a_cell(tmp_path, stress):
         representation,
         input_modules=[atomistic.Strain(), atomistic.PairwiseDistances()],
         output_modules=[
-            ElementalAtomwise(representation.layout.n_functions, elements, n_hidden=[4]),
+            ElementalAtomwise(representation.descriptor.n_functions, elements, n_hidden=[4]),
             ForcesAndStress(calc_stress=stress),
         ],
     )

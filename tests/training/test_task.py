@@ -14,8 +14,8 @@ from schnetpack.model import NeuralNetworkPotential
 from schnetpack.nn import CosineCutoff, GaussianRBF
 from schnetpack.representation import SchNet
 
-from schnetpack_softadapt.training.averages import sum_names
 from schnetpack_softadapt.training.losses import EnergyLoss, ForcesLoss, StressLoss
+from schnetpack_softadapt.training.means import EpochMeans
 from schnetpack_softadapt.training.rules import (
     Fixed,
     Likelihood,
@@ -157,7 +157,7 @@ def test_val_loss_of_raw_huber_losses_does_not_depend_on_units(database, tmp_pat
         total += float((scale**2 * huber).sum())
         count, outside = count + error.numel(), outside + int((error > 0.5).sum())
     assert 0 < outside < count
-    sums = task._sums["val"].reduce(sum_names(task.active))
+    sums = task._sums["val"].reduce(EpochMeans.names(task.active))
     assert sums["forces/std"] / sums["forces/count"] == pytest.approx(total / count, rel=1e-6)
 
 

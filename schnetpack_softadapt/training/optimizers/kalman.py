@@ -28,10 +28,9 @@ class KalmanFilter(torch.optim.Optimizer):
     M P^2 + P^3 / 3 operations where the covariance form costs 4 M P^2. Without `kalman_gain` the
     step has the length of a Gauss-Newton step times `lr`, which a scheduler takes to zero.
 
-    The residual vectors and their scales are the task's: loss = sum of squares, so weights of
-    components count as they do in the loss. Of components with many residuals a random part is
-    used in every step, as Singraber 2019 takes some percent of the forces: steps cost less, and
-    neighbouring forces say much the same.
+    The loss is the sum of squares, so weights of components count as they do in the loss. Of
+    components with many residuals a random part is used in every step, as Singraber 2019 takes some
+    percent of the forces: steps cost less, and neighbouring forces say much the same.
 
     Damping, D = mean(diag(A / n)) and lambda = `damping` x loss, is large while the loss is and
     vanishes with it (J. Fan and Y. Yuan, Computing 74, 23, 2005), so there is nothing to adapt. A
@@ -81,33 +80,26 @@ class KalmanFilter(torch.optim.Optimizer):
         initial_information: float = 0.0,
         max_parameters: int = 10_000,
     ):
-        for name, value, valid in (
-            ("lr", lr, 0.0 <= lr <= 1.0),
-            ("memory", memory, 0.0 < memory <= 1.0),
-            ("damping", damping, damping >= 0.0),
-            ("trust", trust, trust > 0.0),
-            ("fraction", fraction, 0.0 < fraction <= 1.0),
-            ("refresh", refresh, refresh is None or refresh >= 1),
-            ("initial_information", initial_information, initial_information >= 0.0),
-        ):
+        settings = {
+            "lr": (lr, 0.0 <= lr <= 1.0),
+            "memory": (memory, 0.0 < memory <= 1.0),
+            "damping": (damping, damping >= 0.0),
+            "trust": (trust, trust > 0.0),
+            "fraction": (fraction, 0.0 < fraction <= 1.0),
+            "min_groups": (min_groups, min_groups >= 1),
+            "refresh": (refresh, refresh is None or refresh >= 1),
+            "kalman_gain": (kalman_gain, True),
+            "initial_information": (initial_information, initial_information >= 0.0),
+        }
+        for name, (value, valid) in settings.items():
             if not valid:
                 raise ValueError(f"{name}={value} is out of range")
-        defaults = {
-            "lr": lr,
-            "memory": memory,
-            "damping": damping,
-            "trust": trust,
-            "fraction": fraction,
-            "min_groups": min_groups,
-            "refresh": refresh,
-            "kalman_gain": kalman_gain,
-            "initial_information": initial_information,
-        }
-        super().__init__(params, defaults)
+        super().__init__(params, {name: value for name, (value, _) in settings.items()})
         if len(self.param_groups) != 1:
             raise ValueError("KalmanFilter takes one group of parameters: they are one vector")
         self._parameters = [p for p in self.param_groups[0]["params"] if p.requires_grad]
-        self.n_parameters = sum(p.numel() for p in self._parameters)
+        self._sizes = [p.numel() for p in self._parameters]
+        self.n_parameters = sum(self._sizes)
         self._factor: Tensor | None = None
         self._age = 0  # steps since the factor was made
         if not 0 < self.n_parameters <= max_parameters:
@@ -156,11 +148,8 @@ class KalmanFilter(torch.optim.Optimizer):
             raise ValueError("the Kalman filter's step is not finite; raise `damping`")
         if change > group["trust"] * loss:
             length *= (group["trust"] * loss / change) ** 0.5
-        first = 0
-        for p in self._parameters:
-            part = step[first : first + p.numel()].view_as(p)
-            p.sub_(part.to(p.dtype), alpha=length)
-            first += p.numel()
+        for p, part in zip(self._parameters, step.split(self._sizes), strict=True):
+            p.sub_(part.view_as(p).to(p.dtype), alpha=length)
         return torch.tensor(loss)
 
     def _linearize(self, residuals: Residuals, group: dict) -> tuple[Tensor, Tensor]:
@@ -171,11 +160,10 @@ class KalmanFilter(torch.optim.Optimizer):
                     f"residuals of the component {name} are not finite: the run has diverged (lower"
                     " lr) or the labels are damaged"
                 )
-        chosen, factors = {}, {}
+        chosen, factors = dict.fromkeys(residuals), dict.fromkeys(residuals, 1.0)
         for name, value in residuals.items():
             n = len(value) // residuals.n_columns[name]
             n_used = min(n, max(group["min_groups"], round(group["fraction"] * n)))
-            chosen[name], factors[name] = None, 1.0
             if n_used < n:
                 sample = torch.randperm(n)[:n_used].sort().values
                 chosen[name], factors[name] = sample.to(value.device), (n / n_used) ** 0.5
@@ -199,10 +187,9 @@ class KalmanFilter(torch.optim.Optimizer):
         return state
 
     def state_dict(self) -> dict:
-        """As every optimizer's; the factor is not in it.
+        """As every optimizer's, without the factor.
 
-        It is forgotten instead, here as in the run that goes on from this state, so that both take
-        the same steps.
+        That is forgotten here, as in the run that goes on from this state: both take equal steps.
         """
         self._factor = None
         return super().state_dict()

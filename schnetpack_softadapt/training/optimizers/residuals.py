@@ -11,7 +11,7 @@ import torch
 from schnetpack import properties
 from torch import Tensor, nn
 
-from schnetpack_softadapt.quantities import VOIGT_IN_FULL
+from schnetpack_softadapt.quantities import full_to_voigt
 from schnetpack_softadapt.training.losses import LossComponent
 
 __all__ = ["BatchResiduals", "Residuals", "least_squares_weight"]
@@ -101,73 +101,50 @@ class BatchResiduals(Residuals):
     def jacobian(self, groups, parameters):
         """As in the base class; by the short way of the model where it has one."""
         short: Callable | None = getattr(self._model, "parameter_jacobian", None)
-        atoms = self._atoms(groups)
-        rows = None if short is None else short(self._batch, atoms)
+        n_atoms = len(self._batch[properties.Z])
+        wanted = torch.zeros(n_atoms, dtype=torch.bool, device=self._batch[properties.Z].device)
+        for name, chosen in groups.items():
+            if self._components[name].kind == "forces":
+                wanted[slice(None) if chosen is None else chosen] = True
+        rows = None if short is None else short(self._batch, wanted.nonzero()[:, 0])
         if rows is None:
             return super().jacobian(groups, parameters)
-        n_parameters = sum(p.numel() for p in parameters)
-        out = {}
+        n_parameters, place, out = sum(p.numel() for p in parameters), wanted.cumsum(0) - 1, {}
         for name, chosen in groups.items():
             c = self._components[name]
-            value = rows[c.name]  # (rows, columns, P)
+            value, factor = rows[c.name], self._factor(c)  # (rows, columns, P), (rows, columns)
             if value.shape[2] != n_parameters:
                 raise ValueError(
                     f"the model differentiates by {value.shape[2]} parameters, the optimizer has"
                     f" {n_parameters}: give it all that are trained"
                 )
-            if c.kind == "forces":
-                place = torch.searchsorted(atoms, self._all(chosen))
-                value = value if len(place) == len(value) else value.index_select(0, place)
-            elif chosen is not None:
-                value = value.index_select(0, chosen)
+            if chosen is not None:
+                in_rows = place[chosen] if c.kind == "forces" else chosen
+                value, factor = value.index_select(0, in_rows), factor.index_select(0, chosen)
             if c.kind == "stress":
                 value = c.counted(value)
-            factor = self._factor(c, chosen).to(value.dtype)
-            out[name] = (value * factor[:, :, None]).reshape(-1, n_parameters)
+            out[name] = (value * factor.to(value.dtype)[:, :, None]).reshape(-1, n_parameters)
         return out
 
-    def _all(self, chosen: Tensor | None) -> Tensor:
-        """Chosen atoms, or all of the batch."""
-        numbers = self._batch[properties.Z]
-        return torch.arange(len(numbers), device=numbers.device) if chosen is None else chosen
-
-    def _atoms(self, groups: Mapping[str, Tensor | None]) -> Tensor:
-        """Atoms whose forces any component wants, ascending."""
-        wanted = [
-            self._all(chosen)
-            for name, chosen in groups.items()
-            if self._components[name].kind == "forces"
-        ]
-        if not wanted:
-            return torch.zeros(0, dtype=torch.long, device=self._batch[properties.Z].device)
-        return torch.unique(torch.cat(wanted)) if len(wanted) > 1 else wanted[0]
-
-    def _factor(self, c: LossComponent, chosen: Tensor | None) -> Tensor:
+    def _factor(self, c: LossComponent) -> Tensor:
         """Derivative of each residual by the prediction that it belongs to, (rows, columns)."""
         value = self._pred[c.name]
         (factor,) = torch.autograd.grad(self[c.component].sum(), value, retain_graph=True)
-        if c.kind == "stress":
-            # a residual takes both halves of a symmetric matrix
-            factor = factor.reshape(-1, 3, 3)
-            eye = torch.eye(3, dtype=factor.dtype, device=factor.device)
-            factor = (factor + factor.transpose(1, 2)) * (1 - 0.5 * eye)
-            factor = c.counted(factor.reshape(-1, 9)[:, VOIGT_IN_FULL])
-        else:
-            factor = factor.reshape(-1, self.n_columns[c.component])
-        return factor if chosen is None else factor.index_select(0, chosen)
+        if c.kind != "stress":
+            return factor.reshape(-1, c.n_columns)
+        # a residual takes both halves of a symmetric matrix
+        factor = 2 * full_to_voigt(factor.reshape(-1, 3, 3))
+        factor[:, :3] /= 2
+        return c.counted(factor)
 
 
 def _backward_passes(values: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     """Gradient of each entry of `values` (M,) by the parameters, (M, P)."""
-    n_parameters = sum(p.numel() for p in parameters)
-    out = parameters[0].new_zeros(len(values), n_parameters)
-    if not values.requires_grad:
-        return out
-    for row, value in zip(out, values, strict=True):
+    out = parameters[0].new_zeros(len(values), sum(p.numel() for p in parameters))
+    for row, value in zip(out, values if values.requires_grad else (), strict=False):
         grads = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
-        first = 0
-        for parameter, grad in zip(parameters, grads, strict=True):
-            if grad is not None:
-                row[first : first + parameter.numel()] = grad.reshape(-1)
-            first += parameter.numel()
+        pairs = zip(grads, parameters, strict=True)
+        row[:] = torch.cat(
+            [(torch.zeros_like(p) if g is None else g).reshape(-1) for g, p in pairs]
+        )
     return out

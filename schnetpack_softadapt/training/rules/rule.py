@@ -5,7 +5,7 @@ import math
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
-__all__ = ["Rule", "log_loss", "require", "smoothed", "softmax", "weights_of", "weights_with_names"]
+__all__ = ["Rule", "log_loss", "named_weights", "require", "smoothed", "softmax"]
 
 
 class Rule:
@@ -49,8 +49,8 @@ class Rule:
                 f"prior is labels, loss_weight, auto or a number for each component, not {prior!r}",
             )
         elif prior is not None:
-            prior = weights_with_names("prior", prior)
-        self.initial = None if initial is None else weights_with_names("initial", initial)
+            prior = named_weights("prior", prior)
+        self.initial = None if initial is None else named_weights("initial", initial)
         self.prior = prior
         self.factors: dict[str, float] = {}
         self._forget([])
@@ -101,7 +101,7 @@ class Rule:
             strange = [k for k in weights if k not in components]
             needed = [k for k in components if k in weights or k not in optional or strange]
             if needed:
-                weights_of(what, weights, needed)
+                named_weights(what, weights, needed)
             unknown |= dict.fromkeys(strange)
         return list(unknown)
 
@@ -173,7 +173,7 @@ class Rule:
         """The balance of the first epoch."""
         if self.initial is None:
             return dict.fromkeys(components, 1.0 / len(components))
-        return weights_of("initial", self.initial, components)
+        return named_weights("initial", self.initial, components)
 
     def _next(
         self, epoch: int, losses: dict[str, float], lr: float | None, progress: float
@@ -206,7 +206,7 @@ class Rule:
             given = labels if name == "labels" else loss_weights
         if given is None:
             return {}
-        chosen = weights_of(name, weights_with_names(name, given), components)
+        chosen = named_weights(name, given, components)
         largest = max(chosen.values())
         return {k: v / largest for k, v in chosen.items()}
 
@@ -217,31 +217,27 @@ def require(condition: Any, message: str) -> None:
         raise ValueError(message)
 
 
-def weights_with_names(what: str, weights: Mapping[str, float]) -> dict[str, float]:
-    """Weights as floats; refuses negative, infinite and all-zero ones."""
-    out = {str(k): float(v) for k, v in weights.items()}
-    for name, value in out.items():
-        require(
-            math.isfinite(value) and value >= 0,
-            f"{what} weight of {name} is {value}; weights are finite and >= 0",
-        )
-    require(any(out.values()), f"{what} weights are all zero: nothing would be trained")
-    return out
+def named_weights(
+    what: str, weights: Mapping[str, float], components: list[str] | None = None
+) -> dict[str, float]:
+    """Weights as floats; with names of components, those of them, in their order.
 
-
-def weights_of(what: str, weights: Mapping[str, float], components: list[str]) -> dict[str, float]:
-    """The weights of these components, in their order; others are dropped."""
-    missing = ", ".join(name for name in components if name not in weights)
+    Raises:
+        ValueError: one is missing, negative or not finite, or all are zero.
+    """
+    names = list(weights) if components is None else components
+    missing = ", ".join(name for name in names if name not in weights)
     require(
         not missing,
         f"no {what} weight for the loss component {missing}; the given weights are for"
         f" {', '.join(weights)}",
     )
-    chosen = {name: weights[name] for name in components}
-    names = ", ".join(components)
-    require(
-        any(chosen.values()), f"{what} weights of {names} are all zero: nothing would be trained"
-    )
+    chosen = {str(name): float(weights[name]) for name in names}
+    for name, value in chosen.items():
+        finite = math.isfinite(value) and value >= 0
+        require(finite, f"{what} weight of {name} is {value}; weights are finite and >= 0")
+    names = ", ".join(chosen)
+    require(any(chosen.values()), f"all {what} weights of {names} are zero: nothing to train")
     return chosen
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from schnetpack_softadapt.training.rules.rule import Rule, require, weights_of, weights_with_names
+from schnetpack_softadapt.training.rules.rule import Rule, named_weights, require
 
 __all__ = ["Fixed", "LinearRamp", "TwoStage"]
 
@@ -54,14 +54,14 @@ class LinearRamp(Rule):
     ):
         super().__init__(prior=prior)
         require(lr_start is None or lr_start > 0, f"lr_start must be positive, not {lr_start}")
-        self.start = weights_with_names("start", start)
-        self.limit = weights_with_names("limit", limit)
+        self.start = named_weights("start", start)
+        self.limit = named_weights("limit", limit)
         self.lr_start = lr_start
 
     def _first(self, components, lr):
         self.lr_begin = lr if self.lr_start is None else self.lr_start
-        weights_of("limit", self.limit, components)
-        return weights_of("start", self.start, components)
+        named_weights("limit", self.limit, components)
+        return named_weights("start", self.start, components)
 
     def _next(self, epoch, losses, lr, progress):
         known = lr is not None and self.lr_begin
@@ -96,13 +96,13 @@ class TwoStage(Rule):
         super().__init__(prior=prior)
         whole = int(switch) == switch and switch >= 0
         require(whole, f"switch is the number of an epoch, not {switch}")
-        self.first = weights_with_names("first", first)
-        self.second = weights_with_names("second", second)
+        self.first = named_weights("first", first)
+        self.second = named_weights("second", second)
         self.switch = int(switch)
 
     def _first(self, components, lr):
-        first = weights_of("first", self.first, components)
-        second = weights_of("second", self.second, components)
+        first = named_weights("first", self.first, components)
+        second = named_weights("second", self.second, components)
         return first if self.switch > 0 else second
 
     def _next(self, epoch, losses, lr, progress):

@@ -25,9 +25,9 @@ from schnetpack_softadapt.deploy.exchange.n2p2.format import (
 )
 from schnetpack_softadapt.deploy.exchange.n2p2.read import read_files
 from schnetpack_softadapt.deploy.exchange.n2p2.write import write_files
-from schnetpack_softadapt.deploy.parts import model_parts
 from schnetpack_softadapt.descriptors.acsf.layout import Layout
 from schnetpack_softadapt.model import ACSF, ACSFPotential, ElementalAtomwise, ForcesAndStress
+from schnetpack_softadapt.model.composition import UnsupportedModelError, take_apart
 
 __all__ = ["from_model", "read_potential", "to_model", "write_potential"]
 
@@ -62,7 +62,7 @@ def write_potential(
     """
     potential = from_model(model)
     files = write_files(potential, folder)
-    cutoff = model.representation.layout.cutoff
+    cutoff = model.representation.cutoff
     symbols = [chemical_symbols[number] for number in potential.elements]
     return files + write_lammps(folder, symbols, cutoff, structure)
 
@@ -111,7 +111,7 @@ def to_model(potential: N2P2Potential) -> ACSFPotential:
     model.metadata.update(
         units={"energy": "eV", "forces": "eV/Ang", "stress": "eV/Ang/Ang/Ang", "length": "Ang"},
         elements=list(elements),
-        layout=layout.to_dict(),
+        descriptor=layout.to_dict(),
         provenance="read from an n2p2 potential",
     )
     return model.eval()
@@ -149,8 +149,11 @@ def from_model(model: nn.Module) -> N2P2Potential:
         UnsupportedModelError: the model is no sum of networks of symmetry functions.
         N2P2FormatError: it has functions or activations that n2p2 does not know.
     """
-    parts = model_parts(model)
-    networks, layout, scaling = parts.networks, parts.layout, parts.scaling
+    composition = take_apart(model)
+    networks, scaling = composition.networks, composition.scaling
+    layout = composition.descriptor
+    if layout.kind != Layout.kind:
+        raise UnsupportedModelError(f"n2p2 has no descriptor of the kind {layout.kind!r}")
     if networks.n_hidden == ():
         raise N2P2FormatError("n2p2 needs at least one hidden layer")
     for name in networks.activations:
@@ -180,7 +183,11 @@ def from_model(model: nn.Module) -> N2P2Potential:
         weights[0] = (own_factor / factor)[:, None] * first
         biases[0] = biases[0] + (own_factor * (shift - own_shift)) @ first
         elements[number] = ElementData(
-            [functions[k] for k in order], statistics, weights, biases, float(parts.offsets[number])
+            [functions[k] for k in order],
+            statistics,
+            weights,
+            biases,
+            float(composition.offsets[number]),
         )
     return N2P2Potential(elements, networks.activations, float(networks.scale), scaling=mode)
 

@@ -12,7 +12,7 @@ from schnetpack_softadapt.data.statistics import TrainingTargets
 from schnetpack_softadapt.model.outputs import property_kinds
 from schnetpack_softadapt.training.losses import EnergyLoss, ForcesLoss, LossComponent, StressLoss
 
-__all__ = ["OutputLoss", "components_of", "constrained"]
+__all__ = ["ModelOutputLoss", "components_of", "constrained"]
 
 #: SchNetPack's losses that our components have too
 _KNOWN = {nn.MSELoss: "mse", nn.L1Loss: "mae"}
@@ -23,7 +23,7 @@ def components_of(outputs: Iterable[ModelOutput], model: nn.Module) -> list[Loss
     """Loss components for outputs of a task, those that are to be split in their pieces.
 
     Energy, forces and stress with a mean squared or mean absolute loss become ours (per atom, with
-    masks); every other output is an `OutputLoss`. `loss_weight` is kept for the rule's prior.
+    masks); every other output is a `ModelOutputLoss`. `loss_weight` is kept for the rule's prior.
 
     Raises:
         ValueError: something that is no `ModelOutput`.
@@ -32,28 +32,30 @@ def components_of(outputs: Iterable[ModelOutput], model: nn.Module) -> list[Loss
     for output in outputs:
         if isinstance(output, LossComponent):
             components += output.pieces()
-            continue
-        if not isinstance(output, ModelOutput):
+        elif isinstance(output, ModelOutput):
+            components.append(_component(output, kinds.get(output.name)))
+        else:
             raise ValueError(
                 f"task.outputs holds a {type(output).__name__}; an output is a ModelOutput of"
                 " SchNetPack, or EnergyLoss, ForcesLoss, StressLoss of"
                 " schnetpack_softadapt.training.losses"
             )
-        kind = kinds.get(output.name)
-        loss = _KNOWN.get(type(output.loss_fn))
-        ours = kind and loss and output.loss_fn.reduction == "mean" and output.loss_weight > 0
-        if ours and not output.constraints and not isinstance(output, UnsupervisedModelOutput):
-            component = _COMPONENTS[kind](
-                output.name,
-                target_property=output.target_property,
-                loss=loss,
-                loss_weight=output.loss_weight,
-            )
-            component.output = output
-        else:
-            component = OutputLoss(output)
-        components.append(component)
     return components
+
+
+def _component(output: ModelOutput, kind: str | None) -> LossComponent:
+    loss = _KNOWN.get(type(output.loss_fn))
+    ours = kind and loss and output.loss_fn.reduction == "mean" and output.loss_weight > 0
+    if not ours or output.constraints or isinstance(output, UnsupervisedModelOutput):
+        return ModelOutputLoss(output)
+    component = _COMPONENTS[kind](
+        output.name,
+        target_property=output.target_property,
+        loss=loss,
+        loss_weight=output.loss_weight,
+    )
+    component.output = output
+    return component
 
 
 def constrained(
@@ -71,7 +73,7 @@ def constrained(
     return pred, batch
 
 
-class OutputLoss(LossComponent):
+class ModelOutputLoss(LossComponent):
     """An output of SchNetPack that is no plain energy, forces or stress, with its own `loss_fn`.
 
     Raw, the loss is the output's own. Standardised, prediction and reference are divided by the
@@ -116,13 +118,12 @@ class OutputLoss(LossComponent):
             self.target_spread.fill_(spread if spread > 0 else 1.0)
 
     def labels(self, targets):
-        n_structures = len(targets.n_atoms)
         if not self.has_reference:
             return 1.0
         entries = {key: torch.from_numpy(np.asarray(v)) for key, v in targets.labels.items()}
         pred = {self.name: entries[self.target_property]}
         _, entries = constrained([self], pred, entries)
-        return entries[self.target_property].numel() / n_structures
+        return entries[self.target_property].numel() / len(targets.n_atoms)
 
     def terms(self, pred, batch, standardization=None, error=None, raw_delta=False):
         """Sum and count; the loss of the batch counts as often as it has labels.
@@ -130,16 +131,18 @@ class OutputLoss(LossComponent):
         Predictions and references after constraints, see `constrained`. The mean over an epoch is
         so that over its labels; a structure repeated to fill a rank counts here.
         """
-        value = pred[self.name]
-        reference = batch[self.target_property] if self.has_reference else None
-        count = len(batch[properties.n_atoms]) if reference is None else reference.numel()
+        arguments = [pred[self.name]]
+        count = len(batch[properties.n_atoms])
+        if self.has_reference:
+            arguments.append(batch[self.target_property])
+            count = arguments[1].numel()
         if count == 0:
-            return value.sum() * 0.0, 0.0
+            return arguments[0].sum() * 0.0, 0.0
         if standardization is not None:
-            value = value / self.target_spread.to(value.dtype)
-            if reference is not None and reference.is_floating_point():
-                reference = reference / self.target_spread.to(reference.dtype)
-        arguments = (value,) if reference is None else (value, reference)
+            arguments = [
+                x / self.target_spread.to(x.dtype) if x.is_floating_point() else x
+                for x in arguments
+            ]
         return self.output.loss_fn(*arguments) * count, float(count)
 
     def settings(self) -> dict:
