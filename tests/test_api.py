@@ -127,13 +127,16 @@ def test_the_same_call_goes_on(database):
 
 
 @pytest.mark.parametrize("model", ["painn", "schnet"])
-def test_models_of_schnetpack(database, model):
+def test_models_of_schnetpack(database, model, capsys):
     settings = {k: v for k, v in SETTINGS.items() if k != "n_hidden"}
     small = ["model.representation.n_atom_basis=4", "model.representation.n_interactions=1"]
     run = spksa.train(database, *small, model=model, epochs=1, max_time="1h", **settings)
     assert run.folder == Path("runs/cu, au=1?").resolve()
     assert type(run.model.representation).__name__.lower() == model
     assert run.metrics["test"]["stress_rmse_MPa"] > 0
+    capsys.readouterr()
+    assert main(["info", str(run.folder)]) == 0
+    assert "outputs      energy, forces, stress" in capsys.readouterr().out
 
 
 def test_molecules_have_a_recipe_of_their_own(tmp_path):
