@@ -41,7 +41,7 @@ from schnetpack_softadapt.training.losses import EnergyLoss, ForcesLoss, StressL
 from schnetpack_softadapt.training.optimizers.kalman import KalmanFilter
 from schnetpack_softadapt.training.results import ResultsWriter
 from schnetpack_softadapt.training.task import SoftAdaptTask
-from schnetpack_softadapt.training.weighting import Fixed
+from schnetpack_softadapt.training.rules import Fixed
 
 CUTOFF = 4.5
 
