@@ -33,11 +33,11 @@ __all__ = ["MODELS", "Predictions", "Run", "load", "predict", "spktrain_argument
 MODELS = {
     "acsf": (["experiment=mlearn_softadapt"], ["experiment=molecule_softadapt"]),
     "painn": (
-        ["experiment=mote2_painn_softadapt", "data=acsf_data"],
+        ["experiment=painn_softadapt"],
         ["experiment=molecule_painn_softadapt"],
     ),
     "schnet": (
-        ["experiment=mote2_painn_softadapt", "data=acsf_data", "model/representation=schnet"],
+        ["experiment=painn_softadapt", "model/representation=schnet"],
         ["experiment=molecule_painn_softadapt", "model/representation=schnet"],
     ),
 }
