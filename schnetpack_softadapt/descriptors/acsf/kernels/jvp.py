@@ -26,7 +26,11 @@ from schnetpack_softadapt.descriptors.acsf.kernels.neighbors import (
     load_shell,
     new_neighbors,
 )
-from schnetpack_softadapt.descriptors.acsf.kernels.triples import new_triples, next_triples
+from schnetpack_softadapt.descriptors.acsf.kernels.triples import (
+    new_triples,
+    next_triples,
+    stretch,
+)
 
 __all__ = ["jvp"]
 
@@ -35,7 +39,7 @@ class _Tangents(NamedTuple):
     """Changes of the neighbours, (m,), and of triples, (CHUNK,).
 
     Attributes:
-        x, y, z: v / r; stretch: d log r = n . v / r; square: d(r^2); by_r: d(r^2) / r;
+        x, y, z: v / r; log_r: d log r = n . v / r; square: d(r^2); by_r: d(r^2) / r;
             by_cut: d(r^2) dlog f_c/d(r^2).
         cosine: dc; cross: (v_j n_k / r_j + v_k n_j / r_k) r_j r_k.
         cuts, squares, distances: sums of by_cut, square and by_r over the distances of a triple.
@@ -45,7 +49,7 @@ class _Tangents(NamedTuple):
     x: np.ndarray
     y: np.ndarray
     z: np.ndarray
-    stretch: np.ndarray
+    log_r: np.ndarray
     square: np.ndarray
     by_r: np.ndarray
     by_cut: np.ndarray
@@ -70,10 +74,10 @@ def _load(neighbors, tangent, end, out):
     for p in range(FIRST, end):
         pair, i = neighbors.pair[p], neighbors.inverse[p]
         x, y, z = tangent[pair, 0] * i, tangent[pair, 1] * i, tangent[pair, 2] * i
-        stretch = x * neighbors.x[p] + y * neighbors.y[p] + z * neighbors.z[p]
-        out.x[p], out.y[p], out.z[p], out.stretch[p] = x, y, z, stretch
-        out.square[p] = 2.0 * stretch * neighbors.r2[p]
-        out.by_r[p] = 2.0 * stretch * neighbors.r[p]
+        log_r = x * neighbors.x[p] + y * neighbors.y[p] + z * neighbors.z[p]
+        out.x[p], out.y[p], out.z[p], out.log_r[p] = x, y, z, log_r
+        out.square[p] = 2.0 * log_r * neighbors.r2[p]
+        out.by_r[p] = 2.0 * log_r * neighbors.r[p]
 
 
 @njit(**STAGE)
@@ -85,7 +89,7 @@ def _gather(neighbors, index, cosine, tangents, n):
         c += tangents.y[j] * neighbors.y[k] + neighbors.y[j] * tangents.y[k]
         c += tangents.z[j] * neighbors.z[k] + neighbors.z[j] * tangents.z[k]
         tangents.cross[t] = c * (neighbors.r[j] * neighbors.r[k])
-        tangents.cosine[t] = c - cosine[t] * (tangents.stretch[j] + tangents.stretch[k])
+        tangents.cosine[t] = c - cosine[t] * (tangents.log_r[j] + tangents.log_r[k])
         tangents.cuts[t] = tangents.by_cut[j] + tangents.by_cut[k]
         tangents.squares[t] = tangents.square[j] + tangents.square[k]
         tangents.distances[t] = tangents.by_r[j] + tangents.by_r[k]
@@ -108,9 +112,9 @@ def _weights(weight, factor, cuts, squares, cosine, value, slope, n):
 
 
 @njit(**LOOP)
-def _add_stretch(weight, factor, distances, value, n):
+def _add_stretch(weight, linear, quadratic, sum1, distances, value, n):
     for t in range(n):
-        value[t] += weight[t] * factor[t] * distances[t]
+        value[t] += weight[t] * stretch(linear, quadratic, sum1[t]) * distances[t]
 
 
 @njit(**STAGE)
@@ -132,8 +136,8 @@ def _angular(plan, shell, g, neighbors, triples, tangents, out):
             weight = triples.weights[w - group.first_width]
             _weights(weight, width.squares, cuts, squares, tangents.cosine, value, slope, n)
             if group.by_distance:
-                factor = triples.stretches[w - group.first_width]
-                _add_stretch(weight, factor, distances, value, n)
+                linear, quadratic, sum1 = width.linear, width.quadratic, triples.sum1
+                _add_stretch(weight, linear, quadratic, sum1, distances, value, n)
             for k in range(width.first_term, last, 4):
                 p, q, r, s = plan.terms[k], plan.terms[k + 1], plan.terms[k + 2], plan.terms[k + 3]
                 values = dot4(value, rows, p.row, q.row, r.row, s.row, n)

@@ -28,7 +28,11 @@ from schnetpack_softadapt.descriptors.acsf.kernels.neighbors import (
     load_shell,
     new_neighbors,
 )
-from schnetpack_softadapt.descriptors.acsf.kernels.triples import new_triples, next_triples
+from schnetpack_softadapt.descriptors.acsf.kernels.triples import (
+    new_triples,
+    next_triples,
+    stretch,
+)
 
 __all__ = ["vjp"]
 
@@ -89,9 +93,9 @@ def _next_width(weight, value, slope, factor, total, square, turn, n):
 
 
 @njit(**LOOP)
-def _add_stretch(weight, value, factor, stretch, n):
+def _add_stretch(weight, value, linear, quadratic, sum1, out, n):
     for t in range(n):
-        stretch[t] += factor[t] * (weight[t] * value[t])
+        out[t] += stretch(linear, quadratic, sum1[t]) * (weight[t] * value[t])
 
 
 @njit(**SCALAR)
@@ -119,9 +123,9 @@ def _finish_wide(cosine, square, turn, cross, common, n):
 
 
 @njit(**LOOP)
-def _finish_stretch(s, stretch, cross, common, n):
+def _finish_stretch(s, sums, cross, common, n):
     for t in range(n):
-        a = stretch[t] / np.sqrt(s[t])
+        a = sums[t] / np.sqrt(s[t])
         cross[t] -= 2.0 * a
         common[t] += 2.0 * a
 
@@ -158,7 +162,8 @@ def sum_functions(plan, g, triples, grad, sums, n):
         else:
             _next_width(weight, value, slope, width.squares, total, sums.square, turn, n)
         if group.by_distance:
-            _add_stretch(weight, value, triples.stretches[w - group.first_width], sums.stretch, n)
+            linear, quadratic, sum1 = width.linear, width.quadratic, triples.sum1
+            _add_stretch(weight, value, linear, quadratic, sum1, sums.stretch, n)
 
 
 @njit(**SCALAR)
@@ -202,9 +207,9 @@ def _scatter(index, cross, total, common, turn, slope, inverse, vectors, out, n)
 
 
 @njit(**SCALAR)
-def _scatter_stretch(index, stretch, inverse, out, n):
+def _scatter_stretch(index, sums, inverse, out, n):
     for t in range(n):
-        j, k, w = index[t] >> 16, index[t] & 0xFFFF, 2.0 * stretch[t]
+        j, k, w = index[t] >> 16, index[t] & 0xFFFF, 2.0 * sums[t]
         out[4 * j + 3] += w * inverse[j]
         out[4 * k + 3] += w * inverse[k]
 
