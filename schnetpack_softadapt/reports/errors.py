@@ -79,7 +79,8 @@ def error_rows(
                 rows += [{**common, "source": "predictions", **row} for row in found]
             elif known := elsewhere(subset, q):
                 rows.append({**common, "selection": "all", "name": "", **known})
-    return pd.DataFrame(rows, columns=COLUMNS).astype({"n": "Int64", "rmse": float, "mae": float})
+    table = pd.DataFrame(rows, columns=COLUMNS).replace([np.inf, -np.inf], np.nan)
+    return table.astype({"n": "Int64", "rmse": float, "mae": float})
 
 
 def _measured(table: pd.DataFrame, factor: float) -> Iterator[dict]:

@@ -97,8 +97,8 @@ def _datamodule(run_dir: Path, datapath: Path | str | None) -> Any:
         split_file = datamodule.split_file
         if split_file is None or not Path(split_file).is_file():
             raise ValueError(
-                f"{run_dir} has no split file ({split_file}); without it nobody knows which "
-                "structures the run was trained on"
+                f"{run_dir} has no split file ({split_file}), which says what structures the run"
+                " was trained on"
             )
         datamodule.setup()
     return datamodule

@@ -284,9 +284,10 @@ def test_metrics_only(tmp_path):
     assert (row["source"], row["mae"], row["n"]) == ("metrics.json", None, None)
 
 
-def test_not_finite_predictions_are_noted_and_json_is_valid(tmp_path):
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_not_finite_predictions_are_noted_and_json_is_valid(tmp_path, value):
     arrays = write_run(tmp_path / "run", metrics=False)["val"]
-    arrays["forces"][0, 0] = np.nan
+    arrays["forces"][0, 0] = value
     np.savez(tmp_path / "run" / "predictions" / "val.npz", **arrays)
     [run] = read_runs([tmp_path / "run"])
     assert any("forces values of the validation" in note for note in run.notes)
