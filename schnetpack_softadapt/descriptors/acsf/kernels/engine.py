@@ -24,7 +24,6 @@ from numba.core import event
 from torch import Tensor
 
 from schnetpack_softadapt.descriptors.acsf.kernels.jacobian import blocks, jacobian
-from schnetpack_softadapt.descriptors.acsf.kernels.jvp import jvp
 from schnetpack_softadapt.descriptors.acsf.kernels.neighbors import (
     INDEX_OF_NO_ATOM,
     UNKNOWN_ELEMENT,
@@ -32,8 +31,7 @@ from schnetpack_softadapt.descriptors.acsf.kernels.neighbors import (
 )
 from schnetpack_softadapt.descriptors.acsf.kernels.networks import networks
 from schnetpack_softadapt.descriptors.acsf.kernels.plan import compile_layout
-from schnetpack_softadapt.descriptors.acsf.kernels.values import values
-from schnetpack_softadapt.descriptors.acsf.kernels.vjp import vjp
+from schnetpack_softadapt.descriptors.acsf.kernels.products import jvp, values, vjp
 from schnetpack_softadapt.descriptors.acsf.layout import Layout
 from schnetpack_softadapt.descriptors.elements import check_elements
 
