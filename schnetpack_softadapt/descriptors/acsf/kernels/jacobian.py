@@ -2,7 +2,7 @@
 
 The derivative of every function by every neighbour vector is built in a buffer of one atom; from
 there it is added up over the periodic images of each neighbour and contracted to the strain
-derivative. Within a triple the loop runs over the functions: with the notation of `vjp` and
+derivative. Within a triple the loop runs over the functions: with the notation of `products` and
 T = W P, D = W P' each adds a_j r_j + B r_k to the derivative by r_j.
 """
 
@@ -226,8 +226,8 @@ def _move(gradient, block, own, n):
 def jacobian(plan, pairs, start, stop, block_first, block_atom, pair_block, g, strain, dg_dr):
     """Values and Jacobians of atoms start to stop.
 
-    Args: as for `values.values`, then the results of `blocks` and the arrays to fill, of any float
-        type: g (N, D), strain (N, 6, D) and dg_dr (n_blocks, 3, D).
+    Args: as for `products.values`, then the results of `blocks` and the arrays to fill, of any
+        float type: g (N, D), strain (N, 6, D) and dg_dr (n_blocks, 3, D).
     """
     neighbors = new_neighbors(plan.sizes, pairs.most)
     triples = new_triples(plan.sizes, pairs.most)
