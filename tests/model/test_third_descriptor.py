@@ -40,8 +40,8 @@ from schnetpack_softadapt.training.checkpoints import RunCheckpoint
 from schnetpack_softadapt.training.losses import EnergyLoss, ForcesLoss, StressLoss
 from schnetpack_softadapt.training.optimizers.kalman import KalmanFilter
 from schnetpack_softadapt.training.results import ResultsWriter
-from schnetpack_softadapt.training.task import SoftAdaptTask
 from schnetpack_softadapt.training.rules import Fixed
+from schnetpack_softadapt.training.task import SoftAdaptTask
 
 CUTOFF = 4.5
 
