@@ -11,7 +11,6 @@ import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from ase.outputs import Properties
-from ase.stress import full_3x3_to_voigt_6_stress
 from schnetpack.interfaces import SpkCalculator
 from torch import nn
 
@@ -30,6 +29,7 @@ from schnetpack_softadapt.deploy.self_description import common_unit, cutoff_of,
 from schnetpack_softadapt.deploy.skin import SkinList
 from schnetpack_softadapt.model.composition import UnsupportedModelError, take_apart
 from schnetpack_softadapt.neighbors.cells import stress_volumes
+from schnetpack_softadapt.quantities import VOIGT_IN_FULL
 
 __all__ = ["SoftAdaptCalculator", "StressNotDefinedError"]
 
@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 _LARGEST_WHOLE = 50_000
 _ATOMS_PER_CHUNK = 10_000
 
+_VOIGT = np.array(VOIGT_IN_FULL)
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -324,7 +325,7 @@ class SoftAdaptCalculator(SpkCalculator):
         if p.energies is not None:
             results["energies"] = p.energies * unit["energy"]
         if p.stress is not None:
-            results["stress"] = full_3x3_to_voigt_6_stress(p.stress) * unit["stress"]
+            results["stress"] = p.stress.take(_VOIGT) * unit["stress"]
         return results
 
     def export_properties(self):

@@ -50,7 +50,7 @@ class Prediction:
 
     energy: float
     forces: np.ndarray  # (n_atoms, 3)
-    stress: np.ndarray | None  # (3, 3), positive = tension
+    stress: np.ndarray | None  # (3, 3), symmetric, positive = tension
     energies: np.ndarray | None  # (n_atoms,)
 
 
@@ -202,6 +202,7 @@ class BatchModel:
         stress = None
         if structure.volume and self.stress_key in results:
             stress = _numpy(results[self.stress_key]).reshape(3, 3) * self._sign(structure.cell)
+            stress = 0.5 * (stress + stress.T)
         energy = float(_numpy(results[self.energy_key]).sum())
         energies = None
         if keys.atomic_energies in results:

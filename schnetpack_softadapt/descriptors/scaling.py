@@ -23,9 +23,6 @@ SCALING_MODES = ("none", "center", "scale", "scale_center", "sigma")
 _RELATIVE_SPREAD = 1e-6
 _ABSOLUTE_SPREAD = 1e-8
 
-# rows at a time when fitting; keeps a memory-mapped store out of memory
-_ROWS = 65536
-
 
 class Scaling(nn.Module):
     """Scaling of descriptors with statistics of the training atoms.
@@ -110,33 +107,17 @@ class Scaling(nn.Module):
             shift, factor = shift[rows], factor[rows]
         return (g - shift) * factor
 
-    def outside(self, g: Tensor, numbers: Tensor) -> Tensor:
-        """Which descriptors lie outside the range of the training atoms, bool (N, D).
-
-        The range is widened by float32 rounding, so that no training atom is ever outside.
-        """
-        rows = self.index(numbers)
-        low, high = self.bounds()
-        return (g < low[rows]) | (g > high[rows])
-
     def bounds(self) -> tuple[Tensor, Tensor]:
-        """Lower and upper bound (n_elements, D) beyond which `outside` counts a descriptor."""
+        """Lower and upper bound (n_elements, D) of the range of the training atoms.
+
+        Widened by float32 rounding, so that no training atom is ever outside.
+        """
         size = torch.maximum(self.minimum.abs(), self.maximum.abs())
         slack = 8 * torch.finfo(torch.float32).eps * size
         return self.minimum - slack, self.maximum + slack
 
-    def fit(self, g: Tensor | np.ndarray, numbers: Tensor | np.ndarray) -> None:
-        """Take statistics of training atoms; see `fit_batches`.
-
-        Args:
-            g: (N, D) unscaled descriptors, may be memory-mapped.
-            numbers: (N,) atomic numbers.
-        """
-        starts = range(0, len(g), _ROWS)
-        self.fit_batches((g[s : s + _ROWS], numbers[s : s + _ROWS]) for s in starts)
-
     @torch.no_grad()
-    def fit_batches(self, batches: Iterable[tuple[Tensor | np.ndarray, ...]]) -> None:
+    def fit(self, batches: Iterable[tuple[Tensor | np.ndarray, ...]]) -> None:
         """Take statistics of training atoms and set shifts and factors by them.
 
         Args:

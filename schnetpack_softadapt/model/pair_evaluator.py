@@ -66,12 +66,15 @@ class PairEvaluator:
         """
         pairs = self.engine.prepare(r_ij, idx_i, idx_j, numbers)
         values = self.engine.values(pairs).numpy()
-        numbers = numbers[:n_central]
+        n_others = len(numbers) - n_central
+        if n_others:
+            values, numbers = values[:n_central], numbers[:n_central]
         if self._watch is not None:
-            self._watch(values[:n_central], numbers, start)
-        gradient = np.zeros(values.shape)
+            self._watch(values, numbers, start)
         rows = self._rows[numbers]
         for networks, offsets in zip(self._networks, self._offsets, strict=True):
-            energies, gradient[:n_central] = networks(rows, values[:n_central])
-            by_pair = self.engine.vjp(pairs, torch.from_numpy(gradient))
-            yield energies + offsets[numbers], by_pair.numpy()
+            energies, gradient = networks(rows, values)
+            energies += offsets[numbers]
+            if n_others:
+                gradient = np.pad(gradient, ((0, n_others), (0, 0)))
+            yield energies, self.engine.vjp(pairs, torch.from_numpy(gradient)).numpy()

@@ -16,7 +16,7 @@ from schnetpack_softadapt.model.jacobian import potential_jacobian
 from schnetpack_softadapt.model.representation import DescriptorRepresentation
 from schnetpack_softadapt.model.response import ForcesAndStress
 
-__all__ = ["ACSFPotential"]
+__all__ = ["DescriptorPotential"]
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ _WITHOUT_NEIGHBORS = {
 }
 
 
-class ACSFPotential(NeuralNetworkPotential):
+class DescriptorPotential(NeuralNetworkPotential):
     """`NeuralNetworkPotential` whose elements, descriptors and networks follow from the data.
 
     Before training, `initialize_transforms` resolves what the config leaves open: the elements of

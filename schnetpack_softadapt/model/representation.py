@@ -75,7 +75,7 @@ class DescriptorRepresentation(Transform):
             raise ValueError(
                 "how many symmetry functions there are follows from the elements, which are open:"
                 " give ACSF(elements=...) for a head of a fixed size such as Atomwise, or use"
-                " ElementalAtomwise in an ACSFPotential, which take them from the training data"
+                " ElementalAtomwise in a DescriptorPotential, which take them from the data"
             )
         return self.descriptor.n_columns
 
@@ -94,7 +94,7 @@ class DescriptorRepresentation(Transform):
         check_elements(elements, self.descriptor.elements, "training data")
         if not (hasattr(value, "attach_descriptors") and value.attach_descriptors(self.descriptor)):
             self._check_neighbors(value.train_dataset.transforms)
-        self.scaling.fit_batches(self._training_values(value.train_dataset))
+        self.scaling.fit(self._training_values(value.train_dataset))
 
     def _check_neighbors(self, transforms: Sequence) -> None:
         for transform in transforms:

@@ -284,8 +284,8 @@ def measure_stages(system: System, limits: tuple[float, ...], repeat: int) -> li
         begin = [partial(run, plan, 0, derivative), partial(run, wide, 1, derivative)]
         return begin + [partial(run, plan, k, derivative) for k in range(1, last + 1)]
 
-    values = [*prefixes(4, False), lambda: backend.values_of(pairs)]
-    vjp = [*prefixes(6, True), lambda: backend.vjp_of(pairs, grad)]
+    values = [*prefixes(4, False), lambda: backend.values(pairs)]
+    vjp = [*prefixes(6, True), lambda: backend.vjp(pairs, grad)]
     times = best_times(values + vjp, repeat)
     counts = run(plan, 1, False)
     work = stage_work(plan, counts)

@@ -55,7 +55,7 @@ def test_what_is_no_element(use, wrong):
         lambda z: ReferenceCalls(LAYOUT).values(torch.zeros(0, 3), z[:0], z[:0], z),
         lambda z: KernelCalls(LAYOUT).values(torch.zeros(0, 3), z[:0], z[:0], z),
         lambda z: Scaling(LAYOUT.n_functions)(torch.zeros(len(z), 1), z),
-        lambda z: Scaling(LAYOUT.n_functions).fit(torch.zeros(len(z), 1), z),
+        lambda z: Scaling(LAYOUT.n_functions).fit([(torch.zeros(len(z), 1), z)]),
         lambda z: fingerprint([SimpleNamespace(numbers=z.numpy())], LAYOUT),
         lambda z: ElementIndex(["Te", "Mo"])(z),
     ],

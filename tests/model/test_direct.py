@@ -16,7 +16,7 @@ from schnetpack_softadapt import properties as keys
 from schnetpack_softadapt.data.neighborlist import NeighborList
 from schnetpack_softadapt.model import (
     ACSF,
-    ACSFPotential,
+    DescriptorPotential,
     ElementalAtomwise,
     ElementShift,
     ForcesAndStress,
@@ -60,7 +60,7 @@ def potential(elements=SYMBOLS, representation=None, response=None, seed=0, **kw
         per_atom_output_key=keys.atomic_energies,
         shifts={symbol: -1000.0 * k - 3.0 for k, symbol in enumerate(elements)},
     )
-    model = ACSFPotential(
+    model = DescriptorPotential(
         representation=representation or ACSF(CUTOFF, elements, grid={"n_radial": 3}),
         input_modules=kwargs.pop("input_modules", [Strain(), PairwiseDistances()]),
         output_modules=[networks, response or ForcesAndStress(True, True)],

@@ -26,7 +26,7 @@ from schnetpack_softadapt.data.structures import Structure
 from schnetpack_softadapt.descriptors.elements import UnknownElementError
 from schnetpack_softadapt.model import (
     ACSF,
-    ACSFPotential,
+    DescriptorPotential,
     ElementalAtomwise,
     EnergyScale,
     ForcesAndStress,
@@ -86,7 +86,7 @@ def data(database, cls=SoftAdaptDataModule, **kwargs):
 
 def potential(datamodule=None, **kwargs):
     torch.manual_seed(0)
-    model = ACSFPotential(
+    model = DescriptorPotential(
         representation=ACSF(cutoff=CUTOFF, grid=GRID, **kwargs.pop("representation", {})),
         input_modules=[Strain(), PairwiseDistances()],
         output_modules=[

@@ -28,7 +28,7 @@ from schnetpack_softadapt.deploy.evaluate import ComposedModels
 from schnetpack_softadapt.deploy.exchange.n2p2 import write_potential
 from schnetpack_softadapt.descriptors.protocol import Descriptor, Engine, descriptor_from_dict
 from schnetpack_softadapt.model import (
-    ACSFPotential,
+    DescriptorPotential,
     DescriptorRepresentation,
     ElementalAtomwise,
     ForcesAndStress,
@@ -37,11 +37,11 @@ from schnetpack_softadapt.model.composition import UnsupportedModelError
 from schnetpack_softadapt.reports.report import read_runs, write_report
 from schnetpack_softadapt.training.callbacks import HistoryWriter
 from schnetpack_softadapt.training.checkpoints import RunCheckpoint
-from schnetpack_softadapt.training.optimizers.kalman import KalmanFilter
 from schnetpack_softadapt.training.losses import EnergyLoss, ForcesLoss, StressLoss
+from schnetpack_softadapt.training.optimizers.kalman import KalmanFilter
 from schnetpack_softadapt.training.results import ResultsWriter
+from schnetpack_softadapt.training.rules import Fixed
 from schnetpack_softadapt.training.task import SoftAdaptTask
-from schnetpack_softadapt.training.weighting import Fixed
 
 CUTOFF = 4.5
 
@@ -127,7 +127,7 @@ def database(tmp_path_factory):
 
 def train(database, folder, optimizer, store, epochs=3):
     pl.seed_everything(3, verbose=False)
-    model = ACSFPotential(
+    model = DescriptorPotential(
         representation=DescriptorRepresentation(SmoothDistances()),
         input_modules=[Strain(), PairwiseDistances()],
         output_modules=[ElementalAtomwise(n_hidden=[5, 4]), ForcesAndStress(True, True)],

@@ -29,7 +29,6 @@ import random
 import shutil
 import warnings
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -189,29 +188,22 @@ class DescriptorStore:
             rows: (N,) rows in the order of the batch, all atoms of each structure.
         """
         rows = np.asarray(rows)
-        start = self.block_first[rows]
+        start, n_blocks = (
+            self.block_first[rows],
+            self.block_first[rows + 1] - self.block_first[rows],
+        )
         first = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum(self.block_first[rows + 1] - start, out=first[1:])
-        n_blocks = int(first[-1])
-        of_blocks = {
-            keys.store_block_atom: self.block_atom,
-            keys.store_block_columns: self.block_columns,
-            keys.store_dg_dr: self.dg_dr,
+        np.cumsum(n_blocks, out=first[1:])
+        blocks = np.repeat(start - first[:-1], n_blocks) + np.arange(first[-1])
+        arrays = {
+            keys.store_dg_dstrain: self.dg_dstrain.take(rows, axis=0),
+            keys.store_block_first: first,
+            keys.store_block_atom: self.block_atom.take(blocks),
+            keys.store_block_columns: self.block_columns.take(blocks),
+            keys.store_columns: self.columns.copy(),
+            keys.store_dg_dr: self.dg_dr.take(blocks, axis=0),
         }
-        result = {
-            keys.store_dg_dstrain: torch.from_numpy(self.dg_dstrain[rows]),
-            keys.store_block_first: torch.from_numpy(first),
-            keys.store_columns: torch.from_numpy(self.columns.copy()),
-        }
-        # rows of a structure follow each other, so that long runs can be copied at once
-        cuts = np.flatnonzero(np.diff(rows) != 1) + 1
-        runs = list(pairwise([0, *cuts.tolist(), len(rows)])) if len(rows) else []
-        for key, array in of_blocks.items():
-            out = np.empty((n_blocks, *array.shape[1:]), array.dtype)
-            for a, b in runs:
-                out[first[a] : first[b]] = array[start[a] : self.block_first[rows[b - 1] + 1]]
-            result[key] = torch.from_numpy(out)
-        return result
+        return {key: torch.from_numpy(array) for key, array in arrays.items()}
 
     @classmethod
     def open_or_build(
