@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from schnetpack_softadapt import __version__, errors
+from schnetpack_softadapt.cli import arguments
 from schnetpack_softadapt.cli import main as cli
 from schnetpack_softadapt.descriptors.acsf.layout import Layout
 
@@ -71,7 +72,7 @@ def refused(args):
     [
         (refused, "file.xyz, structure 3: no energy; give --energy-key"),
         (lambda args: Path("nowhere.xyz").read_text(), "nowhere.xyz: No such file or directory"),
-        (lambda args: cli._read_structure("empty.xyz"), "empty.xyz is no structure file"),
+        (lambda args: arguments.read_structure("empty.xyz"), "empty.xyz is no structure file"),
     ],
 )
 def test_an_error_of_the_users_is_one_line(command, capsys, tmp_path, monkeypatch, run, text):
@@ -140,10 +141,10 @@ def talk(args):
 def test_how_much_is_said(command, capsys, options, shown):
     command(talk)
     logger = logging.getLogger("schnetpack_softadapt")
-    for arguments in (["try", *options], [*options, "try"]):
+    for command_line in (["try", *options], [*options, "try"]):
         with warnings.catch_warnings(record=True) as found:
             warnings.simplefilter("always")
-            assert cli.main(arguments) == 0
+            assert cli.main(command_line) == 0
         assert capsys.readouterr().err.splitlines() == shown
         assert len(found) == (options == ["--debug"])
         assert logger.handlers == []
@@ -154,7 +155,7 @@ def test_results_are_not_replaced_unasked(command, capsys, tmp_path, monkeypatch
 
     def add(commands):
         parser = commands.add_parser("try")
-        cli._add_output(parser, "DIR", "a folder", "result.json", default=str(tmp_path))
+        arguments.add_output(parser, "DIR", "a folder", "result.json", default=str(tmp_path))
         parser.set_defaults(run=lambda args: done.append(args.out))
 
     monkeypatch.setattr(cli, "COMMANDS", [add])

@@ -6,12 +6,11 @@ the fingerprint of the database beside.
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from numbers import Real
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,17 +23,16 @@ from schnetpack_softadapt.files import replacing
 from schnetpack_softadapt.quantities import SUBSETS
 
 __all__ = [
-    "BlockSplit",
-    "GroupedSplit",
     "Partition",
-    "SeededRandomSplit",
     "Split",
+    "block_split",
+    "grouped_split",
     "load_split",
+    "random_split",
     "save_split",
-    "seeded_order",
+    "schnetpack_split",
     "split_path",
     "split_sizes",
-    "split_with_seed",
 ]
 
 log = logging.getLogger(__name__)
@@ -88,24 +86,16 @@ def split_sizes(n_structures: int, *sizes: int | float | None) -> list[int]:
     return [n_structures - total if s is None else s for s in result]
 
 
-# ways to split; sizes as in `split_sizes`
+# ways to split
 
 
-class SeededRandomSplit(SplittingStrategy):
+def random_split(n_structures: int, sizes: Sequence[int], seed: int) -> list[list[int]]:
     """Structures drawn one by one, the same for the same seed on any machine."""
-
-    def __init__(self, seed: int = 0):
-        self.seed = seed
-
-    def split(self, dataset, *sizes) -> list[list[int]]:
-        """Indices of each subset."""
-        sizes = split_sizes(len(dataset), *sizes)
-        order = seeded_order(len(dataset), self.seed)
-        ends = np.cumsum(sizes)
-        return [sorted(order[e - s : e].tolist()) for e, s in zip(ends, sizes, strict=True)]
+    order = seeded_order(n_structures, seed)
+    return [sorted(subset.tolist()) for subset in np.split(order, np.cumsum(sizes))[: len(sizes)]]
 
 
-class GroupedSplit(SplittingStrategy):
+def grouped_split(groups: np.ndarray, sizes: Sequence[int], seed: int) -> list[list[int]]:
     """Structures of one group stay in one subset.
 
     Perturbed copies of one strained cell, or frames of one trajectory, resemble each other so much
@@ -113,42 +103,33 @@ class GroupedSplit(SplittingStrategy):
     subset that lacks most structures, so sizes come out right to about one group.
 
     Args:
-        key: name of the groups in the database's metadata, `groups_ids[key]`, one integer per
-            structure (the format of SchNetPack's GroupSplit).
+        groups: (S,) label of the group of each structure.
+        sizes: of the subsets, in structures.
         seed: of the order of groups.
     """
-
-    def __init__(self, key: str = DEFAULT_SPLIT_KEY, seed: int = 0):
-        self.key = key
-        self.seed = seed
-
-    def split(self, dataset, *sizes) -> list[list[int]]:
-        """Indices of each subset."""
-        groups = _groups(dataset, self.key)
-        missing = np.array(split_sizes(len(dataset), *sizes))
-        n_wanted = int((missing > 0).sum())
-        uses_all = missing.sum() == len(dataset)
-        subsets: list[list[int]] = [[] for _ in sizes]
-        members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
-        if len(members) < n_wanted:
-            raise ValueError(
-                f"{len(members)} group(s) {self.key!r} cannot fill {n_wanted} subsets;"
-                " use data.splitting=random"
-            )
-        order = seeded_order(len(members), self.seed)
-        for n_left, k in zip(range(len(order), 0, -1), order, strict=True):
-            empty = [s for s in range(len(sizes)) if missing[s] > 0 and not subsets[s]]
-            # the last groups go to subsets that would otherwise stay empty
-            choices = empty if len(empty) == n_left else range(len(sizes))
-            target = max(choices, key=lambda s: missing[s])
-            if missing[target] <= 0 and not uses_all:
-                continue
+    missing = np.array(sizes)
+    n_wanted = int((missing > 0).sum())
+    uses_all = missing.sum() == len(groups)
+    subsets: list[list[int]] = [[] for _ in sizes]
+    members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
+    if len(members) < n_wanted:
+        raise ValueError(
+            f"{len(members)} group(s) to split by cannot fill {n_wanted} subsets;"
+            " use data.splitting=random"
+        )
+    order = seeded_order(len(members), seed)
+    for n_left, k in zip(range(len(order), 0, -1), order, strict=True):
+        empty = [s for s in range(len(sizes)) if missing[s] > 0 and not subsets[s]]
+        # the last groups go to subsets that would otherwise stay empty
+        choices = empty if len(empty) == n_left else range(len(sizes))
+        target = max(choices, key=lambda s: missing[s])
+        if missing[target] > 0 or uses_all:
             subsets[target] += members[k].tolist()
             missing[target] -= len(members[k])
-        return [sorted(subset) for subset in subsets]
+    return [sorted(subset) for subset in subsets]
 
 
-class BlockSplit(SplittingStrategy):
+def block_split(groups: np.ndarray, sizes: Sequence[int], seed: int) -> list[list[int]]:
     """Each trajectory is cut into one block of consecutive frames for each subset.
 
     Neighbouring frames resemble each other; here they meet at the ends of blocks only. If fewer
@@ -156,61 +137,30 @@ class BlockSplit(SplittingStrategy):
     the structures are drawn from each block.
 
     Args:
-        key: of the groups that are trajectories, as for `GroupedSplit`; None: all structures are
-            frames of one.
+        groups: (S,) label of the trajectory of each structure.
+        sizes: of the subsets, in structures.
         seed: of the drawing.
     """
-
-    def __init__(self, key: str | None = "group", seed: int = 0):
-        self.key = key
-        self.seed = seed
-
-    def split(self, dataset, *sizes) -> list[list[int]]:
-        """Indices of each subset."""
-        n = len(dataset)
-        groups = np.zeros(n) if self.key is None else _groups(dataset, self.key)
-        sizes = np.array(split_sizes(n, *sizes))
-        time = np.empty(n)  # from 0 to 1 in each trajectory
-        for group in np.unique(groups):
-            frames = np.flatnonzero(groups == group)
-            time[frames] = (np.arange(len(frames)) + 0.5) / len(frames)
-        # integers, rounded down: no block has fewer frames than are asked for
-        ends = np.cumsum(sizes) * n // max(sizes.sum(), 1)
-        blocks = np.split(np.argsort(time, kind="stable"), ends[:-1])
-        return [
-            sorted(block[seeded_order(len(block), self.seed)[:size]].tolist())
-            for block, size in zip(blocks, sizes, strict=True)
-        ]
-
-
-def _groups(dataset, key: str) -> np.ndarray:
-    """Group (integer) of each structure; raises ValueError if the database has no such groups."""
-    groups_ids = dataset.metadata.get("groups_ids", {})
-    if key not in groups_ids:
-        known = ", ".join(groups_ids) or "none at all"
-        raise ValueError(
-            f"the database has no groups {key!r} to split by (it has {known}); choose one of them"
-            " with data.split_key=..., or data.splitting=random"
-        )
-    groups = np.asarray(groups_ids[key])
-    if getattr(dataset, "subset_idx", None) is not None:
-        groups = groups[dataset.subset_idx]
-    if len(groups) != len(dataset):
-        raise ValueError(f"{len(groups)} groups {key!r} for {len(dataset)} structures")
-    return groups
-
-
-def split_with_seed(strategy: SplittingStrategy, seed: int, dataset, *sizes) -> list[list[int]]:
-    """Indices from any strategy, independent of the random state of training, which is kept.
-
-    SchNetPack's own strategies draw from torch's global generator and want absolute sizes.
-    """
-    if isinstance(strategy, (BlockSplit, GroupedSplit, SeededRandomSplit)):
-        return strategy.split(dataset, *sizes)
-    sizes = [
-        int(s * len(dataset)) if isinstance(s, float) and s <= 1 else s
-        for s in sizes  # as SchNetPack's data module does
+    time = np.empty(len(groups))  # from 0 to 1 in each trajectory
+    for group in np.unique(groups):
+        frames = np.flatnonzero(groups == group)
+        time[frames] = (np.arange(len(frames)) + 0.5) / len(frames)
+    # integers, rounded down: no block has fewer frames than are asked for
+    ends = np.cumsum(sizes) * len(groups) // max(sum(sizes), 1)
+    blocks = np.split(np.argsort(time, kind="stable"), ends[:-1])
+    return [
+        sorted(block[seeded_order(len(block), seed)[:size]].tolist())
+        for block, size in zip(blocks, sizes, strict=True)
     ]
+
+
+def schnetpack_split(strategy: SplittingStrategy, seed: int, dataset, *sizes) -> list[list[int]]:
+    """Indices from a strategy of SchNetPack, which draws from torch's generator; that is kept.
+
+    Sizes are made absolute as SchNetPack's data module does.
+    """
+    n = len(dataset)
+    sizes = [int(s * n) if isinstance(s, float) and s <= 1 else s for s in sizes]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         subsets = strategy.split(dataset, *sizes)
@@ -299,8 +249,8 @@ class Partition:
             rest. Where the split comes from a file, fractions have no effect, and smaller numbers
             take a part of its subsets, larger ones containing the smaller (learning curves).
         strategy: "auto": the split file beside the database, else by groups `split_key` if the
-            database has them, else random; "grouped", "blocks" (see `BlockSplit`), "random", or any
-            splitting strategy of SchNetPack: a new split of that kind.
+            database has them, else random; "grouped", "blocks", "random" (see the functions), or
+            any splitting strategy of SchNetPack: a new split of that kind.
         split_key: which of the metadata's `groups_ids` the grouped split keeps together, and the
             blocks take for trajectories; these are the `group`s if the database has no other.
         seed: of the split; independent of the seed of the training.
@@ -397,10 +347,9 @@ class Partition:
             split = load_split(given, len(dataset), fingerprint)
             split = self._from_users(split, given, dataset)
         else:
-            strategy = self._strategy(dataset)
-            if isinstance(strategy, (RandomSplit, SeededRandomSplit)):
+            if self._kind(dataset) == "random":
                 _warn_of_trajectories(dataset)
-            split = Split(*split_with_seed(strategy, self.seed, dataset, *self._sizes))
+            split = Split(*self._draw(dataset, *self._sizes))
         split.request, split.fingerprint = self.request, fingerprint
         return split
 
@@ -432,92 +381,102 @@ class Partition:
         train, val, test = subsets
         if train and not val:  # files were given for testing only
             trainable = dataset.subset(train)
-            strategy = self._strategy(trainable)
-            rest, chosen = split_with_seed(strategy, self.seed, trainable, None, self.num_val)
+            rest, chosen = self._draw(trainable, None, self.num_val)
             log.info("%d of the training structures serve for validation", len(chosen))
             train, val = [train[k] for k in rest], [train[k] for k in chosen]
         return Split(train, val, test)
 
-    def _strategy(self, dataset) -> SplittingStrategy:
+    def _kind(self, dataset) -> str:
+        """grouped, blocks or random; "strategy" for others of SchNetPack."""
         if isinstance(self.strategy, SplittingStrategy):
-            return self.strategy
-        groups_ids = dataset.metadata.get("groups_ids", {})
-        if self.strategy == "blocks":
-            given = self.split_key in groups_ids or self.split_key != DEFAULT_SPLIT_KEY
-            key = self.split_key if given else "group" if "group" in groups_ids else None
-            return BlockSplit(key, self.seed)
-        labels = groups_ids.get(self.split_key)
-        if self.strategy == "grouped" or (self.strategy == "auto" and labels is not None):
-            if self.strategy == "grouped" or len(set(labels)) >= len(SUBSETS):
-                return GroupedSplit(self.split_key, self.seed)
-            log.warning(
-                "only %d group(s) %r: the split is random", len(set(labels)), self.split_key
+            return "random" if isinstance(self.strategy, RandomSplit) else "strategy"
+        labels = dataset.metadata.get("groups_ids", {}).get(self.split_key)
+        if self.strategy != "auto" or labels is None:
+            return self.strategy if self.strategy != "auto" else "random"
+        if len(set(labels)) >= len(SUBSETS):
+            return "grouped"
+        log.warning("only %d group(s) %r: the split is random", len(set(labels)), self.split_key)
+        return "random"
+
+    def _draw(self, dataset, *sizes) -> list[list[int]]:
+        """A new split: indices of as many subsets as there are sizes."""
+        if isinstance(self.strategy, SplittingStrategy):
+            return schnetpack_split(self.strategy, self.seed, dataset, *sizes)
+        kind, n = self._kind(dataset), len(dataset)
+        sizes = split_sizes(n, *sizes)
+        if kind == "random":
+            return random_split(n, sizes, self.seed)
+        if kind == "grouped":
+            return grouped_split(self._groups(dataset, self.split_key), sizes, self.seed)
+        key, known = self.split_key, dataset.metadata.get("groups_ids", {})
+        if key == DEFAULT_SPLIT_KEY and key not in known:
+            key = "group"
+            if key not in known:
+                return block_split(np.zeros(n), sizes, self.seed)
+        return block_split(self._groups(dataset, key), sizes, self.seed)
+
+    def _groups(self, dataset, key: str) -> np.ndarray:
+        """Group (integer) of each structure."""
+        known = dataset.metadata.get("groups_ids", {})
+        if key not in known:
+            raise ValueError(
+                f"the database has no groups {key!r} to split by (it has"
+                f" {', '.join(known) or 'none at all'}); choose one of them with"
+                " data.split_key=..., or data.splitting=random"
             )
-        return SeededRandomSplit(self.seed)
+        return np.asarray(known[key])[list(dataset.indices)]
 
 
 # frames of trajectories, which a random split should not part
 
 
-class Series(NamedTuple):
-    """Consecutive structures of the same atoms in the same order, and of the same group.
-
-    Attributes:
-        first, last: indices in the database.
-        near: median distance of neighbouring frames, root mean square over atoms, Ang.
-        far: of frames farther apart.
-    """
-
-    first: int
-    last: int
-    near: float
-    far: float
-
-
 def _warn_of_trajectories(dataset) -> None:
     found = list(_trajectories(dataset))
     if found:
+        first, last, near, far = found[0]
         log.warning(
             "structures %d to %d%s look like frames of a trajectory: neighbours differ by %.3f Ang,"
             " others by %.3f Ang. After a random split the test set resembles the training set more"
             " than new structures do; data.splitting=blocks keeps them apart",
-            found[0].first,
-            found[0].last,
+            first,
+            last,
             f" and {len(found) - 1} more series" if len(found) > 1 else "",
-            found[0].near,
-            found[0].far,
+            near,
+            far,
         )
 
 
-def _trajectories(dataset) -> Iterator[Series]:
-    """Series in which neighbours resemble each other much more than frames farther apart do."""
+def _trajectories(dataset) -> Iterator[tuple[int, int, float, float]]:
+    """Series in which neighbours resemble each other much more than frames farther apart do.
+
+    A series are consecutive structures of the same atoms and group. Yields the indices of its ends
+    in the database, and the median distances (Ang) of neighbours and of others.
+    """
     raw, rng = dataset.raw, np.random.default_rng(0)
-
-    def kind(index: int) -> tuple[bytes, bytes]:
-        group = raw.rows(keys.group, index).tobytes() if keys.group in raw else b""
-        return raw.rows(properties.Z, index).tobytes(), group
-
-    for _, members in groupby(dataset.indices, kind):
-        frames = list(members)
+    same = [key for key in (properties.Z, keys.group) if key in raw]
+    for _, members in groupby(
+        dataset.indices, lambda k: [raw.rows(key, k).tobytes() for key in same]
+    ):
+        frames = np.array(list(members))
         n = len(frames)
         if n < LEAST_FRAMES:
             continue
-        near, far = [], []
-        for k in np.linspace(0, n - 2, N_COMPARED).astype(int):
-            lag = rng.integers(LEAST_LAG, min(LARGEST_LAG, n // 2) + 1)
-            near.append(_distance(raw, frames[k], frames[k + 1]))
-            far.append(_distance(raw, frames[k], frames[k + lag if k + lag < n else k - lag]))
-        near, far = np.array(near), np.array(far)
+        k = np.linspace(0, n - 2, N_COMPARED).astype(int)
+        lag = rng.integers(LEAST_LAG, min(LARGEST_LAG, n // 2) + 1, N_COMPARED)
+        near = _distances(raw, frames[k], frames[k + 1])
+        far = _distances(raw, frames[k], frames[np.where(k + lag < n, k + lag, k - lag)])
         if np.median(far) > LEAST_DISTANCE and np.median(near / far.clip(1e-9)) < ALIKE:
-            yield Series(frames[0], frames[-1], float(np.median(near)), float(np.median(far)))
+            yield int(frames[0]), int(frames[-1]), float(np.median(near)), float(np.median(far))
 
 
-def _distance(raw, a: int, b: int) -> float:
-    """Root mean square displacement (Ang) between two structures, without drift and strain."""
-    cell_a, cell_b = (raw.rows(properties.cell, index)[0] for index in (a, b))
-    position_a, position_b = (raw.rows(properties.R, index) for index in (a, b))
+def _distances(raw, a: Sequence[int], b: Sequence[int]) -> np.ndarray:
+    """Root mean square displacements (Ang) between structures, without drift and strain."""
+    cell_a, cell_b = (
+        np.concatenate([raw.rows(properties.cell, k) for k in rows]) for rows in (a, b)
+    )
+    r_a, r_b = (np.stack([raw.rows(properties.R, k) for k in rows]) for rows in (a, b))
     # rows of a cell may be zero
-    moved = position_b - position_a + position_b @ np.linalg.pinv(cell_b) @ (cell_a - cell_b)
+    moved = r_b - r_a + r_b @ np.linalg.pinv(cell_b) @ (cell_a - cell_b)
     moved -= np.round(moved @ np.linalg.pinv(cell_a)) @ cell_a
-    moved -= moved.mean(axis=0)
-    return float(np.sqrt((moved**2).sum(axis=1).mean()))
+    moved -= moved.mean(axis=1, keepdims=True)
+    return np.sqrt((moved**2).sum(axis=2).mean(axis=1))

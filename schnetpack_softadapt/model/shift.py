@@ -40,6 +40,7 @@ class ElementShift(Transform):
         shifts: energy per atom in eV by chemical symbol; fitted when not given.
     """
 
+    reads_neighbors = False
     is_preprocessor = False
     is_postprocessor = True
     shift: torch.Tensor  # (119,) eV

@@ -1,7 +1,7 @@
 """The end of a run: errors of the best model, and its predictions.
 
 Written are `metrics.json`, `predictions/{train,val,test}.npz` and, before training,
-`symmetry_functions.txt`; a table of errors is printed.
+`descriptor.txt`; a table of errors is printed.
 """
 
 import json
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 class ResultsWriter(Callback):
     """At the end of the test, evaluates the tested model on all three subsets.
 
-    At the start of training, the symmetry functions of a model that has some are written down.
+    At the start of training, the descriptor of a model that has one is written down.
 
     Every structure counts once, also where several ranks share the test: the samplers of DDP pad
     subsets with repeated structures, so the first rank evaluates them whole.
@@ -51,14 +51,15 @@ class ResultsWriter(Callback):
         self._table = ""
 
     def on_fit_start(self, trainer, pl_module) -> None:
-        """Write the table of symmetry functions, too long for the terminal."""
+        """Write the table of descriptors, too long for the terminal."""
         if not trainer.is_global_zero:
             return
-        layout = getattr(getattr(pl_module.model, "representation", None), "layout", None)
-        if layout is not None:
-            path = self.dirpath / "symmetry_functions.txt"
-            write_file(path, f"{layout}\n")
-            log.info("table of all symmetry functions: %s", path)
+        representation = getattr(pl_module.model, "representation", None)
+        descriptor = getattr(representation, "descriptor", None)
+        if descriptor is not None:
+            path = self.dirpath / "descriptor.txt"
+            write_file(path, f"{descriptor}\n")
+            log.info("table of all descriptors: %s", path)
 
     def on_test_end(self, trainer, pl_module) -> None:
         """Evaluate and write the files."""

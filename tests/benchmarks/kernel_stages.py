@@ -22,7 +22,7 @@ from schnetpack_softadapt.descriptors.acsf.kernels import (
 from schnetpack_softadapt.descriptors.acsf.kernels import (
     vjp as kernel_vjp,
 )
-from schnetpack_softadapt.descriptors.acsf.kernels.engine import KernelBackend
+from schnetpack_softadapt.descriptors.acsf.kernels.engine import KernelEngine
 from schnetpack_softadapt.descriptors.acsf.kernels.geometry import FIRST
 from schnetpack_softadapt.descriptors.acsf.kernels.plan import Plan
 from schnetpack_softadapt.descriptors.acsf.layout import Layout
@@ -259,14 +259,14 @@ def stage_work(plan: Plan, counts: np.ndarray) -> dict[str, Work]:
 
 def measure_stages(system: System, limits: tuple[float, ...], repeat: int) -> list[dict]:
     """Rows of the roofline of a system, printed on the way; `limits` of `machine_limits`."""
-    backend = KernelBackend(system.layout)
+    backend = KernelEngine(system.layout)
     plan = backend._plan
     r_ij, idx_i, idx_j, _ = system.pairs()
     pairs = backend.prepare(r_ij, idx_i, idx_j, system.atoms.numbers)
     n_atoms = len(pairs.numbers)
     grad = np.random.default_rng(0).normal(size=(n_atoms, system.layout.n_columns))
     # the same without the condition on r_jk, which leaves all pairs of neighbours
-    wide = KernelBackend(
+    wide = KernelEngine(
         Layout(
             {
                 z: [replace(f, kind=f.kind.replace("G4", "G5")) for f in functions]
@@ -284,8 +284,8 @@ def measure_stages(system: System, limits: tuple[float, ...], repeat: int) -> li
         begin = [partial(run, plan, 0, derivative), partial(run, wide, 1, derivative)]
         return begin + [partial(run, plan, k, derivative) for k in range(1, last + 1)]
 
-    values = [*prefixes(4, False), lambda: backend.values_of(pairs)]
-    vjp = [*prefixes(6, True), lambda: backend.vjp_of(pairs, grad)]
+    values = [*prefixes(4, False), lambda: backend.values(pairs)]
+    vjp = [*prefixes(6, True), lambda: backend.vjp(pairs, grad)]
     times = best_times(values + vjp, repeat)
     counts = run(plan, 1, False)
     work = stage_work(plan, counts)

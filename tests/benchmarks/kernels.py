@@ -31,7 +31,7 @@ from schnetpack_softadapt.descriptors.acsf.kernels import (
 from schnetpack_softadapt.descriptors.acsf.kernels import (
     vjp as kernel_vjp,
 )
-from schnetpack_softadapt.descriptors.acsf.kernels.engine import KernelBackend
+from schnetpack_softadapt.descriptors.acsf.kernels.engine import KernelEngine
 from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
 
 _CODE_COLUMNS = (
@@ -51,7 +51,7 @@ _CODE_COLUMNS = (
 def measure_code() -> list[dict]:
     """Rows of instruction counts, printed on the way."""
     layout = Layout({42: [SymmetryFunction("G4", (42, 42), 5.0, 0.1)]})
-    backend = KernelBackend(layout)
+    backend = KernelEngine(layout)
     nothing = torch.zeros(0, dtype=torch.int64)
     inputs = (torch.zeros((0, 3), dtype=torch.float64), nothing, nothing, torch.tensor([42]))
     backend.vjp(*inputs, backend.values(*inputs))  # the signatures

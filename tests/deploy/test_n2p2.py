@@ -17,9 +17,9 @@ from schnetpack_softadapt.deploy.exchange.n2p2.format import N2P2FormatError
 from schnetpack_softadapt.deploy.exchange.n2p2.model import from_model
 from schnetpack_softadapt.deploy.exchange.n2p2.read import read_files
 from schnetpack_softadapt.deploy.exchange.n2p2.write import write_files
-from schnetpack_softadapt.deploy.parts import UnsupportedModelError
 from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
 from schnetpack_softadapt.model import ElementShift
+from schnetpack_softadapt.model.composition import UnsupportedModelError
 
 #: units of the reference potentials; the others state them themselves
 UNITS = {"HO": (None, None), "acsf24_Mo54": ("Ang", "eV"), "H2O_RPBE-D3": (None, None)}
@@ -120,7 +120,7 @@ def test_round_trip_of_cutoff_functions(tmp_path, cutoff_fn):
     model = make_model(layout=make_layout(cutoff_fn))
     write_potential(model, tmp_path)
     again = read_potential(tmp_path)
-    assert {f.cutoff_fn for f in again.representation.layout.functions[52]} == {cutoff_fn}
+    assert {f.cutoff_fn for f in again.representation.descriptor.functions[52]} == {cutoff_fn}
     assert_same_predictions(model, again)
 
 
@@ -129,7 +129,7 @@ def test_round_trip_of_a_reference_potential(tmp_path):
     model = read_potential(reference.folder, "Ang", "eV")
     write_potential(model, tmp_path)
     again = read_potential(tmp_path)
-    assert again.representation.layout == model.representation.layout
+    assert again.representation.descriptor == model.representation.descriptor
     for a, b in zip(model.output_modules[0].weights, again.output_modules[0].weights, strict=True):
         assert torch.equal(a, b)
 
@@ -250,7 +250,7 @@ def test_normalisation_and_units(tmp_path):
         ),
     )
     model = read_potential(folder)
-    assert model.representation.layout.cutoff == pytest.approx(4.5 * units.Bohr)
+    assert model.representation.descriptor.cutoff == pytest.approx(4.5 * units.Bohr)
     atoms = mo(0.2)
     original = predict(make_model(), atoms)
     atoms.set_cell(atoms.cell * units.Bohr, scale_atoms=True)
@@ -291,11 +291,11 @@ def test_unstated_units_warn(tmp_path):
     folder = edited(tmp_path, lambda text: text.replace("unit ", "whatever "))
     with pytest.warns(UserWarning, match="units of the files are not stated.*Bohr and Ha"):
         model = read_potential(folder)
-    assert model.representation.layout.cutoff == pytest.approx(4.5 * units.Bohr)
-    assert read_potential(folder, "Ang", "eV").representation.layout.cutoff == 4.5
+    assert model.representation.descriptor.cutoff == pytest.approx(4.5 * units.Bohr)
+    assert read_potential(folder, "Ang", "eV").representation.descriptor.cutoff == 4.5
     with pytest.raises(ValueError, match=r"unknown length unit 'furlong'.*Bohr"):
         read_potential(folder, "furlong", "eV")
-    cutoff = read_potential(folder, "bohr.", "HARTREE").representation.layout.cutoff
+    cutoff = read_potential(folder, "bohr.", "HARTREE").representation.descriptor.cutoff
     assert cutoff == pytest.approx(4.5 * units.Bohr)
 
 
@@ -396,7 +396,7 @@ def test_refused_files(tmp_path):
 
 
 def test_refused_models(tmp_path):
-    with pytest.raises(UnsupportedModelError, match="only models with the ACSF representation"):
+    with pytest.raises(UnsupportedModelError, match="representation is a descriptor"):
         write_potential(nn.Linear(1, 1), tmp_path)
     with pytest.raises(N2P2FormatError, match="no activation 'silu'; train with one of"):
         write_potential(make_model(activation="silu"), tmp_path)
@@ -407,6 +407,10 @@ def test_refused_models(tmp_path):
     functions = [SymmetryFunction("wG5", (), 4.0, 0.1), SymmetryFunction("G2", (42,), 4.0, 0.1)]
     layout = Layout({"Mo": functions, "Te": functions})
     with pytest.raises(N2P2FormatError, match=r"no weighted wide angular function \(wG5\)"):
+        write_potential(make_model(layout=layout), tmp_path)
+    functions[0] = SymmetryFunction("ANI", (42, 52), 4.0, 0.1)
+    layout = Layout({"Mo": functions, "Te": functions})
+    with pytest.raises(N2P2FormatError, match=r"n2p2 has no modified angular function \(ANI\)"):
         write_potential(make_model(layout=layout), tmp_path)
     functions[0] = SymmetryFunction("G2", (42,), 4.0, 0.1, cutoff_fn="poly2")
     layout = Layout({"Mo": functions, "Te": functions})

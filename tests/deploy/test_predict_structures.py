@@ -73,9 +73,10 @@ def test_predictions_and_errors(model, labelled, tmp_path):
     assert errors["forces_rmse_meV_per_Ang"] == pytest.approx(20.0, rel=1e-3)
     # one of six components is off by 1 meV/Ang^3, which are 160.2 MPa
     assert errors["stress_mae_MPa"] == pytest.approx(160.21766 / 6, rel=1e-3)
-    again = Predictions.load(tmp_path / "test.npz")
-    assert np.array_equal(again.energy_ref, arrays["energy_ref"])
-    assert np.array_equal(again.forces, arrays["forces"])
+    again = Predictions.load(tmp_path / "test.npz").values
+    energies = arrays["energy_ref"] / arrays["n_atoms"]
+    assert np.array_equal(again["energy"]["reference"], energies)
+    assert np.array_equal(again["forces"]["prediction"], arrays["forces"].ravel())
 
 
 def test_extended_xyz_has_predictions_and_labels(model, labelled, tmp_path):

@@ -23,7 +23,7 @@ import schnetpack_softadapt
 from schnetpack_softadapt.data.statistics import composition_fit, training_targets
 from schnetpack_softadapt.model import (
     ACSF,
-    ACSFPotential,
+    DescriptorPotential,
     ElementalAtomwise,
     ElementShift,
     ForcesAndStress,
@@ -453,7 +453,7 @@ def test_symmetry_functions_with_keys_of_any_name(tmp_path):
     """Shifts, scale, losses and labels all follow the names that the modules were given."""
     path = write_molecules(tmp_path / "named.db", "energy_U0", "F")
     torch.manual_seed(0)
-    potential = ACSFPotential(
+    potential = DescriptorPotential(
         ACSF(4.0, grid={"n_radial": 4, "n_angular_widths": 1, "zetas": [1]}),
         input_modules=[atomistic.PairwiseDistances()],
         output_modules=[

@@ -211,7 +211,7 @@ def test_a_fault_of_ours_keeps_its_traceback(spktrain, monkeypatch, fault):
 def test_symmetry_functions_of_open_elements(settings, text):
     with pytest.raises(ValueError, match=text):
         ACSF(**settings)
-    assert ACSF().layout is None  # hydrogen was there for the check only
+    assert ACSF().descriptor is None  # hydrogen was there for the check only
     assert ACSF().scaling is None
 
 

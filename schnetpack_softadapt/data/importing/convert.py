@@ -16,7 +16,7 @@ from schnetpack_softadapt.data.formats.format import (
 from schnetpack_softadapt.data.importing.checks import leave_out_placeholder_stress, raise_problems
 from schnetpack_softadapt.data.importing.sources import find_sources
 from schnetpack_softadapt.data.importing.stress_labels import StressRepair, repair
-from schnetpack_softadapt.data.importing.summary import summary, warnings
+from schnetpack_softadapt.data.importing.summary import summary
 from schnetpack_softadapt.data.splitting import Split, save_split, split_path
 from schnetpack_softadapt.data.structures import Structure
 
@@ -79,9 +79,7 @@ def convert_files(
     repaired = repair(structures, repairs)
     remarks += [*repaired, *leave_out_placeholder_stress(structures)]
     raise_problems(structures, problems, progress=progress)
-    lines = summary(structures)
-    lines += [f"note         {text}" for text in dict.fromkeys(remarks)]
-    lines += [f"WARNING      {text}" for text in warnings(structures)]
+    text = summary(structures, remarks)
     if overwrite:
         # a split of the old database must not meet the new one, even if writing is interrupted
         split_path(out).unlink(missing_ok=True)
@@ -96,7 +94,7 @@ def convert_files(
         overwrite=overwrite,
         progress=progress,
     )
-    say("\n".join(lines))
+    say(text)
     if val or test:
         subset_of = np.array([s.info["subset"] for s in structures])
         indices = {name: np.flatnonzero(subset_of == name).tolist() for name in subsets}

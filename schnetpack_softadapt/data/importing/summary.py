@@ -1,7 +1,7 @@
 """What was imported, in numbers, and which of them look as if a unit or a sign were wrong."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -14,14 +14,17 @@ from schnetpack_softadapt.data.structures import Structure
 from schnetpack_softadapt.neighbors.pair_list import neighbor_pairs
 from schnetpack_softadapt.quantities import STRESS
 
-__all__ = ["summary", "warnings"]
+__all__ = ["summary"]
 
 MPA = 1 / STRESS.shown_factor  # eV/Ang^3
 MAX_SAMPLED = 200  # structures looked at for distances, which take longest
 
 
-def summary(structures: Sequence[Structure]) -> list[str]:
-    """Lines on counts and spreads of valid structures (see `checks`), at least one."""
+def summary(structures: Sequence[Structure], remarks: Iterable[str] = ()) -> str:
+    """Counts and spreads of valid structures (see `checks`), at least one; remarks; warnings.
+
+    Warnings name duplicates, and magnitudes and signs that suggest a wrong unit, key or convention.
+    """
     numbers = np.concatenate([s.numbers for s in structures])
     n_atoms, elements = len(numbers), zip(*np.unique(numbers, return_counts=True), strict=True)
     energies = np.array([s.energy / s.n_atoms for s in structures])
@@ -48,13 +51,10 @@ def summary(structures: Sequence[Structure]) -> list[str]:
             f"stress       {s.min():.0f} to {s.max():.0f} MPa (positive = tension), standard"
             f" deviation {s.std():.0f} MPa"
         )
-    return lines
-
-
-def warnings(structures: Sequence[Structure]) -> list[str]:
-    """Duplicates, and magnitudes and signs that suggest a wrong unit, key or convention."""
+    lines += [f"note         {text}" for text in dict.fromkeys(remarks)]
     checks = (_duplicates, _distances, _energies, _forces, _energies_against_forces, _stresses)
-    return [text for check in checks for text in check(structures)]
+    lines += [f"WARNING      {text}" for check in checks for text in check(structures)]
+    return "\n".join(lines)
 
 
 def _shortened(names: Sequence[str], n_shown: int = 8) -> str:

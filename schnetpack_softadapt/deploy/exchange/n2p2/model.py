@@ -25,9 +25,9 @@ from schnetpack_softadapt.deploy.exchange.n2p2.format import (
 )
 from schnetpack_softadapt.deploy.exchange.n2p2.read import read_files
 from schnetpack_softadapt.deploy.exchange.n2p2.write import write_files
-from schnetpack_softadapt.deploy.parts import model_parts
-from schnetpack_softadapt.descriptors.acsf.layout import Layout
-from schnetpack_softadapt.model import ACSF, ACSFPotential, ElementalAtomwise, ForcesAndStress
+from schnetpack_softadapt.descriptors.acsf.layout import KINDS, Layout
+from schnetpack_softadapt.model import ACSF, DescriptorPotential, ElementalAtomwise, ForcesAndStress
+from schnetpack_softadapt.model.composition import UnsupportedModelError, take_apart
 
 __all__ = ["from_model", "read_potential", "to_model", "write_potential"]
 
@@ -36,7 +36,7 @@ _STATISTICS = ("minimum", "maximum", "mean", "sigma")  # columns of scaling.data
 
 def read_potential(
     folder: str | Path, length_unit: str | None = None, energy_unit: str | None = None
-) -> ACSFPotential:
+) -> DescriptorPotential:
     """A model (float64, energies, forces and stress in ASE units) from an n2p2 or RuNNer potential.
 
     Arguments and errors are those of `read.read_files`.
@@ -62,12 +62,12 @@ def write_potential(
     """
     potential = from_model(model)
     files = write_files(potential, folder)
-    cutoff = model.representation.layout.cutoff
+    cutoff = model.representation.cutoff
     symbols = [chemical_symbols[number] for number in potential.elements]
     return files + write_lammps(folder, symbols, cutoff, structure)
 
 
-def to_model(potential: N2P2Potential) -> ACSFPotential:
+def to_model(potential: N2P2Potential) -> DescriptorPotential:
     """The model that gives the potential's energies."""
     elements = {chemical_symbols[z]: data for z, data in potential.elements.items()}
     layout = Layout({symbol: data.functions for symbol, data in elements.items()})
@@ -82,7 +82,7 @@ def to_model(potential: N2P2Potential) -> ACSFPotential:
         fit_scale=False,
     )
     networks.activations = potential.activations
-    model = ACSFPotential(
+    model = DescriptorPotential(
         representation=ACSF(layout=layout, scaling=potential.scaling),
         input_modules=[Strain(), PairwiseDistances()],
         output_modules=[networks, ForcesAndStress(calc_forces=True, calc_stress=True)],
@@ -111,7 +111,7 @@ def to_model(potential: N2P2Potential) -> ACSFPotential:
     model.metadata.update(
         units={"energy": "eV", "forces": "eV/Ang", "stress": "eV/Ang/Ang/Ang", "length": "Ang"},
         elements=list(elements),
-        layout=layout.to_dict(),
+        descriptor=layout.to_dict(),
         provenance="read from an n2p2 potential",
     )
     return model.eval()
@@ -149,8 +149,11 @@ def from_model(model: nn.Module) -> N2P2Potential:
         UnsupportedModelError: the model is no sum of networks of symmetry functions.
         N2P2FormatError: it has functions or activations that n2p2 does not know.
     """
-    parts = model_parts(model)
-    networks, layout, scaling = parts.networks, parts.layout, parts.scaling
+    composition = take_apart(model)
+    networks, scaling = composition.networks, composition.scaling
+    layout = composition.descriptor
+    if layout.kind != Layout.kind:
+        raise UnsupportedModelError(f"n2p2 has no descriptor of the kind {layout.kind!r}")
     if networks.n_hidden == ():
         raise N2P2FormatError("n2p2 needs at least one hidden layer")
     for name in networks.activations:
@@ -164,8 +167,7 @@ def from_model(model: nn.Module) -> N2P2Potential:
     for row, (number, functions) in enumerate(layout.functions.items()):
         for f in functions:
             if f.kind not in FUNCTION_TYPES:
-                what = "weighted wide angular function (wG5)" if f.kind == "wG5" else f.kind
-                raise N2P2FormatError(f"n2p2 has no {what}")
+                raise N2P2FormatError(f"n2p2 has no {KINDS[f.kind].name} function ({f.kind})")
         order = sorted(range(len(functions)), key=lambda k: column_order(functions[k]))
         own_shift, own_factor, *columns = (
             _numpy(getattr(scaling, name)[row])[order] for name in ("shift", "factor", *_STATISTICS)
@@ -180,7 +182,11 @@ def from_model(model: nn.Module) -> N2P2Potential:
         weights[0] = (own_factor / factor)[:, None] * first
         biases[0] = biases[0] + (own_factor * (shift - own_shift)) @ first
         elements[number] = ElementData(
-            [functions[k] for k in order], statistics, weights, biases, float(parts.offsets[number])
+            [functions[k] for k in order],
+            statistics,
+            weights,
+            biases,
+            float(composition.offsets[number]),
         )
     return N2P2Potential(elements, networks.activations, float(networks.scale), scaling=mode)
 

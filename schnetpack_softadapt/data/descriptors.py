@@ -6,14 +6,14 @@ from schnetpack import properties
 from schnetpack_softadapt import properties as keys
 from schnetpack_softadapt.data.ragged import joined_ranges
 
-__all__ = ["StoredDescriptors"]
+__all__ = ["DescriptorSource"]
 
 
-class StoredDescriptors:
+class DescriptorSource:
     """What a data set hands from a store to its samples and batches.
 
     Args:
-        store: a `descriptors.store.DescriptorStore` of all structures of the database, in order.
+        store: a `DescriptorStore` of all structures of the database, in order.
         keep_neighbors: whether samples keep their neighbour lists; otherwise these are empty.
     """
 

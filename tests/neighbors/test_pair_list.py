@@ -7,7 +7,7 @@ import pytest
 from ase.build import bulk, fcc111, molecule
 from matscipy.neighbours import neighbour_list
 
-from schnetpack_softadapt.neighbors.pair_list import neighbor_pairs, neighbor_shifts
+from schnetpack_softadapt.neighbors.pair_list import LinkedCells, neighbor_pairs
 
 CUTOFF = 4.0
 
@@ -28,6 +28,12 @@ def brute_force(positions, cell, pbc, cutoff):
             close = shifts[r < cutoff].tolist()
             pairs |= {(i, j, *shift) for shift in close if i != j or any(shift)}
     return pairs
+
+
+def neighbor_shifts(positions, cell, pbc, cutoff):
+    """idx_i, idx_j, shifts, r_ij."""
+    cells = LinkedCells(positions, cell, pbc, cutoff)
+    return *cells.shifts(), cells.pairs(0, len(positions))[2]
 
 
 def check(positions, cell, pbc, cutoff=CUTOFF):

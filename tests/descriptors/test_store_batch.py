@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from engine_calls import ReferenceCalls
 from small_store import batch_of, layout, structures
 
 from schnetpack_softadapt import properties as keys
-from schnetpack_softadapt.descriptors.acsf.reference import ReferenceBackend
-from schnetpack_softadapt.descriptors.store import autograd as stored
-from schnetpack_softadapt.descriptors.store.autograd import stored_descriptors
-from schnetpack_softadapt.descriptors.store.device import DeviceJacobian
+from schnetpack_softadapt.descriptors import autograd
+from schnetpack_softadapt.descriptors.store import batch as store_batch
+from schnetpack_softadapt.descriptors.store.batch import DeviceMap, HostMap, stored_descriptors
 from schnetpack_softadapt.descriptors.store.store import DescriptorStore
 from schnetpack_softadapt.neighbors.pair_list import neighbor_pairs
 
@@ -24,10 +24,9 @@ def data():
 @pytest.fixture(scope="module")
 def stores(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("store")
-    backend = ReferenceBackend(layout())
     return {
         dtype: DescriptorStore.open_or_build(
-            folder, data, layout(), dtype, n_jobs=1, progress=False, backend=backend
+            folder, data, layout(), dtype, n_jobs=1, progress=False
         )
         for dtype in ("float32", "float64")
     }
@@ -55,7 +54,7 @@ def descriptors_of_pairs(positions, strain, idx_m, data):
     numbers = torch.from_numpy(np.concatenate([data[k].numbers for k in INDICES]))
     moved, offsets = strained(positions, offsets.to(positions.dtype), strain, idx_m, idx_i)
     r_ij = moved[idx_j] - moved[idx_i] + offsets
-    return moved, ReferenceBackend(layout()).values(r_ij, idx_i, idx_j, numbers)
+    return moved, ReferenceCalls(layout()).values(r_ij, idx_i, idx_j, numbers)
 
 
 def descriptors_of_store(positions, strain, idx_m, batch):
@@ -116,7 +115,7 @@ def test_float32_batches(stores, data):
     assert (error <= 2e-6 * size).all()
 
 
-def jacobian(store, data, dtype=torch.float64, cls=stored._HostJacobian, **changes):
+def jacobian(store, data, dtype=torch.float64, cls=HostMap, **changes):
     positions, strain, idx_m, batch = batch_of(store, INDICES, data, dtype)
     batch.update(changes)
     return cls(positions.detach(), len(strain), idx_m, batch)
@@ -133,7 +132,7 @@ def random_like(store, seed=0):
     )
 
 
-@pytest.mark.parametrize("cls", [stored._HostJacobian, DeviceJacobian])
+@pytest.mark.parametrize("cls", [HostMap, DeviceMap])
 def test_products_function_by_function(stores, data, cls):
     """Both products of each column alone against autograd over the formulas."""
     store = stores["float64"]
@@ -173,12 +172,12 @@ def test_paths_agree(stores, data, monkeypatch):
     expected = *whole.vjp(u), whole.jvp(d, s)
     gathered = store.gather(rows)
     alone = {**gathered, keys.store_rows: None}
-    for cls in (stored._HostJacobian, DeviceJacobian):
+    for cls in (HostMap, DeviceMap):
         for batch in ({}, {**gathered, keys.store_rows: torch.arange(len(rows))}, alone):
             product = jacobian(store, data, cls=cls, **batch)
             for a, b in zip((*product.vjp(u), product.jvp(d, s)), expected, strict=True):
                 torch.testing.assert_close(a, b, atol=1e-13 * float(b.abs().max()), rtol=0)
-    monkeypatch.setattr(stored, "_BYTES_PER_THREAD", 1)
+    monkeypatch.setattr(store_batch, "_BYTES_PER_THREAD", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
     assert len(whole._ranges()) == 5
     for a, b in zip((*whole.vjp(u), whole.jvp(d, s)), expected, strict=True):
@@ -200,17 +199,17 @@ def test_gradcheck(stores, data):
     """First order of both linear maps; with it, every order of what lies between."""
     store = stores["float64"]
     positions, strain, idx_m, batch = batch_of(store, [2, 1], data)
-    product = stored._HostJacobian(positions.detach(), 2, idx_m, batch)
+    product = HostMap(positions.detach(), 2, idx_m, batch)
     n = len(positions)
     u, d, s = random_like(store)
     u, d, s = (x[:k].clone().requires_grad_() for x, k in ((u, n), (d, n), (s, 2)))
     fixed = positions.detach(), strain.detach()
 
     def gradient(u):
-        return stored._Gradient.apply(u, *fixed, product, None)
+        return autograd._Gradient.apply(u, autograd._Call(product), None, *fixed)
 
     def tangent(d, s):
-        return stored._Tangent.apply(d, s, *fixed, product, None)
+        return autograd._Tangent.apply(2, autograd._Call(product), None, d, s, *fixed)
 
     assert torch.autograd.gradcheck(gradient, u)
     assert torch.autograd.gradgradcheck(gradient, u)
@@ -220,7 +219,7 @@ def test_gradcheck(stores, data):
 
 def test_a_batch_on_a_gpu_has_no_index_for_each_number(stores, data):
     """Indices of 64 bits for each would double the memory of a float32 store."""
-    product = jacobian(stores["float32"], data, cls=DeviceJacobian)
+    product = jacobian(stores["float32"], data, cls=DeviceMap)
     indices = [x for x in vars(product).values() if isinstance(x, torch.Tensor)]
     indices = [x for x in indices if not x.is_floating_point()]
     assert max(x.numel() for x in indices) == len(product.dg_dr)
@@ -297,9 +296,9 @@ def test_training_step_reads_the_store_twice(stores, data, monkeypatch):
     """Once for the forces, once for their derivative; the pass back to the positions is nan."""
     calls = []
     for name in ("vjp", "jvp"):
-        method = getattr(stored._HostJacobian, name)
+        method = getattr(HostMap, name)
         monkeypatch.setattr(
-            stored._HostJacobian,
+            HostMap,
             name,
             lambda self, *args, name=name, method=method: calls.append(name) or method(self, *args),
         )
