@@ -37,11 +37,11 @@ from schnetpack_softadapt.model.composition import UnsupportedModelError
 from schnetpack_softadapt.reports.report import read_runs, write_report
 from schnetpack_softadapt.training.callbacks import HistoryWriter
 from schnetpack_softadapt.training.checkpoints import RunCheckpoint
-from schnetpack_softadapt.training.kalman import KalmanFilter
 from schnetpack_softadapt.training.losses import EnergyLoss, ForcesLoss, StressLoss
+from schnetpack_softadapt.training.optimizers.kalman import KalmanFilter
 from schnetpack_softadapt.training.results import ResultsWriter
+from schnetpack_softadapt.training.rules.schedules import Fixed
 from schnetpack_softadapt.training.task import SoftAdaptTask
-from schnetpack_softadapt.training.weighting import Fixed
 
 CUTOFF = 4.5
 
