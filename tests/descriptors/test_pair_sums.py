@@ -3,13 +3,23 @@
 import numpy as np
 import pytest
 
-from schnetpack_softadapt.neighbors.pair_sums import pair_forces, pair_vectors
+from schnetpack_softadapt.neighbors.pair_sums import add_pair_forces, pair_vectors
 
 POSITIONS = np.random.default_rng(3).normal(size=(7, 3))
 # two clusters of four and three atoms, the pairs of the first not sorted
 IDX_M = np.array([0, 0, 0, 0, 1, 1, 1])
 PAIRS = [(i, j) for i in range(7) for j in range(7) if i != j and IDX_M[i] == IDX_M[j]]
 IDX_I, IDX_J = np.array([*PAIRS[6:12], *PAIRS[:6], *PAIRS[12:]]).T.copy()
+
+
+def pair_forces(idx_i, idx_j, r_ij, gradient, idx_m, n_structures):
+    """Forces and virials, added to zeros in two portions."""
+    forces, virial = np.zeros((len(idx_m), 3)), np.zeros((n_structures, 3, 3))
+    half = len(idx_i) // 2
+    for part in (slice(half), slice(half, None)):
+        arrays = (x[part] for x in (idx_i, idx_j, r_ij, gradient))
+        add_pair_forces(*arrays, idx_m, forces, virial)
+    return forces, virial
 
 
 def test_pair_vectors():
