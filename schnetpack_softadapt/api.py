@@ -33,11 +33,11 @@ __all__ = ["MODELS", "Predictions", "Run", "load", "predict", "spktrain_argument
 MODELS = {
     "acsf": (["experiment=mlearn_softadapt"], ["experiment=molecule_softadapt"]),
     "painn": (
-        ["experiment=mote2_painn_softadapt", "data=acsf_data"],
+        ["experiment=painn_softadapt"],
         ["experiment=molecule_painn_softadapt"],
     ),
     "schnet": (
-        ["experiment=mote2_painn_softadapt", "data=acsf_data", "model/representation=schnet"],
+        ["experiment=painn_softadapt", "model/representation=schnet"],
         ["experiment=molecule_painn_softadapt", "model/representation=schnet"],
     ),
 }
@@ -87,8 +87,8 @@ def train(
         model: "acsf" (symmetry functions), or SchNetPack's "painn" or "schnet".
         out: folder of the run, `runs/<name of the database>` if not given. The run in it goes on.
         epochs: largest number of epochs.
-        max_time: wall time after which the run ends: seconds, or a text such as "90s", "30min",
-            "2h", "1d" or "DD:HH:MM:SS".
+        max_time: wall time after which the run ends, of all its starts together: seconds, or a
+            text such as "90s", "30min", "2h", "1d" or "DD:HH:MM:SS".
         seed: of the first weights and the order of structures.
         cutoff: radius of the environments, Ang.
         n_hidden: widths of the hidden layers ("acsf").
@@ -118,13 +118,13 @@ def spktrain_arguments(
     if model not in MODELS:
         raise ValueError(f"model {model!r} is none of {', '.join(MODELS)}")
     crystal, molecule = MODELS[model]
-    recipe = crystal if _has_periodic_structures(Path(database)) else molecule
+    recipe = crystal if _has_periodic_structures(Path(database).expanduser()) else molecule
     out = Path("runs", Path(database).stem) if out is None else Path(out)
     arguments = [*recipe, f"data.datapath={_value(database)}", f"run.id={_value(out.name)}"]
     if out.parent != Path("runs"):
         arguments.append(f"run.path={_value(out.parent)}")
     if settings.get("max_time") is not None:
-        settings["max_time"] = _days_to_seconds(settings["max_time"])
+        settings["max_time"] = _duration(settings["max_time"])
     for name, value in settings.items():
         if value is not None:
             arguments.append(f"{SETTINGS[name]}={_value(value)}")
@@ -178,7 +178,8 @@ def _has_periodic_structures(database: Path) -> bool:
     if not database.is_file():
         raise FileNotFoundError(f"no database at {database}; `spk-softadapt import` writes one")
     try:
-        with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+        uri = f"{database.absolute().as_uri()}?mode=ro"
+        with closing(sqlite3.connect(uri, uri=True)) as connection:
             query = "SELECT EXISTS(SELECT 1 FROM systems WHERE pbc > 0)"
             return bool(connection.execute(query).fetchone()[0])
     except sqlite3.DatabaseError as error:
@@ -193,7 +194,7 @@ def _value(value: Any) -> str:
     return text
 
 
-def _days_to_seconds(time: str | float | timedelta) -> str:
+def _duration(time: str | float | timedelta) -> str:
     """A time as DD:HH:MM:SS."""
     if isinstance(time, str):
         if re.fullmatch(r"\d+:\d\d:\d\d:\d\d", time):
@@ -329,7 +330,7 @@ def predict(
     Args:
         model: a model, what `load` takes, or a list of these: a committee, whose mean counts.
         structures: a file, as `spk-softadapt import` reads it, or a database that it wrote; a
-            structure, or several.
+            structure, or more of them.
         out: file for predictions and labels, renewed: extended XYZ, or *.npz.
         calculator_args: of `SoftAdaptCalculator`, such as `device` and, for a model that does not
             state them, `energy_unit` and `position_unit`.

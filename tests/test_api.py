@@ -2,6 +2,7 @@
 that do the same."""
 
 import ast
+import shutil
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +20,7 @@ from schnetpack import cli as schnetpack_cli
 import schnetpack_softadapt as spksa
 from schnetpack_softadapt import api
 from schnetpack_softadapt.cli.main import main
+from schnetpack_softadapt.data.splitting import split_path
 
 #: few and small functions
 SMALL = (
@@ -59,7 +61,7 @@ def imported(frames, path):
 @pytest.fixture(scope="module")
 def database(tmp_path_factory):
     # a name that a shell and Hydra's grammar must be told about
-    return imported(list(crystals(20)), tmp_path_factory.mktemp("data") / "cu, au=1.db")
+    return imported(list(crystals(20)), tmp_path_factory.mktemp("data") / "cu, au=1?.db")
 
 
 @pytest.fixture(scope="module")
@@ -125,13 +127,16 @@ def test_the_same_call_goes_on(database):
 
 
 @pytest.mark.parametrize("model", ["painn", "schnet"])
-def test_models_of_schnetpack(database, model):
+def test_models_of_schnetpack(database, model, capsys):
     settings = {k: v for k, v in SETTINGS.items() if k != "n_hidden"}
     small = ["model.representation.n_atom_basis=4", "model.representation.n_interactions=1"]
     run = spksa.train(database, *small, model=model, epochs=1, max_time="1h", **settings)
-    assert run.folder == Path("runs/cu, au=1").resolve()
+    assert run.folder == Path("runs/cu, au=1?").resolve()
     assert type(run.model.representation).__name__.lower() == model
     assert run.metrics["test"]["stress_rmse_MPa"] > 0
+    capsys.readouterr()
+    assert main(["info", str(run.folder)]) == 0
+    assert "outputs      energy, forces, stress" in capsys.readouterr().out
 
 
 def test_molecules_have_a_recipe_of_their_own(tmp_path):
@@ -254,6 +259,8 @@ def test_commands(run, database, capsys):
 
 def test_info_is_one_screen(run, database, capsys):
     assert main(["export", str(run.folder), "--out", "n2p2"]) == 0
+    shutil.copy(database, "my.db")
+    shutil.copy(run.folder / "split.npz", split_path("my.db"))
     expected = {
         str(run.folder): [
             "recipe       representation ACSF, optimizer KalmanFilter, weights SoftAdapt",
@@ -262,10 +269,11 @@ def test_info_is_one_screen(run, database, capsys):
         ],
         str(run.folder / "best_model"): ["elements     Cu, Au", "cutoff       4 Ang", "energy eV"],
         "n2p2": ["elements     Cu, Au", "parameters", "read from an n2p2 potential"],
-        str(database): [
+        "my.db": [
             "structures   20 (20 with forces, 20 with stress)",
             "atoms        80: Cu 60",
             "labels       energy eV, forces eV/Ang",
+            "split        training 16, validation 2, test 2",
         ],
     }
     capsys.readouterr()

@@ -27,7 +27,7 @@ ALLOWED = {
     "data": {"data", "neighbors", "descriptors", "errors", "properties"},
     "model": {"model", "neighbors", "data", "descriptors", "properties"},
     "training": {"training", "neighbors", "model", "data", "descriptors", "errors", "properties"},
-    "reports": {"reports", "neighbors", "training", "data", "properties"},
+    "reports": {"reports", "neighbors", "model", "training", "data", "properties"},
     "deploy": {"deploy", "neighbors", "training", "model", "descriptors", "data", "properties"},
     "cli": {
         "__version__",

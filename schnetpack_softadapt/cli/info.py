@@ -45,7 +45,8 @@ def _database(path: Path) -> Iterable[tuple[str, str]]:
     yield "labels", ", ".join(f"{name} {unit}".strip() for name, unit in units.items())
     if split_path(path).is_file():
         split = load_split(split_path(path), len(structures))
-        yield "split", ", ".join(f"{name} {len(getattr(split, name))}" for name in SUBSETS)
+        sizes = [f"{title} {len(getattr(split, name))}" for name, title in SUBSETS.items()]
+        yield "split", ", ".join(sizes)
     if metadata.get("provenance"):
         yield "provenance", metadata["provenance"]
 
@@ -90,15 +91,17 @@ def _model(path: Path) -> Iterable[tuple[str, str]]:
     metadata = getattr(model, "metadata", None) or {}
     yield "model", f"{path}: {type(model).__name__} with {type(representation).__name__}"
     yield "outputs", ", ".join(sorted(getattr(model, "model_outputs", [])))
-    layout = getattr(representation, "layout", None)
-    elements = metadata.get("elements") or [chemical_symbols[z] for z in layout.elements]
+    descriptor = getattr(representation, "descriptor", None)  # SchNetPack's own have none
+    elements = metadata.get("elements")
+    if elements is None and descriptor is not None:
+        elements = [chemical_symbols[z] for z in descriptor.elements]
     if elements:
         yield "elements", ", ".join(elements)
     units = metadata.get("units", {})
     if getattr(representation, "cutoff", None) is not None:
         yield "cutoff", f"{float(representation.cutoff):g} {units.get('length', '')}".rstrip()
-    if layout is not None:
-        yield "functions", layout.summary().replace("\n", "\n" + 13 * " ")
+    if descriptor is not None:
+        yield "functions", descriptor.summary().replace("\n", "\n" + 13 * " ")
     yield "parameters", f"{sum(p.numel() for p in model.parameters() if p.requires_grad)} trained"
     shown = [f"{name} {unit}" for name, unit in units.items() if unit]
     yield "units", ", ".join(shown) or "not stated"

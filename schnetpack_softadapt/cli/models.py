@@ -29,7 +29,10 @@ def add_train(commands) -> None:
     parser.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/DB)")
     parser.add_argument("--epochs", type=int, metavar="N", help="largest number of epochs")
     parser.add_argument(
-        "--time", dest="max_time", metavar="TIME", help="such as 90s, 30min, 2h: when to end"
+        "--time",
+        dest="max_time",
+        metavar="TIME",
+        help="wall time of the run, such as 90s, 30min, 2h",
     )
     parser.add_argument("--seed", type=int, metavar="N", help="of first weights and order")
     parser.add_argument("--cutoff", type=float, metavar="ANG", help="radius of environments")
@@ -106,7 +109,7 @@ def _info(args) -> None:
 def add_report(commands) -> None:
     parser = commands.add_parser(
         "report",
-        help="tables and plots of a run, or of several side by side",
+        help="tables and plots of a run, or of runs side by side",
         description="Write report.html (one file, opens offline), report.json, report.csv and PNG "
         "pictures from the files in run directories; unfinished runs and runs of SchNetPack's own "
         "models are welcome.",
@@ -115,7 +118,7 @@ def add_report(commands) -> None:
     add_output(
         parser,
         "DIR",
-        "folder of the report (default: report/ in the run, or in what several runs share; a report"
+        "folder of the report (default: report/ in the run, or in what the runs share; a report"
         " there is renewed)",
         result="report.json",
     )

@@ -37,7 +37,9 @@ def open_database(path: str | os.PathLike) -> Iterator[Database]:
         ValueError: the file is no database, or damaged.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"no database at {path}")
+        raise FileNotFoundError(
+            f"no database at {path}; make one with `spk-softadapt import FILE... --out {path}`"
+        )
     uri = f"{Path(path).absolute().as_uri()}?mode=ro"
     tables = "select 1 from sqlite_master where name = 'systems'"
     try:

@@ -124,20 +124,14 @@ class SoftAdaptDataModule(AtomsDataModule):
         """
         if self.dataset is not None:
             return
-        try:
-            self.dataset = InMemoryAtomsData(
-                self.datapath,
-                keep_float64=self.keep_float64,
-                cache_transforms=self.cache_transforms,
-                load_properties=self.load_properties,
-                property_units=self.property_units,
-                distance_unit=self.distance_unit,
-            )
-        except FileNotFoundError:
-            raise FileNotFoundError(
-                f"no database at {self.datapath}; make one with"
-                f" `spk-softadapt import FILE... --out {self.datapath}`"
-            ) from None
+        self.dataset = InMemoryAtomsData(
+            self.datapath,
+            keep_float64=self.keep_float64,
+            cache_transforms=self.cache_transforms,
+            load_properties=self.load_properties,
+            property_units=self.property_units,
+            distance_unit=self.distance_unit,
+        )
         if self.train_idx is None:
             split = self.partition.find_or_make(self.dataset, self.datapath)
             self.train_idx, self.val_idx, self.test_idx = split.train, split.val, split.test

@@ -18,7 +18,7 @@ from schnetpack_softadapt.data.descriptors import DescriptorSource
 from schnetpack_softadapt.data.ragged import RaggedSamples
 from schnetpack_softadapt.data.structures import Structure
 
-__all__ = ["InMemoryAtomsData", "needs_neighbors", "read_database"]
+__all__ = ["InMemoryAtomsData", "read_database", "without_neighbors"]
 
 PROGRESS_DELAY_S = 3.0  # progress bars appear only for what takes longer
 GEOMETRY_TOLERANCE = 1e-3  # Ang; float32 rounds positions to 1e-5
@@ -38,6 +38,14 @@ def needs_neighbors(transform: torch.nn.Module) -> bool:
         type(transform).__module__ == neighborlist.__name__
         and not isinstance(transform, WrapPositions)
     )
+
+
+def without_neighbors(dataset):
+    """The same structures, without the transforms that make neighbour lists, and descriptors."""
+    light = dataset.subset(range(len(dataset)))
+    light.transforms = [t for t in dataset.transforms if not needs_neighbors(t)]
+    light.store = None
+    return light
 
 
 class InMemoryAtomsData(ASEAtomsData):
@@ -175,12 +183,6 @@ class InMemoryAtomsData(ASEAtomsData):
         result.store = None
         return result
 
-    def without_neighbors(self) -> "InMemoryAtomsData":
-        """The same structures, without the transforms that make neighbour lists."""
-        result = self.untransformed()
-        result.transforms = [t for t in self.transforms if not needs_neighbors(t)]
-        return result
-
     # samples and batches
 
     def attach(self, store: DescriptorSource | None) -> None:
@@ -223,9 +225,9 @@ class InMemoryAtomsData(ASEAtomsData):
 
     def _transform(self, index: int) -> dict[str, torch.Tensor]:
         sample = self.raw.sample(self.indices[index])
-        without_neighbors = self.store is not None and not self.store.keep_neighbors
+        skips_neighbors = self.store is not None and not self.store.keep_neighbors
         for transform in self.transforms:
-            if without_neighbors and needs_neighbors(transform):
+            if skips_neighbors and needs_neighbors(transform):
                 continue
             kept = {}
             if isinstance(transform, CastMap):
@@ -236,7 +238,7 @@ class InMemoryAtomsData(ASEAtomsData):
 
     def keeps_geometry(self) -> bool:
         """Whether the transforms only shift structures as a whole or atoms by lattice vectors."""
-        light = self.without_neighbors()
+        light = without_neighbors(self)
         for start in range(0, len(light), 1000):
             rows = range(start, min(start + 1000, len(light)))
             after = light.batch(rows)

@@ -65,6 +65,11 @@ class RaggedSamples:
     def __contains__(self, key):
         return key in self._arrays
 
+    @property
+    def keys(self) -> list[str]:
+        """Keys of the samples."""
+        return list(self._arrays)
+
     def values(self, key: str) -> np.ndarray:
         """All rows of a key, not copied: do not write into it."""
         return self._arrays[key]

@@ -9,7 +9,8 @@ from schnetpack import properties
 from schnetpack.data import AtomsDataModule
 
 from schnetpack_softadapt import properties as keys
-from schnetpack_softadapt.data.dataset import InMemoryAtomsData, needs_neighbors
+from schnetpack_softadapt.data.dataset import without_neighbors
+from schnetpack_softadapt.data.ragged import RaggedSamples
 from schnetpack_softadapt.neighbors.cells import volumes
 
 __all__ = ["TrainingTargets", "composition_fit", "element_contributions", "training_targets"]
@@ -82,16 +83,9 @@ class TrainingTargets:
         """
         if len(dataset) == 0:
             raise ValueError("the training set is empty")
-        light = dataset.subset(range(len(dataset)))
-        light.transforms = [t for t in dataset.transforms if not needs_neighbors(t)]
-        if isinstance(light, InMemoryAtomsData):
-            light.attach(None)
-        columns: dict[str, list[np.ndarray]] = {}
-        for k in range(len(dataset)):
-            for key, value in light[k].items():
-                columns.setdefault(key, []).append(value.detach().cpu().numpy())
-
-        labels = {key: np.concatenate(values) for key, values in columns.items()}
+        light = without_neighbors(dataset)
+        samples = RaggedSamples(light[k] for k in range(len(light)))
+        labels = {key: samples.values(key) for key in samples.keys}
         numbers, n_atoms = labels[properties.Z], labels[properties.n_atoms]
         elements, element_of = np.unique(numbers, return_inverse=True)
         compositions = np.zeros((len(n_atoms), len(elements)))

@@ -23,7 +23,6 @@ from schnetpack_softadapt.quantities import (
     FORCES,
     QUANTITIES,
     STRESS,
-    Quantity,
     full_to_voigt,
     voigt_to_full,
 )
@@ -77,15 +76,16 @@ def predict(
         except ValueError as error:
             raise ValueError(f"{source} {index}: {error}") from error
         predicted.append(_values(calculator))
-    known = [q.name for q in QUANTITIES if _is_known(structures, q)]
-    references = [{name: _label(s, name) for name in known} for s in structures]
     stress_mask = [
         s.stress is not None and bool(np.isfinite(values.get(STRESS.name, np.nan)).all())
         for s, values in zip(structures, predicted, strict=True)
     ]
-    numbers = [s.numbers for s in structures]
     arrays = prediction_arrays(
-        range(len(structures)), numbers, predicted, references, np.array(stress_mask)
+        range(len(structures)),
+        [s.numbers for s in structures],
+        predicted,
+        _references(structures),
+        np.array(stress_mask),
     )
     if out is not None and Path(out).suffix == ".npz":
         write_predictions(Path(out), arrays)
@@ -138,15 +138,15 @@ def _values(calculator: SoftAdaptCalculator) -> dict[str, np.ndarray]:
     return values
 
 
-def _is_known(structures: list[Structure], quantity: Quantity) -> bool:
-    """Whether all structures have a label; of stress, one of them, for there is a mask."""
-    enough = any if quantity is STRESS else all
-    return enough(getattr(s, quantity.name) is not None for s in structures)
-
-
-def _label(structure: Structure, name: str) -> np.ndarray:
-    label = getattr(structure, name)
-    return np.zeros((3, 3)) if label is None else label
+def _references(structures: list[Structure]) -> list[dict[str, np.ndarray]]:
+    """Labels that all structures have; a stress that only some have is zero for the others."""
+    labels = {q: [getattr(s, q.name) for s in structures] for q in QUANTITIES}
+    known = {
+        q.name: [np.zeros(q.shape) if label is None else label for label in of_all]
+        for q, of_all in labels.items()
+        if (any if q is STRESS else all)(label is not None for label in of_all)
+    }
+    return [{name: of_all[k] for name, of_all in known.items()} for k in range(len(structures))]
 
 
 def _write_extxyz(path: Path, structures: list[Structure], predicted: list[dict]) -> None:

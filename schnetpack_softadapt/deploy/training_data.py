@@ -13,7 +13,7 @@ __all__ = ["training_structure"]
 
 
 def training_structure(model: str | Path) -> Atoms:
-    """The largest structure of a run's training set (the first of several), in Ang.
+    """The largest structure of a run's training set (the first of equals), in Ang.
 
     Args:
         model: a run directory, or a file in it, such as its `best_model`.

@@ -1,9 +1,11 @@
 """What changes over epochs: losses, errors, and the weights of the loss components."""
 
 import math
+from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -12,7 +14,6 @@ from schnetpack_softadapt.quantities import METRICS, QUANTITIES
 from schnetpack_softadapt.reports.run import Run
 from schnetpack_softadapt.reports.style import (
     CYCLE,
-    QUANTITY_COLOURS,
     SUBSET_COLOURS,
     new_figure,
     subset_legend,
@@ -64,7 +65,7 @@ def _learning_panels(run: Run) -> list[tuple[str, str, dict[str, np.ndarray]]]:
                 values = {subset: found.values for subset, found in logged.items()}
                 panels.append((quantity.title, f"{metric.upper()} ({unit})", values))
                 break
-    keys = {run.output_key(quantity) for quantity in QUANTITIES}
+    keys = {run.model_key(quantity) for quantity in QUANTITIES}
     for component in run.history.prefixed("weight_"):
         series = {s: run.history.get(f"{s}_{component}_loss") for s in ("train", "val")}
         series = {subset: values for subset, values in series.items() if values is not None}
@@ -80,15 +81,11 @@ def draw_weights(run: Run) -> Figure | None:
     if not logged:
         return None
     axes = new_figure(9.0, 4.2).add_subplot(ylabel="weight in the loss")
-    quantities = {run.output_key(q): q.name for q in QUANTITIES}
+    quantities = {run.model_key(q): q.name for q in QUANTITIES}
     names = [quantities.get(name, name) for name in logged]
-    # the quantities have colours of their own, further components get the others in turn
-    free = [c for c in CYCLE if c not in {QUANTITY_COLOURS.get(name) for name in names}]
-    further = [name for name in names if name not in QUANTITY_COLOURS]
-    colours = QUANTITY_COLOURS | {n: free[k % len(free)] for k, n in enumerate(further)}
-    for index, (name, values) in enumerate(zip(names, logged.values(), strict=True)):
-        look = {"color": colours[name], "linestyle": _STYLES[index // len(CYCLE) % len(_STYLES)]}
-        _line(axes, run.history.epochs, values, label=name.replace("_", " "), **look)
+    looks = _looks(names)
+    for name, values in zip(names, logged.values(), strict=True):
+        _line(axes, run.history.epochs, values, label=name.replace("_", " "), **looks[name])
     top = max(np.nanmax(values) for values in logged.values())
     axes.set_ylim(0.0, min(1.02, 1.1 * top) if top <= 1.0 + 1e-9 else None)
     _epoch_axis(axes, run)
@@ -99,13 +96,7 @@ def draw_weights(run: Run) -> Figure | None:
 
 def draw_curves(groups: dict[str, list[Run]]) -> Figure | None:
     """Validation errors over epochs, a colour per group (by its label), a line per run."""
-    look = {
-        label: {
-            "color": CYCLE[i % len(CYCLE)],
-            "linestyle": _STYLES[i // len(CYCLE) % len(_STYLES)],
-        }
-        for i, label in enumerate(groups)
-    }
+    look = _looks(groups)
     panels = []
     for quantity in QUANTITIES:
         lines = [
@@ -136,25 +127,28 @@ def draw_curves(groups: dict[str, list[Run]]) -> Figure | None:
     return figure
 
 
+def _looks(names: Iterable[str]) -> dict[str, dict]:
+    """Colour and line style of each name: all colours, then again in another style."""
+    return {
+        name: {
+            "color": CYCLE[k % len(CYCLE)],
+            "linestyle": _STYLES[k // len(CYCLE) % len(_STYLES)],
+        }
+        for k, name in enumerate(names)
+    }
+
+
 def _line(axes: Axes, epochs: np.ndarray, values: np.ndarray, logarithmic=False, **look) -> None:
     """Values over epochs; where there are many, pale under their running mean (of logarithms)."""
-    there = np.isfinite(values)
-    x, y = epochs[there], values[there]
-    if len(x) > _SMOOTHED_FROM:
-        axes.plot(x, y, color=look["color"], linewidth=0.8, alpha=0.3)
-        window = max(3, len(y) // 50 | 1)
-        if logarithmic and y.min() > 0.0:
-            y = np.exp(_running_mean(np.log(y), window))
-        else:
-            y = _running_mean(y, window)
-    axes.plot(x, y, marker="o" if len(x) == 1 else None, **look)
-
-
-def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Centred mean over an odd window, over the part that exists at the ends."""
-    kernel = np.ones(window)
-    counts = np.convolve(np.ones(len(values)), kernel, mode="same")
-    return np.convolve(values, kernel, mode="same") / counts
+    line = pd.Series(values, index=epochs).dropna()
+    if len(line) > _SMOOTHED_FROM:
+        axes.plot(line, color=look["color"], linewidth=0.8, alpha=0.3)
+        is_log = logarithmic and line.min() > 0.0
+        window = max(3, len(line) // 50 | 1)
+        line = np.log(line) if is_log else line
+        line = line.rolling(window, center=True, min_periods=1).mean()
+        line = np.exp(line) if is_log else line
+    axes.plot(line, marker="o" if len(line) == 1 else None, **look)
 
 
 def _log_axis(axes: Axes, series: list[np.ndarray]) -> None:

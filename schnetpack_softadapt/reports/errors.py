@@ -1,7 +1,7 @@
 """Errors of a run as a table: by subset, by element, by structure group; and numbers as text."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,7 @@ from schnetpack_softadapt.training.text_table import text_table
 
 __all__ = [
     "COLUMNS",
+    "across",
     "duration",
     "error_rows",
     "error_tables",
@@ -78,7 +79,8 @@ def error_rows(
                 rows += [{**common, "source": "predictions", **row} for row in found]
             elif known := elsewhere(subset, q):
                 rows.append({**common, "selection": "all", "name": "", **known})
-    return pd.DataFrame(rows, columns=COLUMNS).astype({"n": "Int64"})
+    table = pd.DataFrame(rows, columns=COLUMNS).replace([np.inf, -np.inf], np.nan)
+    return table.astype({"n": "Int64", "rmse": float, "mae": float})
 
 
 def _measured(table: pd.DataFrame, factor: float) -> Iterator[dict]:
@@ -105,34 +107,34 @@ def error_tables(errors: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     others = sorted({*whole["source"]} - {"predictions"})
     source = f" (from {' and '.join(others)})" if others else ""
     whole = whole.assign(name=whole["subset"].map(SUBSETS))
-    tables = [(f"All structures{source}", _wide("subset", whole, (*METRICS, "largest")))]
-    parts = errors[errors["selection"] != "all"].sort_values(["selection", "name"])
-    is_element = parts["selection"] == "element"
-    parts = pd.concat(
-        [parts[~is_element], parts[is_element].assign(name="atoms of " + parts["name"])]
+    tables = [(f"All structures{source}", _wide("subset", whole, ["rmse", "mae", "largest"]))]
+    # groups first, then elements, each by name
+    parts = errors[errors["selection"] != "all"].sort_values(
+        ["selection", "name"], ascending=[False, True]
     )
-    for subset, title in SUBSETS.items():
-        mine = parts[parts["subset"] == subset]
-        if len(mine):
-            caption = f"{title.capitalize()} errors by structure group and element"
-            tables.append((caption, _wide("group", mine, METRICS)))
+    prefix = parts["selection"].map({"group": "", "element": "atoms of "})
+    parts = parts.assign(name=prefix + parts["name"])
+    for subset, rows in parts.groupby("subset", sort=False):
+        caption = f"{SUBSETS[subset].capitalize()} errors by structure group and element"
+        tables.append((caption, _wide("group", rows, list(METRICS))))
     return tables
 
 
-def _wide(first: str, rows: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
-    """Names down, quantities and metrics across; only columns with a value."""
+def _wide(first: str, rows: pd.DataFrame, metrics: list[str]) -> pd.DataFrame:
+    errors = rows.melt(["name", "quantity"], metrics, var_name="metric").dropna(subset="value")
+    wide = across(errors.assign(text=errors["value"].map(figures)), "name")
+    n = rows[rows["quantity"] == "energy"].set_index("name")["n"].dropna().astype(str)
+    wide.insert(0, "structures", n.reindex(wide.index).fillna("–"))
+    return wide.rename_axis(first)
+
+
+def across(errors: pd.DataFrame, first: str) -> pd.DataFrame:
+    """The column `text` as a table: the column `first` down, quantities and metrics across."""
     words = {"rmse": "RMSE", "mae": "MAE", "largest": "largest error"}
-    found = rows.pivot(index="name", columns="quantity", values=["n", *words])
-    found = found.reindex(rows["name"].unique()).rename_axis(first)
-    n = found.get(("n", "energy"), pd.Series(index=found.index, dtype=object))
-    table = {"structures": ["–" if pd.isna(x) else str(int(x)) for x in n]}
-    for q in QUANTITIES:
-        for metric in metrics:
-            column = found.get((metric, q.name))
-            if column is not None and column.notna().any():
-                title = f"{q.name} {words[metric]}, {q.shown_unit}"
-                table[title] = [figures(value) for value in column]
-    return pd.DataFrame(table, index=found.index)
+    wide = errors.pivot(index=first, columns=["quantity", "metric"], values="text").fillna("–")
+    keys = [(q, metric) for q in QUANTITIES for metric in words if (q.name, metric) in wide]
+    columns = {f"{q.name} {words[m]}, {q.shown_unit}": wide[q.name, m] for q, m in keys}
+    return pd.DataFrame(columns).reindex(errors[first].unique()).rename_axis(first)
 
 
 def records(table: pd.DataFrame) -> list[dict]:

@@ -80,7 +80,7 @@ def _found(run_dir: Path, pattern: str) -> list[Path]:
 
 def _read_csv(path: Path) -> pd.DataFrame:
     text = path.read_text(encoding="utf-8")
-    lines = io.StringIO(text[: text.rfind("\n") + 1] or "epoch\n")
+    lines = io.StringIO(text[: text.rfind("\n") + 1].strip() or "epoch")
     table = pd.read_csv(lines, dtype=str, index_col=False, on_bad_lines="skip")
     return table.apply(pd.to_numeric, errors="coerce")
 

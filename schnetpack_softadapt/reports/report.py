@@ -9,7 +9,7 @@ from typing import Final
 import pandas as pd
 
 from schnetpack_softadapt.quantities import QUANTITIES, SUBSETS
-from schnetpack_softadapt.reports.compare import group_runs, write_comparison
+from schnetpack_softadapt.reports.compare import group_runs, spreads, write_comparison
 from schnetpack_softadapt.reports.curves import draw_learning, draw_weights
 from schnetpack_softadapt.reports.errors import (
     duration,
@@ -46,15 +46,14 @@ def write_report(runs: Sequence[Run], out: Path | str | None = None) -> Path:
 
 def terminal_summary(runs: Sequence[Run]) -> str:
     """The RMSE table, what is missing and what is doubtful; equal settings share a row."""
-    rows = {}
-    for group in group_runs(list(runs)):
-        for subset, title in SUBSETS.items():
-            if any((subset, q.name, "rmse") in group.errors for q in QUANTITIES):
-                cells = [group.text(subset, q.name, "rmse") for q in QUANTITIES]
-                rows[f"{group.label}, {title}"] = cells
-    header = [f"{q.name} ({q.shown_unit})" for q in QUANTITIES]
-    cells = pd.DataFrame.from_dict(rows, orient="index", columns=header).rename_axis("RMSE")
-    text = [plain_table(cells) if rows else "No errors are known yet."]
+    errors = spreads(group_runs(list(runs)))
+    errors = errors[errors["metric"] == "rmse"]
+    rows = errors["settings"] + ", " + errors["subset"].map(SUBSETS)
+    cells = errors.assign(row=rows).pivot(index="row", columns="quantity", values="text")
+    cells = cells.reindex(rows.unique())
+    columns = {f"{q.name} ({q.shown_unit})": cells.get(q.name, "–") for q in QUANTITIES}
+    cells = pd.DataFrame(columns, index=cells.index).fillna("–").rename_axis("RMSE")
+    text = [plain_table(cells) if len(cells) else "No errors are known yet."]
     for run in runs:
         doubtful = map(str, find_stress_order(list(run.predictions.values())))
         text += [f"{run.name}: {note}" for note in (*run.notes, *doubtful)]

@@ -3,12 +3,13 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from omegaconf import DictConfig, OmegaConf
 
 from schnetpack_softadapt.quantities import (
     ENERGY,
@@ -39,10 +40,11 @@ def read_runs(run_dirs: Sequence[Path | str]) -> list["Run"]:
     if not run_dirs:
         raise ValueError("no run directory given")
     runs = [Run.read(path) for path in dict.fromkeys(Path(p).resolve() for p in run_dirs)]
-    names = [run.name for run in runs]
-    for run in runs:
-        if names.count(run.name) > 1:
-            run.name = f"{run.path.parent.name}/{run.name}"
+    for name_of in (lambda path: f"{path.parent.name}/{path.name}", str):
+        names = [run.name for run in runs]
+        for run in runs:
+            if names.count(run.name) > 1:
+                run.name = name_of(run.path)
     return runs
 
 
@@ -52,7 +54,7 @@ class Run:
 
     path: Path
     name: str
-    config: dict[str, Any]  # of config.yaml, interpolations as written
+    config: DictConfig
     metrics: dict[str, Any]
     history: History | None
     predictions: dict[str, Predictions]
@@ -187,7 +189,7 @@ class Run:
         those are converted to meV where the unit is known, and are not divided by the number of
         atoms.
         """
-        key = self.output_key(quantity)
+        key = self.model_key(quantity)
         values = self.history and self.history.get(f"{subset}_{key}_{metric}")
         if values is None:
             return None
@@ -204,43 +206,34 @@ class Run:
 
     def _is_users_metric(self, key: str, metric: str) -> bool:
         """Whether a logger got SchNetPack's metric of an output; history.csv always has ours."""
-        return self.history.source != "history.csv" and any(
-            self._value(output.get("name")) == key and metric in (output.get("metrics") or {})
-            for output in self._entries("task.outputs")
-        )
+        names, metrics = self._settings("task.outputs", "name", "metrics")
+        asked = [
+            metric in (of or {}) for name, of in zip(names, metrics, strict=True) if name == key
+        ]
+        return self.history.source != "history.csv" and any(asked)
 
-    def output_key(self, quantity: Quantity) -> str:
+    def model_key(self, quantity: Quantity) -> str:
         """Name of the quantity in data and model, for instance energy_U0."""
-        modules = self._entries("model.output_modules")
-        keys = [self._value(module.get(quantity.module_key)) for module in modules]
+        [keys] = self._settings("model.output_modules", quantity.module_key)
+        [names] = self._settings("task.outputs", "name")
         keys.append(self.setting(f"globals.{quantity.name}_key"))
-        names = [self._value(output.get("name")) for output in self._entries("task.outputs")]
         keys += [name for name in names if str(name).startswith(quantity.name)]
         return next((key for key in keys if isinstance(key, str)), quantity.name)
 
-    def target_key(self, key: str) -> str:
+    def data_key(self, key: str) -> str:
         """Name in the data of what the model calls `key`."""
-        for output in self._entries("task.outputs"):
-            if self._value(output.get("name")) == key:
-                return self._value(output.get("target_property")) or key
-        return key
+        names, targets = self._settings("task.outputs", "name", "target_property")
+        return dict(zip(names, targets, strict=True)).get(key) or key
 
     def setting(self, dotted: str) -> Any:
-        """Entry of config.yaml, None where there is none."""
-        here: Any = self.config
-        for step in dotted.split("."):
-            here = here.get(step) if isinstance(here, dict) else None
-        return here
+        """Entry of config.yaml, None where there is none or where it needs Hydra."""
+        return OmegaConf.select(self.config, dotted, throw_on_resolution_failure=False)
 
-    def _entries(self, section: str) -> list[dict[str, Any]]:
-        """The dictionaries in a list of the config."""
-        return [entry for entry in self.setting(section) or [] if isinstance(entry, dict)]
-
-    def _value(self, value: Any) -> Any:
-        """A setting, followed where it is written as one interpolation, such as ${globals.lr}."""
-        while isinstance(value, str) and value.startswith("${") and value.endswith("}"):
-            value = self.setting(value[2:-1])
-        return value
+    def _settings(self, section: str, *names: str) -> list[list[Any]]:
+        """Entries of the dictionaries in a list of the config, a list for each name."""
+        found = [e for e in self.setting(section) or [] if isinstance(e, DictConfig)]
+        select = partial(OmegaConf.select, throw_on_resolution_failure=False)
+        return [[select(entry, name) for entry in found] for name in names]
 
 
 def _read_metrics(file: Path) -> dict[str, Any]:
@@ -252,12 +245,8 @@ def _read_metrics(file: Path) -> dict[str, Any]:
         raise ValueError(f"{file} is not valid JSON ({error}); delete it to go on") from error
 
 
-def _read_config(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    from omegaconf import OmegaConf
-
+def _read_config(file: Path) -> DictConfig:
     try:
-        return dict(OmegaConf.to_container(OmegaConf.load(file), resolve=False))
+        return OmegaConf.create(OmegaConf.load(file) if file.is_file() else {})
     except Exception as error:  # YAML and OmegaConf errors share no base class
         raise ValueError(f"{file} cannot be read ({error})") from error

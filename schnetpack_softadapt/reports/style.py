@@ -18,7 +18,6 @@ from schnetpack_softadapt.quantities import SUBSETS
 
 __all__ = [
     "CYCLE",
-    "QUANTITY_COLOURS",
     "SUBSET_COLOURS",
     "new_figure",
     "png_bytes",
@@ -28,10 +27,9 @@ __all__ = [
 _BLACK, _ORANGE, _SKY, _GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 _YELLOW, _BLUE, _VERMILLION, _PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 
-#: subsets and quantities never share a figure's legend, so both may use blue
+#: subsets never share a legend with what has the colours of the cycle, so both may use blue
 SUBSET_COLOURS: Final = {"train": _BLUE, "val": _ORANGE, "test": "#3a3a3a"}
-QUANTITY_COLOURS: Final = {"energy": _BLUE, "forces": _VERMILLION, "stress": _GREEN}
-#: for components beyond the three, and for runs side by side
+#: for loss components, and for runs side by side
 CYCLE: Final = (_BLUE, _VERMILLION, _GREEN, _PURPLE, _ORANGE, _SKY, _BLACK, _YELLOW)
 
 _RC: Final[dict[str, Any]] = {

@@ -1,13 +1,12 @@
 """Loss components: energy per atom, forces, stress.
 
-Each is a SchNetPack `ModelOutput` of its own and is computed unweighted, once per step, for
+Each is a SchNetPack `ModelOutput` of its own, computed without the weight of the rule,
 
     loss = sum_i w_i f(x_i) / sum_i w_i      (rmse: the square root of it, with f(x) = x^2)
 
 over the residuals x of a batch: energies per atom in eV, force components in eV/Ang, six Voigt
 components of the stress in eV/Ang^3, or all of them without unit when they are standardised. Sums
-and the sums of weights are kept apart, so that means over an epoch, over ranks and over batches of
-unequal size are exact. Weights of the components belong to the task, not here.
+and the sums of weights are kept apart, so that means are exact (see `means`).
 """
 
 import copy
@@ -41,6 +40,9 @@ Batch = Mapping[str, torch.Tensor]
 class LossComponent(ModelOutput):
     """Base of the components; use `EnergyLoss`, `ForcesLoss` or `StressLoss`.
 
+    Rows of a batch weigh as `properties.structure_weight` and `forces_weight` say, where it has
+    them.
+
     Args:
         name: key of the predicted property.
         component: name of the component in logs and for weighting rules; `name` if None. Two
@@ -55,7 +57,6 @@ class LossComponent(ModelOutput):
             `properties.group`); all structures if None.
         split: train a component, with a weight of its own, for each piece of this one: "groups",
             "elements" (forces), "normal_shear" or "voigt" (stress); see `pieces`.
-        structure_weight: batch key (n_structures,) of weights of structures, used where it exists.
         loss_weight: what the component counts, for rules whose prior it is; pieces share it by
             their numbers of labels.
         auto: leave the component out, with a warning, where the data or the model lack it; False:
@@ -83,7 +84,6 @@ class LossComponent(ModelOutput):
         unit: str | None = None,
         groups: Sequence[str] | None = None,
         split: str | None = None,
-        structure_weight: str | None = keys.structure_weight,
         loss_weight: float = 1.0,
         auto: bool = False,
     ):
@@ -103,11 +103,10 @@ class LossComponent(ModelOutput):
         #: name of the component that this one is a piece of; its own if it is whole
         self.whole = self.component
         #: SchNetPack's output that this component was made of, with its metrics
-        self.output: ModelOutput | None = None
+        self.model_output: ModelOutput | None = None
         self.loss, self.delta = loss, float(delta)
         self.unit_factor = 1.0 if unit is None else unit_factor(self.ase_unit, unit)
         self.groups = None if groups is None else [str(g) for g in groups]
-        self.structure_weight = structure_weight
         self.group_ids: list[int] = []
         self.group_of: torch.Tensor | None = None
         self.to_ase = 1.0
@@ -191,6 +190,11 @@ class LossComponent(ModelOutput):
         names = ("loss", "delta", "unit_factor", "groups", "elements", "voigt")
         return {name: getattr(self, name) for name in names if hasattr(self, name)}
 
+    def metric_names(self, subset: str) -> list[str]:
+        """Logged names of the metrics that came with SchNetPack's output."""
+        metrics = {} if self.model_output is None else self.model_output.metrics[subset]
+        return [f"{subset}_{self.name}_{metric}" for metric in metrics]
+
     # ---------------------------------------------------------------- of a batch
 
     def error(self, pred: Batch, batch: Batch) -> torch.Tensor:
@@ -207,11 +211,11 @@ class LossComponent(ModelOutput):
 
     def weights(self, batch: Batch) -> torch.Tensor | None:
         """Mask, group and weights together, (rows, 1); None if all are 1."""
-        weight, in_group = batch.get(self.structure_weight), None
+        in_group = None
         if self.groups is not None:
             in_group = _among(self._groups(batch), self.group_ids)
-        of_rows = [self._of_rows(batch, of_structures) for of_structures in (weight, in_group)]
-        return _product(self.mask(batch), *of_rows)
+        of_structures = (batch.get(keys.structure_weight), in_group)
+        return _product(self.mask(batch), *(self._of_rows(batch, w) for w in of_structures))
 
     def residuals(
         self, pred: Batch, batch: Batch, standardization: Standardization | None = None
@@ -331,7 +335,6 @@ class ForcesLoss(LossComponent):
 
     Args:
         elements: symbols (or atomic numbers) of the atoms whose forces count; all if None.
-        atom_weight: batch key (n_atoms, 1) of weights of atoms, used where it exists.
         kwargs: those of `LossComponent`.
     """
 
@@ -341,15 +344,10 @@ class ForcesLoss(LossComponent):
     n_columns = 3
 
     def __init__(
-        self,
-        name: str = properties.forces,
-        elements: Sequence[str | int] | None = None,
-        atom_weight: str | None = keys.forces_weight,
-        **kwargs,
+        self, name: str = properties.forces, elements: Sequence[str | int] | None = None, **kwargs
     ):
         super().__init__(name, **kwargs)
         self.elements = None if elements is None else [atomic_number(e) for e in elements]
-        self.atom_weight = atom_weight
 
     def error(self, pred, batch):
         return pred[self.name] - batch[self.target_property]
@@ -364,12 +362,12 @@ class ForcesLoss(LossComponent):
         return standardization.force_scale[batch[properties.Z]].reciprocal()[:, None]
 
     def weights(self, batch):
-        chosen, atom_weight = None, batch.get(self.atom_weight)
+        factors = [super().weights(batch)]
+        if keys.forces_weight in batch:
+            factors.append(batch[keys.forces_weight].reshape(-1, 1))
         if self.elements is not None:
-            chosen = _among(batch[properties.Z], self.elements)[:, None]
-        if atom_weight is not None:
-            atom_weight = atom_weight.reshape(-1, 1)
-        return _product(super().weights(batch), atom_weight, chosen)
+            factors.append(_among(batch[properties.Z], self.elements)[:, None])
+        return _product(*factors)
 
     def _of_rows(self, batch, of_structures):
         if of_structures is None:

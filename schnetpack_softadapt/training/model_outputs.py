@@ -54,7 +54,7 @@ def _component(output: ModelOutput, kind: str | None) -> LossComponent:
         loss=loss,
         loss_weight=output.loss_weight,
     )
-    component.output = output
+    component.model_output = output
     return component
 
 
@@ -68,8 +68,8 @@ def constrained(
     Constraints take entries out of what they are given; that is a copy here.
     """
     for c in components:
-        for constraint in () if c.output is None else c.output.constraints:
-            pred, batch = constraint(dict(pred), dict(batch), c.output)
+        for constraint in () if c.model_output is None else c.model_output.constraints:
+            pred, batch = constraint(dict(pred), dict(batch), c.model_output)
     return pred, batch
 
 
@@ -93,14 +93,14 @@ class ModelOutputLoss(LossComponent):
             output.name, target_property=output.target_property, loss_weight=output.loss_weight
         )
         self.loss = type(output.loss_fn).__name__
-        self.output = output
+        self.model_output = output
         self.has_reference = not isinstance(output, UnsupervisedModelOutput)
         self.register_buffer("target_spread", torch.ones((), dtype=torch.float64))
 
     @property
     def is_trained(self) -> bool:
         """Whether it has a loss."""
-        return self.output.loss_fn is not None and self.loss_weight > 0
+        return self.model_output.loss_fn is not None and self.loss_weight > 0
 
     def bind(self, dataset) -> None:
         """Nothing to take from the data set."""
@@ -143,7 +143,7 @@ class ModelOutputLoss(LossComponent):
                 x / self.target_spread.to(x.dtype) if x.is_floating_point() else x
                 for x in arguments
             ]
-        return self.output.loss_fn(*arguments) * count, float(count)
+        return self.model_output.loss_fn(*arguments) * count, float(count)
 
     def settings(self) -> dict:
-        return {"loss": repr(self.output.loss_fn)}
+        return {"loss": repr(self.model_output.loss_fn)}

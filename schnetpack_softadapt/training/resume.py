@@ -49,8 +49,8 @@ class ResumableTask(AtomisticTask):
     run_seed: int | None = None
     #: settings that differ from those of the checkpoint: before and now
     _changes: dict[str, tuple[Any, Any]] | None = None
-    #: epoch that a process starts with, and the one whose random numbers it has begun
-    _next_epoch, _seeded_epoch = 0, None
+    #: epoch that a process starts with, until it has started
+    _first_epoch: int | None = None
     #: the pickled hyperparameters
     _hparams_bytes: torch.Tensor | None = None
 
@@ -104,7 +104,7 @@ class ResumableTask(AtomisticTask):
             return
         fitting = self._trainer is not None and self._trainer.state.fn == "fit"
         if fitting:
-            self._next_epoch = checkpoint["epoch"] + 1
+            self._first_epoch = checkpoint["epoch"] + 1
             self._changes = _changes(state["settings"], self.settings())
             # upstream gives the old state to the new class, whatever it is
             if "optimizer_cls" in self._changes:
@@ -115,24 +115,15 @@ class ResumableTask(AtomisticTask):
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path, map_location=None, strict=None, **kwargs):
-        """Build the task from a checkpoint alone.
+        """Build the task from a checkpoint alone; arguments as Lightning's.
 
         The hyperparameters are unpickled: open only checkpoints that you trust, as with
         `best_model`, which is a pickle too.
-
-        Args:
-            checkpoint_path: file of a checkpoint.
-            map_location: where tensors go, as in `torch.load`.
-            strict: whether keys of the state must match.
-            kwargs: override arguments of the constructor.
         """
-        checkpoint = torch.load(
-            checkpoint_path, map_location=map_location or "cpu", weights_only=True
-        )
-        if HPARAMS_KEY in checkpoint:
-            data = io.BytesIO(checkpoint[HPARAMS_KEY].cpu().numpy().tobytes())
-            hparams = torch.load(data, map_location=map_location or "cpu", weights_only=False)
-            kwargs = {**hparams, **kwargs}
+        device = map_location or "cpu"
+        checkpoint = torch.load(checkpoint_path, map_location=device, weights_only=True)
+        data = io.BytesIO(checkpoint[HPARAMS_KEY].cpu().numpy().tobytes())
+        kwargs = {**torch.load(data, map_location=device, weights_only=False), **kwargs}
         return super().load_from_checkpoint(
             checkpoint_path, map_location=map_location, strict=strict, **kwargs
         )
@@ -172,15 +163,14 @@ class ResumableTask(AtomisticTask):
             self._check_ranks_agree()
             self.run_seed = self.trainer.strategy.broadcast(self.run_seed)
         # the loader of the first epoch of a process, also of a resumed one, draws before the epoch
-        self._seed_epoch(self._next_epoch)
-        self._seeded_epoch = self._next_epoch
-        self._next_epoch = 0
+        self._first_epoch = self._first_epoch or 0
+        self._seed_epoch(self._first_epoch)
 
     def on_train_epoch_start(self) -> None:
         """Seed from run and epoch: the order of batches must not depend on interruptions."""
-        if self.current_epoch != self._seeded_epoch:
+        if self.current_epoch != self._first_epoch:
             self._seed_epoch(self.current_epoch)
-        self._seeded_epoch = None
+        self._first_epoch = None
 
     def _seed_epoch(self, epoch: int) -> None:
         # upstream restores no random state, and its loader draws the order from the global one

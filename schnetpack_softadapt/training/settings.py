@@ -77,8 +77,7 @@ def logged_names(components: Sequence[LossComponent]) -> set[str]:
             names.add(f"{subset}_{c.component}_loss")
             if c.kind is not None:
                 names |= {f"{subset}_{c.name}_{metric}" for metric in ("rmse", "mae")}
-            if c.output is not None:
-                names |= {f"{subset}_{c.name}_{metric}" for metric in c.output.metrics[subset]}
+            names.update(c.metric_names(subset))
     return names
 
 

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,11 +43,10 @@ log = logging.getLogger(__name__)
 class SoftAdaptTask(ResumableTask):
     """SchNetPack's task with loss weights that follow a rule.
 
-    Every component is computed raw, the sum over components with the rule's weights is what is
-    differentiated. `val_loss` is the sum of the standardised components without weights, so it
-    means the same in all epochs whatever the weights do. All values are logged once per epoch,
-    as exact means over its structures and over all ranks, those of training at the parameters that
-    each step starts from:
+    The sum over components with the rule's weights is what is differentiated. `val_loss` is the sum
+    of the standardised components without weights, so it means the same in all epochs. All values
+    are logged once per epoch, as exact means over its structures and over all ranks, those of
+    training at the parameters that each step starts from:
 
     - `train_loss` (weighted), `val_loss`, `test_loss`
     - `{subset}_{component}_loss`: unweighted, standardised if `standardize`
@@ -55,8 +54,6 @@ class SoftAdaptTask(ResumableTask):
     - `weight_{component}`, `rate_{component}`: the weights used in the epoch, the rule's rates
     - `lr`, `wall_s`
 
-    Global random numbers are seeded anew at the start of each epoch, from the seed of the run and
-    the number of the epoch, so that a resumed run draws the same batches as an uninterrupted one.
     For settings that are changed on a resume see `ResumableTask`. A changed rule goes on from the
     weights and losses of the checkpoint if it remembers any; with other losses of the components
     `val_loss` has another meaning from there on.
@@ -118,7 +115,7 @@ class SoftAdaptTask(ResumableTask):
         self.epochs_done, self.wall_s = 0, 0.0
         #: what the last epoch logged
         self.record: dict[str, float] = {}
-        self._sums = {subset: EpochSums() for subset in ("train", "val", "test")}
+        self._sums: Mapping[str, EpochSums] = defaultdict(EpochSums)  # by subset
         self._counted = False  # whether the sums have the batch of this step
         self._validation: dict[str, float] = {}
         self._clock = time.monotonic()
@@ -215,7 +212,6 @@ class SoftAdaptTask(ResumableTask):
         for c in self.active:
             if c.kind is None:
                 c.fit(targets)
-        self.model.loss_standardization = self.standardization.metadata(targets.elements)
         labels, of_whole = {c.component: c.labels(targets) for c in self.active}, Counter()
         for c in self.active:
             of_whole[c.whole] += labels[c.component]
@@ -279,9 +275,6 @@ class SoftAdaptTask(ResumableTask):
         Huber losses, has its gradient). An optimizer class with `uses_residuals = True` is called
         once per batch as `optimizer.step(closure)`; each call of the closure computes this anew at
         the current parameters. It may differentiate, move them and call it again.
-
-        Args:
-            batch: left as it is.
         """
         pred = self._predict(batch)
         if not self._counted:
@@ -336,18 +329,13 @@ class SoftAdaptTask(ResumableTask):
 
     def _update_metrics(self, pred, batch, subset: str) -> None:
         """Metrics that came with SchNetPack's outputs, under their names and in their units."""
-        for output in (c.output for c in self.outputs if c.output is not None):
-            if not output.metrics[subset]:
-                continue
-            output.update_metrics({output.name: pred[output.name].detach()}, batch, subset)
-            for name, metric in output.metrics[subset].items():
-                self.log(
-                    f"{subset}_{output.name}_{name}",
-                    metric,
-                    on_step=False,
-                    on_epoch=True,
-                    batch_size=len(batch[properties.n_atoms]),
-                )
+        n = len(batch[properties.n_atoms])
+        for c in self.outputs:
+            if names := c.metric_names(subset):
+                c.model_output.update_metrics({c.name: pred[c.name].detach()}, batch, subset)
+                metrics = c.model_output.metrics[subset].values()
+                for name, metric in zip(names, metrics, strict=True):
+                    self.log(name, metric, on_step=False, on_epoch=True, batch_size=n)
 
     # ---------------------------------------------------------------- epochs
 
@@ -362,17 +350,8 @@ class SoftAdaptTask(ResumableTask):
     def on_train_epoch_start(self) -> None:
         """Forget the sums of the last epoch."""
         super().on_train_epoch_start()
-        self._sums["train"] = EpochSums()
-        self._validation = {}
+        self._sums, self._validation = defaultdict(EpochSums), {}
         self._epoch_lr = self.current_lr()
-
-    def on_validation_epoch_start(self) -> None:
-        """Forget the sums of the last validation."""
-        self._sums["val"] = EpochSums()
-
-    def on_test_epoch_start(self) -> None:
-        """Forget the sums of the last test."""
-        self._sums["test"] = EpochSums()
 
     def on_validation_epoch_end(self) -> None:
         """Log `val_loss` and what belongs to it."""
@@ -441,9 +420,12 @@ class SoftAdaptTask(ResumableTask):
         return min(done, 1.0)
 
     def _means(self, subset: str) -> EpochMeans:
+        """Means of an epoch over all ranks, whose sums are then forgotten."""
         reduce = self.sum_over_ranks if self.trainer.world_size > 1 else None
-        sums = self._sums[subset].reduce(EpochMeans.names(self.active), reduce)
-        return EpochMeans.of(subset, self.active, sums)
+        sums = self._sums.pop(subset, EpochSums())
+        return EpochMeans.of(
+            subset, self.active, sums.reduce(EpochMeans.names(self.active), reduce)
+        )
 
     def _log(self, record: dict[str, float]) -> None:
         """Hand values to callbacks and loggers."""
@@ -459,13 +441,8 @@ class SoftAdaptTask(ResumableTask):
 
     def _without_users_names(self, record: dict[str, float]) -> dict[str, float]:
         """For callbacks and loggers, what a metric of the user's is called is that metric."""
-        users = {
-            f"{subset}_{c.name}_{metric}"
-            for c in self.outputs
-            if c.output is not None
-            for subset, metrics in c.output.metrics.items()
-            for metric in metrics
-        }
+        subsets = ("train", "val", "test")
+        users = {name for c in self.outputs for s in subsets for name in c.metric_names(s)}
         return {name: value for name, value in record.items() if name not in users}
 
     # ---------------------------------------------------------------- resume

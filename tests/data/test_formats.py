@@ -302,11 +302,9 @@ def test_what_stands_outside_the_blocks_is_refused():
         read_files(find_sources(["input.data"]), ImportOptions())
 
 
-def test_keys_are_refused_where_names_are_fixed():
-    with open("input.data", "w") as file:
-        file.write(runner_text(sheared(0, 1)))
-    with pytest.raises(ValueError, match="fixed names"):
-        read_files(find_sources(["input.data"]), ImportOptions(energy_key="E0"))
+def test_keys_hold_for_every_format():
+    problem = problem_of("input.data", runner_text(sheared(0, 1)), energy_key="E0")
+    assert "there is no 'E0' among energy, forces, stress" in problem
     structure, _ = read_one("input.data", stress_key="none", forces_key="none")
     assert structure.stress is None
     assert structure.forces is None
@@ -478,9 +476,13 @@ def dimer(words, file):
         "positions": [[0, 0, 0], [0, 0, distance]],
         "cell": 8 * np.eye(3),
         "pbc": True,
-        "energy": energy,
-        "forces": [[0, 0, -force], [0, 0, force]],
-        "stress": pressure * np.eye(3),
+        "labels": [
+            {
+                "energy": energy,
+                "forces": [[0, 0, -force], [0, 0, force]],
+                "stress": pressure * np.eye(3),
+            }
+        ],
         "entries": {"group": "dimers"},
     }
 

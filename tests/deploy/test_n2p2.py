@@ -408,6 +408,10 @@ def test_refused_models(tmp_path):
     layout = Layout({"Mo": functions, "Te": functions})
     with pytest.raises(N2P2FormatError, match=r"no weighted wide angular function \(wG5\)"):
         write_potential(make_model(layout=layout), tmp_path)
+    functions[0] = SymmetryFunction("ANI", (42, 52), 4.0, 0.1)
+    layout = Layout({"Mo": functions, "Te": functions})
+    with pytest.raises(N2P2FormatError, match=r"n2p2 has no modified angular function \(ANI\)"):
+        write_potential(make_model(layout=layout), tmp_path)
     functions[0] = SymmetryFunction("G2", (42,), 4.0, 0.1, cutoff_fn="poly2")
     layout = Layout({"Mo": functions, "Te": functions})
     with pytest.raises(N2P2FormatError, match="one cutoff function for all"):

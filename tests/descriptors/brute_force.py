@@ -59,7 +59,8 @@ def _angular(f: SymmetryFunction, vectors, z_j) -> float:
         cosine = max(-1.0, min(1.0, float(np.dot(vectors[j], vectors[k])) / (r_ij * r_ik)))
         sides = (r_ij, r_ik, r_jk) if f.kind.endswith("G4") else (r_ij, r_ik)
         term = 2 ** (1 - f.zeta) * (1 + f.lam * cosine) ** f.zeta
-        term *= math.exp(-f.eta * sum((r - f.r_s) ** 2 for r in sides))
+        shifted = [(r_ij + r_ik) / 2] if f.kind == "ANI" else sides
+        term *= math.exp(-f.eta * sum((r - f.r_s) ** 2 for r in shifted))
         term *= math.prod(_cut(f.cutoff_fn, r, f.cutoff) for r in sides)
         total += term if f.neighbors else term * z_j[j] * z_j[k]
     return total
@@ -72,7 +73,7 @@ def brute_force(layout: Layout, r_ij, idx_i, idx_j, numbers) -> np.ndarray:
         mine = idx_i == i
         vectors, z_j = r_ij[mine], numbers[idx_j[mine]]
         for column, f in enumerate(layout.functions[int(z)]):
-            sum_terms = _angular if f.kind.endswith(("G4", "G5")) else _radial
+            sum_terms = _angular if f.kind.endswith(("G4", "G5", "ANI")) else _radial
             g[i, column] = sum_terms(f, vectors, z_j)
     return g
 
@@ -102,6 +103,9 @@ def mixed_layout() -> Layout:
                 s("G2", (8,), 4.0, 0.3),
                 s("G5", (8, 8), 4.0, 0.1, zeta=1, lam=-1),
                 s("G5", (1, 8), 4.0, 0.1, zeta=2, lam=1),
+                s("ANI", (1, 8), 4.0, 0.9, 1.4, zeta=4, lam=-1),
+                s("ANI", (1, 8), 4.0, 0.3, 1.4, zeta=1, lam=1),
+                s("ANI", (8, 8), 3.5, 0.2, zeta=2.5, lam=1, cutoff_fn="poly2"),
                 s("G4", (1, 1), 3.9, 0.2, 1.0, zeta=7, lam=-1),
                 s("wG4", (), 3.6, 0.02, 0.7, zeta=2, lam=-1, cutoff_fn="poly3"),
             ],

@@ -73,6 +73,16 @@ def test_values_agree_with_brute_force(make_backend):
         np.testing.assert_allclose(g.numpy(), expected, rtol=1e-12, atol=1e-14)
 
 
+def test_modified_angular_function_of_a_right_angle(make_backend):
+    """Smith 2017, eq. 4, by hand: 2^(1-zeta) exp(-eta (mean - r_s)^2) f_c(1.2) f_c(1.6)."""
+    f = SymmetryFunction("ANI", (1, 8), 4.0, 2.0, 1.5, zeta=3)
+    r_ij = np.array([[1.2, 0.0, 0.0], [0.0, 1.6, 0.0]])
+    layout = Layout.from_dict(Layout({"H": [f], "O": [f]}).to_dict())
+    g = make_backend(layout).values(*tensors(r_ij, [0, 0], [1, 2], np.array([1, 1, 8])))
+    cut = np.prod(0.5 * (np.cos(np.pi * np.array([1.2, 1.6]) / 4.0) + 1.0))
+    np.testing.assert_allclose(g[0, 0], 0.25 * np.exp(-2.0 * 0.1**2) * cut, rtol=1e-14)
+
+
 def test_columns_beyond_the_functions_of_an_element_are_zero(make_backend):
     layout = bf.mixed_layout()
     inputs = crystal_input(layout)
@@ -339,6 +349,7 @@ def test_smooth_across_the_cutoff(make_backend, cutoff_fn):
         SymmetryFunction("G2", (1,), 3.0, 0.01, cutoff_fn=cutoff_fn),
         SymmetryFunction("G4", (1, 1), 3.0, 0.01, cutoff_fn=cutoff_fn),
         SymmetryFunction("G5", (1, 1), 3.0, 0.01, cutoff_fn=cutoff_fn),
+        SymmetryFunction("ANI", (1, 1), 3.0, 0.01, 0.5, cutoff_fn=cutoff_fn),
     ]
     backend = make_backend(Layout({"H": f}))
     numbers = np.array([1, 1, 1])

@@ -428,7 +428,7 @@ def test_a_second_process_does_not_compile(tmp_path):
     program = """
         import torch
         from schnetpack_softadapt.descriptors.acsf.kernels import engine
-        from schnetpack_softadapt.descriptors.acsf.kernels.values import values
+        from schnetpack_softadapt.descriptors.acsf.kernels.products import values
         from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
         layout = Layout({1: [SymmetryFunction("G4", (1, 1), 4.0, 0.1)]})
         v = torch.eye(3, dtype=torch.float64)

@@ -40,7 +40,7 @@ from schnetpack_softadapt.training.checkpoints import RunCheckpoint
 from schnetpack_softadapt.training.losses import EnergyLoss, ForcesLoss, StressLoss
 from schnetpack_softadapt.training.optimizers.kalman import KalmanFilter
 from schnetpack_softadapt.training.results import ResultsWriter
-from schnetpack_softadapt.training.rules.schedules import Fixed
+from schnetpack_softadapt.training.rules import Fixed
 from schnetpack_softadapt.training.task import SoftAdaptTask
 
 CUTOFF = 4.5

@@ -112,8 +112,8 @@ def test_keys_are_those_of_the_models_modules(tmp_path):
         "task:\n  outputs:\n  - {name: U, target_property: energy_label}\n"
     )
     run = Run.read(tmp_path)
-    assert [run.output_key(q) for q in (ENERGY, FORCES, STRESS)] == ["U", "F", "stress"]
-    assert [run.target_key(key) for key in ("U", "F")] == ["energy_label", "F"]
+    assert [run.model_key(q) for q in (ENERGY, FORCES, STRESS)] == ["U", "F", "stress"]
+    assert [run.data_key(key) for key in ("U", "F")] == ["energy_label", "F"]
 
 
 def test_loss_panel_sums_unweighted_components(tmp_path):

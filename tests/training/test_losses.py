@@ -138,7 +138,6 @@ def test_weights_of_structures_and_atoms(batch, pred):
     batch[keys.forces_weight] = torch.tensor([[1.0], [0.0], [2.0]])
     forces = (3 * 1 + 2 * 9) / 5
     assert loss(ForcesLoss(), pred, batch) == pytest.approx(forces, **FLOAT32)
-    assert loss(EnergyLoss(structure_weight=None), pred, batch) == pytest.approx(2.5, **FLOAT32)
 
 
 def test_split_by_element(batch, pred):

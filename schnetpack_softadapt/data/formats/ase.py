@@ -14,7 +14,6 @@ from schnetpack_softadapt.data.formats.format import Format, LabelledFile
 __all__ = ["COMPRESSED", "FORMAT"]
 
 COMPRESSED = (".gz", ".xz", ".bz2")
-VIRIAL_KEYS = ("virial", "virials")  # of GAP, DeePMD and GPUMD; of MACE
 VASP_FORMATS = ("vasp-out", "vasp-xml")
 
 
@@ -49,33 +48,22 @@ def _frames(file: LabelledFile) -> Iterator[tuple[Atoms, str]]:
         )
 
 
-def _labels(frame: tuple[Atoms, str], file: LabelledFile) -> dict:
+def _structure(frame: tuple[Atoms, str], file: LabelledFile) -> dict:
     atoms, kind = frame
     # not `get_forces()`, which puts zeros on constrained atoms
-    results = atoms.calc.results if atoms.calc is not None else {}
-    places = (results, atoms.info, atoms.arrays)
-    key = file.options.stress_key
-    if key is None and "stress" not in results | atoms.info:
-        key = next((k for k in VIRIAL_KEYS if k in results | atoms.info), None)
-    stress = file.label("stress", *places, usual=key)
-    if kind == "extxyz" and (key or "stress") in results and np.size(stress) == 6:
+    results = dict(atoms.calc.results) if atoms.calc is not None else {}
+    if kind == "extxyz" and np.shape(results.get("stress")) == (6,):
         # there it stands as nine numbers, which ASE reduced
-        stress = voigt_6_to_full_3x3_stress(stress)
-    # `virial_stress` is a stress
-    is_virial = key is not None and "virial" in key.lower() and "stress" not in key.lower()
+        results["stress"] = voigt_6_to_full_3x3_stress(results["stress"])
     return {
         "numbers": atoms.numbers,
         "positions": atoms.positions,
         "cell": atoms.cell.array,
         "pbc": atoms.pbc,
-        "energy": file.label(
-            "energy", *places, usual="free_energy" if kind in VASP_FORMATS else None
-        ),
-        "forces": file.label("forces", *places),
-        "virial" if is_virial else "stress": stress,
-        "virial_name": key,
+        "labels": (results, atoms.info, atoms.arrays),
+        "usual": {"energy": "free_energy"} if kind in VASP_FORMATS else {},
         "entries": atoms.info,
     }
 
 
-FORMAT = Format("ase", "anything that ASE reads", _frames, _labels)  # its readers convert units
+FORMAT = Format("ase", "anything that ASE reads", _frames, _structure)  # its readers convert units

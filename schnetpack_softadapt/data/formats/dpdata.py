@@ -12,6 +12,8 @@ from schnetpack_softadapt.descriptors.elements import atomic_number
 
 __all__ = ["FORMAT"]
 
+LABELS = ("energies", "forces", "virials")
+
 
 def _frames(file: LabelledFile) -> Iterator[tuple[Mapping, int]]:
     """Arrays of all structures, and the index of one."""
@@ -28,17 +30,15 @@ def _frames(file: LabelledFile) -> Iterator[tuple[Mapping, int]]:
         yield data, index
 
 
-def _labels(frame: tuple[Mapping, int], file: LabelledFile) -> dict:
+def _structure(frame: tuple[Mapping, int], file: LabelledFile) -> dict:
     data, k = frame
     return {
         "numbers": [atomic_number(str(data["atom_names"][t])) for t in data["atom_types"]],
         "positions": data["coords"][k],
         "cell": data["cells"][k],
         "pbc": not data.get("nopbc", False),
-        "energy": data["energies"][k],
-        "forces": data["forces"][k] if "forces" in data else None,
-        "virial": data["virials"][k] if "virials" in data else None,
-        "virial_name": "virials",
+        "labels": [{name: data[name][k] for name in LABELS if name in data}],
+        "usual": {"energy": "energies"},
     }
 
 
@@ -46,8 +46,7 @@ FORMAT = Format(
     "dpdata",
     "through dpdata, if it is installed: deepmd/npy, cp2k/output, abacus/scf, qe/pw/scf..",
     _frames,
-    _labels,
-    fixed_keys=True,
+    _structure,
     argument="FMT",
     takes_folders=True,
 )

@@ -54,7 +54,7 @@ def _members(file: LabelledFile) -> Iterator[dict]:
         yield {**header, **data}
 
 
-def _labels(data: dict, file: LabelledFile) -> dict:
+def _structure(data: dict, file: LabelledFile) -> dict:
     missing = [k for k in NEEDED if k not in data]
     if missing:
         raise ValueError(f"no {', '.join(missing)} in the structure")
@@ -77,14 +77,15 @@ def _labels(data: dict, file: LabelledFile) -> dict:
         raise ValueError(f"NumAtoms is {n_atoms}, but there are {len(numbers)} AtomTypes")
     cell = _array(data, "Lattice", n_atoms)
     positions = _array(data, "Positions", n_atoms)
+    labels = {k: _array(data, k, n_atoms) for k in ("Forces", "Stress") if k in data}
+    labels["Energy"] = data["Energy"]
     return {
         "numbers": numbers,
         "positions": positions @ cell if is_fractional else positions,
         "cell": cell,
         "pbc": True,
-        "energy": data["Energy"],
-        "forces": _array(data, "Forces", n_atoms) if "Forces" in data else None,
-        "stress": _array(data, "Stress", n_atoms) if "Stress" in data else None,
+        "labels": [labels],
+        "usual": {"energy": "Energy", "forces": "Forces", "stress": "Stress"},
         "units": stated,
         "group": file.path.absolute().parent.name,
         "entries": {k: v for k, v in data.items() if isinstance(v, str | int | float)},
@@ -129,9 +130,8 @@ FORMAT = Format(
     "fitsnap",
     "JSON",
     _members,
-    _labels,
+    _structure,
     _is_fitsnap,
     LabelUnits(stress_unit="bar", stress_sign=-1),
     states_units=True,
-    fixed_keys=True,
 )

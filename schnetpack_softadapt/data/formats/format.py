@@ -37,6 +37,7 @@ GROUP = "schnetpack_softadapt.formats"
 OWN = ("ase", "runner", "mlearn", "fitsnap", "dpdata")
 AUTO = "auto"
 NONE = "none"  # as the name of a label: leave it out
+VIRIAL_KEYS = ("virial", "virials")  # of GAP, DeePMD and GPUMD; of MACE and dpdata
 N_CHARACTERS_LOOKED_AT = 4096
 
 #: for the help: what the user may give for each field of `LabelUnits`
@@ -58,17 +59,18 @@ class Format:
     Attributes:
         name: as the user names it with `--format`.
         description: of the files, for the help.
-        frames: yields what `labels` needs of each structure of a file.
-        labels: the numbers of one structure as they stand in the file: `numbers`, `positions`,
-            `cell`, `pbc`, `energy` and, where there are some, `forces` and `stress` (six or nine
-            numbers) or `virial` (-volume * stress, an energy); `entries`, by which the user may
-            group and split; `group` and `units` (fields of `LabelUnits`) where the file states
-            them. Raises ValueError where they make no sense.
+        frames: yields what `structure` needs of each structure of a file.
+        structure: the numbers of one structure as they stand in the file: `numbers`, `positions`,
+            `cell`, `pbc`; `labels`, mappings that hold energy, forces and stress (six or nine
+            numbers) or virial (-volume * stress, an energy), of which the first counts that has
+            one; `usual`, the names of labels that are not just these; `entries`, by which the user
+            may group and split; `group` and `units` (fields of `LabelUnits`) where the file states
+            them. Raises ValueError where they make no sense, KeyError with the name of what is
+            missing.
         detect: whether a file is unmistakably of this format, from its path and the text that it
             begins with; None where the user has to name the format.
         units: what holds unless the file or the user says otherwise.
         states_units: for the help: files say which units they are in.
-        fixed_keys: labels have fixed names.
         argument: what the user adds to the name after a colon, for the help; empty: nothing.
         takes_folders: a folder is one set of data.
     """
@@ -76,11 +78,10 @@ class Format:
     name: str
     description: str
     frames: "Callable[[LabelledFile], Iterator[Any]]"
-    labels: "Callable[[Any, LabelledFile], dict]"
+    structure: "Callable[[Any, LabelledFile], dict]"
     detect: Callable[[Path, str], bool] | None = None
     units: LabelUnits = field(default_factory=LabelUnits)
     states_units: bool = False
-    fixed_keys: bool = False
     argument: str = ""
     takes_folders: bool = False
 
@@ -146,11 +147,14 @@ class ImportOptions:
 
     def units(self, usual: LabelUnits, stated: Mapping = {}) -> LabelUnits:
         """Units of labels: what the user gave, else what the file states, else what is usual."""
-        values = {}
+        values = []
         for name in (f.name for f in fields(LabelUnits)):
             candidates = (getattr(self, name), stated.get(name), getattr(usual, name))
-            values[name] = next((value for value in candidates if value is not None), None)
-        return LabelUnits(**values)
+            values.append(next((value for value in candidates if value is not None), None))
+        return _label_units(*values)
+
+
+_label_units = cache(LabelUnits)  # mostly one for all structures of a file
 
 
 @dataclass
@@ -173,31 +177,6 @@ class LabelledFile:
 
     def __str__(self) -> str:
         return str(self.path) if self.frames is None else f"{self.path}@{self.frames}"
-
-    def label(self, name: str, *places: Mapping, usual: str | None = None):
-        """A label by the name that the user gave, else by its usual one; None if it may be missing.
-
-        Args:
-            name: energy, forces or stress.
-            places: mappings that may hold it, the first that does counts.
-            usual: its usual name.
-        """
-        key = getattr(self.options, f"{name}_key")
-        is_needed = name == "energy"
-        if key == NONE and not is_needed:
-            return None
-        wanted = key or usual or name
-        for place in places:
-            if place.get(wanted) is not None:
-                return place[wanted]
-        if key is None and not is_needed:
-            return None
-        known = sorted(set().union(*places) - {"numbers", "positions"})
-        raise ValueError(
-            f"no {name}: there is no {wanted!r} among"
-            f" {', '.join(known) or 'its labels (it has none)'};"
-            f" name the right one with --{name}-key"
-        )
 
 
 def format_of(file: str | Path, options: ImportOptions) -> Format:
@@ -239,15 +218,15 @@ def read_files(
         for file in files:
             file.options, index = options, 0
             record = format_of(file.path, options)
-            _refuse_keys(record, options)
             try:
                 for frame in record.frames(file):
                     try:
-                        structure = _structure(record.labels(frame, file), record, file)
+                        structure = _structure(record.structure(frame, file), record, file)
                         structure.info.update(file=str(file), format=record.name, index=index)
                         structures.append(structure)
-                    except (ValueError, TypeError) as error:
-                        problems.append(f"{file}, structure {index}: {error}")
+                    except (KeyError, TypeError, ValueError) as error:
+                        reason = f"no {error}" if isinstance(error, KeyError) else error
+                        problems.append(f"{file}, structure {index}: {reason}")
                     index += 1
                     bar.update(total is None)
             except ImportError as error:
@@ -269,35 +248,21 @@ def read_files(
     return structures, problems, remarks
 
 
-def _refuse_keys(record: Format, options: ImportOptions) -> None:
-    for name in ("energy", "forces", "stress") if record.fixed_keys else ():
-        key = getattr(options, f"{name}_key")
-        if key is not None and (key != NONE or name == "energy"):
-            raise ValueError(
-                f"--{name}-key {key}: the format {record.name} has fixed names;"
-                " only 'none' is possible, for forces and stress"
-            )
-
-
-def _structure(labels: dict, record: Format, file: LabelledFile) -> Structure:
+def _structure(raw: dict, record: Format, file: LabelledFile) -> Structure:
     """A structure in ASE's units from numbers as they stand in a file."""
-    options, stated = file.options, labels.get("units", {})
+    options, stated = file.options, raw.get("units", {})
     units, plain = options.units(record.units, stated), options.units(LabelUnits(), stated)
     if (units.energy_unit, units.length_unit) != (plain.energy_unit, plain.length_unit):
         file.remarks.append(
             f"lengths in {units.length_unit}, energies in {units.energy_unit}, as is usual in"
             f" {record.name} files (else --length-unit, --energy-unit)"
         )
-    energy = labels["energy"]
+    energy, forces = (_label(name, raw, options) for name in ("energy", "forces"))
     if np.size(energy) != 1:
         raise ValueError(f"energy has shape {np.shape(energy)}")
-    forces = None if options.forces_key == NONE else labels.get("forces")
-    if forces is not None:
-        forces = np.asarray(forces, dtype=np.float64) * units.forces_factor
-    cell = np.asarray(labels["cell"], dtype=np.float64) * units.length_factor
-    entries = labels.get("entries", {})
-    group = labels.get("group", file.group)
-    group = entries.get("group", entries.get("config_type", group))
+    cell = np.asarray(raw["cell"], dtype=np.float64) * units.length_factor
+    entries = raw.get("entries", {})
+    group = entries.get("group", entries.get("config_type", raw.get("group", file.group)))
     if options.group_key is not None:
         group = _entry(entries, options.group_key, "group")
     info = {}
@@ -305,38 +270,57 @@ def _structure(labels: dict, record: Format, file: LabelledFile) -> Structure:
         values = [str(_entry(entries, key, "split")) for key in options.split_keys]
         info["strain_state"] = " ".join(values)
     return Structure(
-        numbers=labels["numbers"],
-        positions=np.asarray(labels["positions"], dtype=np.float64) * units.length_factor,
+        numbers=raw["numbers"],
+        positions=np.asarray(raw["positions"], dtype=np.float64) * units.length_factor,
         cell=cell,
-        pbc=labels["pbc"],
+        pbc=raw["pbc"],
         energy=float(np.ravel(energy)[0]) * units.energy_factor,
-        forces=forces,
-        stress=None if options.stress_key == NONE else _stress(labels, units, cell, file),
+        forces=None if forces is None else np.asarray(forces, np.float64) * units.forces_factor,
+        stress=_stress(raw, units, cell, file),
         group=str(group),
         info=info,
     )
 
 
-def _stress(
-    labels: dict, units: LabelUnits, cell: np.ndarray, file: LabelledFile
-) -> np.ndarray | None:
-    """Stress (3, 3) in eV/Ang^3, also from a virial."""
-    order = stress_order(units.stress_order)
-    virial = labels.get("virial")
-    if virial is None:
-        stress = labels.get("stress")
-        return None if stress is None else stress_matrix(stress, order, units.stress_factor)
-    name = labels.get("virial_name", "virial")
+def _stress(raw: dict, units: LabelUnits, cell: np.ndarray, file: LabelledFile):
+    """Stress (3, 3) in eV/Ang^3, also from a virial; None without."""
+    names = set().union(*raw["labels"])
+    key, order = file.options.stress_key, stress_order(units.stress_order)
+    if key is None and raw.get("usual", {}).get("stress", "stress") not in names:
+        key = next((k for k in VIRIAL_KEYS if k in names), None)
+    values = _label("stress", raw, file.options, key)
+    # `virial_stress` is a stress
+    is_virial = key is not None and "virial" in key.lower() and "stress" not in key.lower()
+    if values is None or not is_virial:
+        return None if values is None else stress_matrix(values, order, units.stress_factor)
     if file.options.stress_unit is not None:
-        raise ValueError(f"{name!r} is a virial, an energy: --stress-unit does not apply to it")
+        raise ValueError(f"{key!r} is a virial, an energy: --stress-unit does not apply to it")
     sign = file.options.stress_sign or -1
     file.remarks.append(
-        f"stress is {'-' if sign < 0 else ''}{name} / volume, a virial in {units.energy_unit} that"
+        f"stress is {'-' if sign < 0 else ''}{key} / volume, a virial in {units.energy_unit} that"
         f" is positive in {'compression' if sign < 0 else 'tension'} (else --stress-sign {-sign})"
     )
     # without a volume there is no stress, only a placeholder
     volume = abs(np.linalg.det(cell)) or np.nan
-    return stress_matrix(virial, order, sign * units.energy_factor / volume)
+    return stress_matrix(values, order, sign * units.energy_factor / volume)
+
+
+def _label(name: str, raw: dict, options: ImportOptions, key: str | None = None):
+    """A label by the name that the user gave, else by its usual one; None if it may be missing."""
+    given, is_needed = getattr(options, f"{name}_key"), name == "energy"
+    if given == NONE and not is_needed:
+        return None
+    wanted = given or key or raw.get("usual", {}).get(name, name)
+    for labels in raw["labels"]:
+        if labels.get(wanted) is not None:
+            return labels[wanted]
+    if given is None and not is_needed:
+        return None
+    known = sorted(set().union(*raw["labels"]) - {"numbers", "positions"})
+    raise ValueError(
+        f"no {name}: there is no {wanted!r} among {', '.join(known) or 'its labels (it has none)'};"
+        f" name the right one with --{name}-key"
+    )
 
 
 def _entry(entries: Mapping, key: str, what: str):

@@ -32,69 +32,51 @@ def _members(file: LabelledFile) -> Iterator[dict]:
     yield from [members] if isinstance(members, dict) else members
 
 
-def _labels(member: dict, file: LabelledFile) -> dict:
-    structure = _part(member, "structure", "the member")
-    sites = _part(structure, "sites", "its structure")
-    outputs = _part(member, "outputs", "the member")
+def _structure(member: dict, file: LabelledFile) -> dict:
+    structure, outputs = member["structure"], member["outputs"]
+    sites = structure["sites"]
     stated = member.get("num_atoms", len(sites))
     if stated != len(sites):
         raise ValueError(f"num_atoms is {stated}, but the structure has {len(sites)} sites")
     lattice = structure.get("lattice")
-    cell = np.zeros((3, 3))
-    if lattice is not None:
-        cell = np.array(_part(lattice, "matrix", "its lattice"), dtype=np.float64)
-    stress = file.label("stress", outputs, usual="virial_stress")
-    if stress is None and "stress" in outputs and file.options.stress_key is None:
+    cell = np.array(np.zeros((3, 3)) if lattice is None else lattice["matrix"], dtype=np.float64)
+    unclear = "stress" in outputs and "virial_stress" not in outputs
+    if unclear and file.options.stress_key is None:
         file.remarks.append(
             "`stress` is not read, since its unit and order are not known;"
             " give --stress-key stress --stress-unit --stress-sign --stress-order"
         )
     return {
         "numbers": [_number(i, site) for i, site in enumerate(sites)],
-        "positions": [_position(i, site, cell) for i, site in enumerate(sites)],
+        # from the fractional coordinates if there are some, as pymatgen reads them
+        "positions": [
+            np.array(s["abc"], dtype=np.float64) @ cell if "abc" in s and cell.any() else s["xyz"]
+            for s in sites
+        ],
         "cell": cell,
         "pbc": (lattice or {}).get("pbc", lattice is not None),
-        "energy": file.label("energy", outputs),
-        "forces": file.label("forces", outputs),
-        "stress": stress,
+        "labels": [outputs],
+        "usual": {"stress": "virial_stress"},
         "entries": {k: v for k, v in member.items() if isinstance(v, str | int | float)},
     }
 
 
-def _part(parent: dict, key: str, where: str):
-    if not isinstance(parent, dict) or key not in parent:
-        known = ", ".join(parent) if isinstance(parent, dict) else type(parent).__name__
-        raise ValueError(f"no {key!r} in {where} (there is: {known})")
-    return parent[key]
-
-
 def _number(index: int, site: dict) -> int:
     """Atomic number of a site, which must hold one whole atom."""
-    species = _part(site, "species", f"site {index}")
+    species = site["species"]
     if len(species) != 1 or abs(species[0].get("occu", 1) - 1) > 1e-6:
         raise ValueError(f"site {index} is not occupied by one whole atom")
     try:
-        return atomic_number(str(_part(species[0], "element", "its species")))
+        return atomic_number(str(species[0]["element"]))
     except ValueError as error:
         raise ValueError(f"site {index}: {error}") from None
-
-
-def _position(index: int, site: dict, cell: np.ndarray) -> np.ndarray:
-    """Cartesian, from the fractional coordinates if there are some, as pymatgen reads them."""
-    if "abc" in site and cell.any():
-        position = np.array(site["abc"], dtype=np.float64) @ cell
-    else:
-        position = np.array(_part(site, "xyz", f"site {index}"), dtype=np.float64)
-    if position.shape != (3,):
-        raise ValueError(f"site {index} has coordinates of shape {position.shape}")
-    return position
 
 
 FORMAT = Format(
     "mlearn",
     "JSON of mlearn and maml",
     _members,
-    _labels,
+    _structure,
     _is_mlearn,
     LabelUnits(stress_unit="kbar", stress_sign=-1, stress_order="lammps"),
 )

@@ -51,7 +51,7 @@ def _blocks(file: LabelledFile) -> Iterator[tuple[int, list[tuple[int, list[str]
         yield first, lines, False
 
 
-def _labels(block: tuple[int, list[tuple[int, list[str]]], bool], file: LabelledFile) -> dict:
+def _structure(block: tuple[int, list[tuple[int, list[str]]], bool], file: LabelledFile) -> dict:
     first, lines, is_complete = block
     if not is_complete:
         raise ValueError(f"the block that begins in line {first} has no 'end'")
@@ -88,9 +88,9 @@ def _labels(block: tuple[int, list[tuple[int, list[str]]], bool], file: Labelled
         "positions": atoms[:, :3],
         "cell": rows["lattice"] or np.zeros((3, 3)),
         "pbc": bool(rows["lattice"]),
-        "energy": rows["energy"][-1],
-        "forces": atoms[:, 3:],
-        "stress": rows["stress"] or None,
+        "labels": [
+            {"energy": rows["energy"][-1], "forces": atoms[:, 3:], "stress": rows["stress"] or None}
+        ],
         "entries": {"comment": " ".join(comments), "line": first},
     }
 
@@ -109,8 +109,7 @@ FORMAT = Format(
     "runner",
     "input.data of n2p2 and RuNNer",
     _blocks,
-    _labels,
+    _structure,
     _is_runner,
     LabelUnits(energy_unit="Ha", length_unit="Bohr"),
-    fixed_keys=True,
 )

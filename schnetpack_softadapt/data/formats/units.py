@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from ase import units
@@ -86,17 +87,17 @@ class LabelUnits:
         stress_order(self.stress_order)
         _ = self.forces_factor, self.stress_factor  # raise where a unit is unknown
 
-    @property
+    @cached_property
     def energy_factor(self) -> float:
         """eV per unit of energy."""
         return unit_factor(self.energy_unit, ENERGY_UNITS, "energy")
 
-    @property
+    @cached_property
     def length_factor(self) -> float:
         """Ang per unit of length."""
         return unit_factor(self.length_unit, LENGTH_UNITS, "length")
 
-    @property
+    @cached_property
     def forces_factor(self) -> float:
         """eV/Ang per unit of force."""
         if self.forces_unit is None:
@@ -106,7 +107,7 @@ class LabelUnits:
             length, LENGTH_UNITS, "force's length"
         )
 
-    @property
+    @cached_property
     def stress_factor(self) -> float:
         """eV/Ang^3 per unit of stress, negative if positive numbers mean compression."""
         if self.stress_unit is None:

@@ -13,19 +13,14 @@ import ase.io
 import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.data import covalent_radii
 from tqdm import tqdm
 
 from schnetpack_softadapt.data.database import write_database
-from schnetpack_softadapt.data.generate.labelling import (
-    CalculatorSpec,
-    import_calculator,
-    label_all,
-)
+from schnetpack_softadapt.data.generate.labelling import import_calculator, label_all
 from schnetpack_softadapt.data.generate.recipe import Recipe, build, samples
+from schnetpack_softadapt.data.importing.checks import closest_contact
 from schnetpack_softadapt.data.structures import Structure
 from schnetpack_softadapt.files import locked, replacing
-from schnetpack_softadapt.neighbors.pair_list import neighbor_pairs
 
 __all__ = ["GenerationResult", "generate", "plan"]
 
@@ -65,7 +60,7 @@ class Task(NamedTuple):
 
     key: str
     atoms: Atoms
-    calculator: CalculatorSpec
+    calculator_args: dict
     digest: str
 
 
@@ -134,7 +129,7 @@ def generate(
         with (
             open(journal, "ab") as file,
             tqdm(
-                label_all([task[:3] for task in missing], n_jobs),
+                label_all([task[:3] for task in missing], recipe.calculator, n_jobs),
                 desc="labelling",
                 unit=" structures",
                 total=len(tasks),
@@ -165,18 +160,19 @@ def _tasks(recipe: Recipe, result: GenerationResult) -> list[Task]:
     tasks = []
     for sample in samples(recipe):
         atoms = build(sample, recipe)
-        reason = _too_close(atoms, recipe.min_distance)
-        if reason is not None:
-            result.skipped[sample.key] = reason
+        contact = closest_contact(atoms, recipe.min_distance, SHORTEST_OF_COVALENT)
+        if contact is not None:
+            result.skipped[sample.key] = (
+                "atoms {} and {} are {:.3f} Ang apart (less than {:.3f}; --min-distance)"
+            ).format(*contact)
             continue
-        calculator = CalculatorSpec(recipe.calculator, arguments[sample.prototype])
-        tasks.append(Task(sample.key, atoms, calculator, _digest(atoms, calculator)))
+        own = arguments[sample.prototype]
+        tasks.append(Task(sample.key, atoms, own, _digest(atoms, [recipe.calculator, own])))
     return tasks
 
 
-def _digest(atoms: Atoms, calculator: CalculatorSpec) -> str:
-    text = json.dumps([calculator.path, calculator.arguments], sort_keys=True)
-    digest = hashlib.sha256(text.encode())
+def _digest(atoms: Atoms, calculator: list) -> str:
+    digest = hashlib.sha256(json.dumps(calculator, sort_keys=True).encode())
     digest.update(atoms.numbers.astype("<i8").tobytes())
     for array in (atoms.positions, atoms.cell.array):
         # to 1e-8 Ang, beyond what differs between machines
@@ -186,27 +182,6 @@ def _digest(atoms: Atoms, calculator: CalculatorSpec) -> str:
             digest.update(atoms.get_array(name).astype("<f8").tobytes())
     digest.update(atoms.pbc.tobytes())
     return digest.hexdigest()[:16]
-
-
-def _too_close(atoms: Atoms, min_distance: float | None) -> str | None:
-    """Why a structure is not worth labelling, or None."""
-    radii = covalent_radii[atoms.numbers]
-    cutoff = 2 * SHORTEST_OF_COVALENT * radii.max() if min_distance is None else min_distance
-    if cutoff <= 0:
-        return None
-    i, j, r_ij, _ = neighbor_pairs(atoms.positions, atoms.cell.array, atoms.pbc, cutoff)
-    distances = np.linalg.norm(r_ij, axis=1)
-    limits = SHORTEST_OF_COVALENT * (radii[i] + radii[j])
-    if min_distance is not None:
-        limits = np.full(len(distances), min_distance)
-    bad = np.flatnonzero(distances < limits)
-    if not len(bad):
-        return None
-    worst = bad[np.argmin(distances[bad])]
-    return (
-        f"atoms {i[worst]} and {j[worst]} are {distances[worst]:.3f} Ang apart (less than"
-        f" {limits[worst]:.3f}; --min-distance)"
-    )
 
 
 def _read_journal(path: Path) -> tuple[dict[str, dict], int]:

@@ -14,43 +14,15 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import PropertyNotImplementedError
 
-__all__ = ["CalculatorSpec", "import_calculator", "label_all"]
+__all__ = ["import_calculator", "label_all"]
 
 Labels = dict[str, list | float | str | None]
-
-
-@dataclass(frozen=True)
-class CalculatorSpec:
-    """How a worker makes its calculator.
-
-    Attributes:
-        path: "module:name" of a class or function.
-        arguments: keyword arguments; "{worker}" in a text becomes the worker's number, for
-            calculators that write files into a directory of their own.
-    """
-
-    path: str
-    arguments: dict
-
-    def make(self, worker: int = 0):
-        """A new calculator."""
-        return import_calculator(self.path)(**_fill(self.arguments, worker))
-
-
-def _fill(value, worker: int):
-    """The arguments with "{worker}" replaced in every text."""
-    if isinstance(value, str):
-        return value.replace("{worker}", str(worker))
-    if isinstance(value, dict):
-        return {key: _fill(item, worker) for key, item in value.items()}
-    return [_fill(item, worker) for item in value] if isinstance(value, list) else value
 
 
 def import_calculator(path: str) -> Callable:
@@ -77,6 +49,15 @@ def import_calculator(path: str) -> Callable:
     return found
 
 
+def _fill(value, worker: int):
+    """Arguments of a calculator, with "{worker}" in every text replaced by a number."""
+    if isinstance(value, str):
+        return value.replace("{worker}", str(worker))
+    if isinstance(value, dict):
+        return {key: _fill(item, worker) for key, item in value.items()}
+    return [_fill(item, worker) for item in value] if isinstance(value, list) else value
+
+
 def _label(atoms: Atoms, calculator) -> Labels:
     """Energy, forces and (if periodic, and if the calculator has it) stress (3, 3); ASE's units.
 
@@ -98,13 +79,16 @@ def _label(atoms: Atoms, calculator) -> Labels:
 
 
 def label_all(
-    tasks: Iterable[tuple[str, Atoms, CalculatorSpec]], n_jobs: int = 1
+    tasks: Iterable[tuple[str, Atoms, dict]], calculator: str, n_jobs: int = 1
 ) -> Iterator[tuple[str, Labels]]:
     """Label structures in `n_jobs` processes, and yield each as soon as it is done.
 
     Args:
-        tasks: name, structure, and how to make its calculator (a new one for each, so that no
-            result depends on what was computed before).
+        tasks: name, structure, and keyword arguments of its calculator; "{worker}" in a text
+            becomes the worker's number, for calculators that write files into a directory of their
+            own.
+        calculator: "module:name" of a class or function that makes one. Each structure gets a new
+            one, so that no result depends on what was computed before.
         n_jobs: number of processes; each may use several threads (OMP_NUM_THREADS).
 
     Yields:
@@ -115,16 +99,16 @@ def label_all(
     for worker in workers:
         idle.put(worker)
 
-    def label(atoms: Atoms, spec: CalculatorSpec) -> Labels:
+    def label(atoms: Atoms, arguments: dict) -> Labels:
         worker = idle.get()
         try:
-            return worker.label(atoms, spec)
+            return worker.label(atoms, calculator, arguments)
         finally:
             idle.put(worker)
 
     threads, is_done = ThreadPoolExecutor(n_jobs), False
     try:
-        names = {threads.submit(label, atoms, spec): name for name, atoms, spec in tasks}
+        names = {threads.submit(label, *task[1:]): task[0] for task in tasks}
         for future in as_completed(names):
             yield names[future], future.result()
         is_done = True
@@ -141,16 +125,15 @@ class _Worker:
         self.number = number
         self.process: multiprocessing.Process | None = None
 
-    def label(self, atoms: Atoms, spec: CalculatorSpec) -> Labels:
+    def label(self, *task) -> Labels:
         if self.process is None:
             context = multiprocessing.get_context("spawn")  # calculators may hold threads or a GPU
             self.connection, theirs = context.Pipe()
-            arguments = (theirs, self.number)
-            self.process = context.Process(target=_work, args=arguments, daemon=True)
+            self.process = context.Process(target=_work, args=(theirs, self.number), daemon=True)
             self.process.start()
             theirs.close()  # so that the end of the process ends the connection
         try:
-            self.connection.send((atoms, spec))
+            self.connection.send(task)
             return self.connection.recv()
         except (EOFError, OSError):
             self.process.join()
@@ -170,9 +153,9 @@ def _work(connection: Connection, worker: int) -> None:
     """Label what comes in until the other side is gone."""
     while True:
         try:
-            atoms, spec = connection.recv()
+            atoms, calculator, arguments = connection.recv()
             try:
-                labels = _label(atoms, spec.make(worker))
+                labels = _label(atoms, import_calculator(calculator)(**_fill(arguments, worker)))
             except Exception as error:  # calculators raise anything at all
                 lines = traceback.format_exception_only(error)
                 labels = {"error": " ".join("".join(lines).split())[:500]}

@@ -111,9 +111,6 @@ class Recipe:
             if number < 0 or number != int(number):
                 raise ValueError(f"vacancies is a number of atoms, not {number}")
         self.vacancies = tuple(map(int, self.vacancies))
-        self._check_number_of_vacancies()
-
-    def _check_number_of_vacancies(self) -> None:
         most, element = max(self.vacancies), self.vacancy_element
         for prototype, cell in itertools.product(self.prototypes, self.supercell):
             symbols = list(prototype.atoms.symbols) * int(np.prod(cell))
@@ -150,11 +147,6 @@ class Sample:
         parts = [f"{n}{e:+.6g}" for n, e in zip(VOIGT, self.strain, strict=True) if e]
         return " ".join(parts) or "0"
 
-    def child_seed(self, seed: int) -> int:
-        """Seed of this structure's own random numbers."""
-        digest = hashlib.sha256(f"{seed}|{self.key}".encode()).digest()
-        return int.from_bytes(digest[:6], "little")  # 48 bits: exact in every file format
-
 
 def samples(recipe: Recipe) -> Iterator[Sample]:
     """All structures of a recipe, prototype by prototype and strain by strain."""
@@ -176,7 +168,8 @@ def build(sample: Sample, recipe: Recipe) -> Atoms:
     atoms.positions = atoms.positions @ deformation
     atoms.cell = atoms.cell.array @ deformation
     atoms = atoms.repeat(sample.supercell)
-    child_seed = sample.child_seed(recipe.seed)
+    digest = hashlib.sha256(f"{recipe.seed}|{sample.key}".encode()).digest()
+    child_seed = int.from_bytes(digest[:6], "little")  # 48 bits: exact in every file format
     rng = np.random.default_rng(child_seed)
     if sample.vacancies:
         element = recipe.vacancy_element

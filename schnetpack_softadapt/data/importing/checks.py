@@ -3,21 +3,17 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
-from ase.data import chemical_symbols
+from ase.data import chemical_symbols, covalent_radii
 from tqdm import tqdm
 
 from schnetpack_softadapt.data.structures import Structure
 from schnetpack_softadapt.neighbors.cells import MIN_VOLUME_ANG3
 from schnetpack_softadapt.neighbors.pair_list import neighbor_pairs
 
-__all__ = ["InvalidStructures", "leave_out_placeholder_stress", "raise_problems", "where"]
+__all__ = ["closest_contact", "leave_out_placeholder_stress", "raise_problems", "where"]
 
 MIN_DISTANCE_ANG = 0.5  # no two nuclei come closer in any data worth learning; H2 has 0.74
 MAX_LISTED = 20
-
-
-class InvalidStructures(ValueError):
-    """Structures that cannot be used; the message lists them with file, index and reason."""
 
 
 def raise_problems(
@@ -31,7 +27,7 @@ def raise_problems(
         progress: show a progress bar.
 
     Raises:
-        InvalidStructures: with the first problems and their number.
+        ValueError: with the first problems, by file, index and reason, and their number.
     """
     problems = list(problems)
     some_have_forces = any(s.forces is not None for s in structures)
@@ -47,7 +43,7 @@ def raise_problems(
         lines = [f"{len(problems)} problem(s), nothing written:", *problems[:MAX_LISTED]]
         if len(problems) > MAX_LISTED:
             lines.append(f"and {len(problems) - MAX_LISTED} more")
-        raise InvalidStructures("\n  ".join(lines))
+        raise ValueError("\n  ".join(lines))
 
 
 def where(structure: Structure, position: int) -> str:
@@ -89,18 +85,43 @@ def _geometry_problems(structure: Structure) -> Iterator[str]:
         yield "cell of volume zero: its lattice vectors are linearly dependent"
         return
     try:
-        i, j, r_ij, _ = neighbor_pairs(
-            structure.positions, structure.cell, structure.pbc, MIN_DISTANCE_ANG
-        )
+        contact = closest_contact(structure, MIN_DISTANCE_ANG)
     except ValueError as error:  # a cell so flat that it has no neighbours to speak of
         yield str(error)
         return
-    if len(i):
-        d_ij = np.linalg.norm(r_ij, axis=1)
-        k = int(np.argmin(d_ij))
-        a, b = sorted((int(i[k]), int(j[k])))
+    if contact is not None:
+        a, b, distance, _ = contact
         whom = f"atoms {a} and {b}" if a != b else f"atom {a} and its periodic image"
-        yield f"{whom} are {d_ij[k]:.3f} Ang apart; lengths in another unit? (--length-unit)"
+        yield f"{whom} are {distance:.3f} Ang apart; lengths in another unit? (--length-unit)"
+
+
+def closest_contact(
+    structure: Structure, limit: float | None, of_covalent: float = 0.0
+) -> tuple[int, int, float, float] | None:
+    """Of pairs (with periodic images) closer than a limit the closest one; None if there is none.
+
+    Args:
+        structure: a structure of this package, or of ASE.
+        limit: Ang; None for a part of the sum of the covalent radii.
+        of_covalent: that part.
+
+    Returns:
+        the two atoms, their distance and the limit, Ang.
+    """
+    radii = of_covalent * covalent_radii[structure.numbers]
+    cell = np.asarray(structure.cell)
+    cutoff = 2 * radii.max() if limit is None else limit
+    if cutoff <= 0:
+        return None
+    i, j, r_ij, _ = neighbor_pairs(structure.positions, cell, structure.pbc, cutoff)
+    distances = np.linalg.norm(r_ij, axis=1)
+    limits = radii[i] + radii[j] if limit is None else np.full(len(i), limit)
+    bad = np.flatnonzero(distances < limits)
+    if not len(bad):
+        return None
+    k = bad[np.argmin(distances[bad])]
+    a, b = sorted((int(i[k]), int(j[k])))
+    return a, b, float(distances[k]), float(limits[k])
 
 
 def leave_out_placeholder_stress(structures: Sequence[Structure]) -> list[str]:

@@ -22,20 +22,12 @@ follow A. Singraber, J. Behler, C. Dellago, J. Chem. Theory Comput. 15, 1827 (20
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
-__all__ = [
-    "CUTOFFS",
-    "cosine_cutoff",
-    "exp_cutoff",
-    "poly1_cutoff",
-    "poly2_cutoff",
-    "poly3_cutoff",
-    "poly4_cutoff",
-    "tanh3_cutoff",
-]
+__all__ = ["CUTOFFS"]
 
 
 def _zero_beyond(values: Tensor, r: Tensor, cutoff: float) -> Tensor:
@@ -43,21 +35,18 @@ def _zero_beyond(values: Tensor, r: Tensor, cutoff: float) -> Tensor:
     return torch.where(r >= cutoff, torch.zeros_like(values), values)
 
 
-def cosine_cutoff(r: Tensor, cutoff: float) -> Tensor:
-    """f(r) = (cos(pi r / r_c) + 1) / 2."""
+def _cosine(r: Tensor, cutoff: float) -> Tensor:
     # cos^2(x / 2) is the same number without the cancellation near the cutoff
     half = torch.cos(r * (0.5 * math.pi / cutoff))
     return _zero_beyond(half * half, r, cutoff)
 
 
-def tanh3_cutoff(r: Tensor, cutoff: float) -> Tensor:
-    """f(r) = tanh^3(1 - r / r_c); f(0) = 0.442, not 1."""
+def _tanh3(r: Tensor, cutoff: float) -> Tensor:
     t = torch.tanh(1.0 - r / cutoff)
     return _zero_beyond(t * t * t, r, cutoff)
 
 
-def exp_cutoff(r: Tensor, cutoff: float) -> Tensor:
-    """f(r) = exp(1 - 1 / (1 - x^2)), x = r / r_c."""
+def _exp(r: Tensor, cutoff: float) -> Tensor:
     x = r / cutoff
     # where the bound acts the exponential has long underflowed to zero: nothing changes but that
     # no derivative becomes inf * 0
@@ -65,41 +54,18 @@ def exp_cutoff(r: Tensor, cutoff: float) -> Tensor:
     return _zero_beyond(torch.exp(1.0 - 1.0 / rest), r, cutoff)
 
 
-# The polynomials are written with their zero at the cutoff as a factor: all terms are positive,
-# nothing cancels where the function is small.
-
-
-def poly1_cutoff(r: Tensor, cutoff: float) -> Tensor:
-    """f(r) = (1 - x)^2 (1 + 2 x), x = r / r_c."""
+def _polynomial(r: Tensor, cutoff: float, n: int) -> Tensor:
+    """(1 - x)^(n+1) sum_k binomial(n+k, k) x^k, k = 0 ... n: no term cancels near the cutoff."""
     x = r / cutoff
-    return _zero_beyond((1.0 - x) ** 2 * (1.0 + 2.0 * x), r, cutoff)
-
-
-def poly2_cutoff(r: Tensor, cutoff: float) -> Tensor:
-    """f(r) = (1 - x)^3 (1 + 3 x + 6 x^2), x = r / r_c."""
-    x = r / cutoff
-    return _zero_beyond((1.0 - x) ** 3 * (1.0 + x * (3.0 + 6.0 * x)), r, cutoff)
-
-
-def poly3_cutoff(r: Tensor, cutoff: float) -> Tensor:
-    """f(r) = (1 - x)^4 (1 + 4 x + 10 x^2 + 20 x^3), x = r / r_c."""
-    x = r / cutoff
-    return _zero_beyond((1.0 - x) ** 4 * (1.0 + x * (4.0 + x * (10.0 + 20.0 * x))), r, cutoff)
-
-
-def poly4_cutoff(r: Tensor, cutoff: float) -> Tensor:
-    """f(r) = (1 - x)^5 (1 + 5 x + 15 x^2 + 35 x^3 + 70 x^4), x = r / r_c."""
-    x = r / cutoff
-    series = 1.0 + x * (5.0 + x * (15.0 + x * (35.0 + 70.0 * x)))
-    return _zero_beyond((1.0 - x) ** 5 * series, r, cutoff)
+    series = torch.full_like(x, math.comb(2 * n, n))
+    for k in reversed(range(n)):
+        series = math.comb(n + k, k) + x * series
+    return _zero_beyond((1.0 - x) ** (n + 1) * series, r, cutoff)
 
 
 CUTOFFS: dict[str, Callable[[Tensor, float], Tensor]] = {
-    "cosine": cosine_cutoff,
-    "tanh3": tanh3_cutoff,
-    "exp": exp_cutoff,
-    "poly1": poly1_cutoff,
-    "poly2": poly2_cutoff,
-    "poly3": poly3_cutoff,
-    "poly4": poly4_cutoff,
+    "cosine": _cosine,
+    "tanh3": _tanh3,
+    "exp": _exp,
+    **{f"poly{n}": partial(_polynomial, n=n) for n in (1, 2, 3, 4)},
 }

@@ -9,6 +9,7 @@ References:
         J. Chem. Phys. 148, 241709 (2018).
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -73,25 +74,17 @@ def powers(base: Tensor, exponents: Sequence[float]) -> Tensor:
             # in the angle), pow's would be inf * 0; below the bound the term is rounding error.
             rows.append(base.clamp(min=8 * torch.finfo(base.dtype).eps) ** zeta)
             continue
-        n, m, product = int(zeta), 0, None
-        while n:
-            if len(squares) == m:
-                squares.append(squares[-1] * squares[-1])
-            if n & 1:
-                product = squares[m] if product is None else product * squares[m]
-            n, m = n >> 1, m + 1
-        rows.append(product)
+        while len(squares) < int(zeta).bit_length():
+            squares.append(squares[-1] * squares[-1])
+        rows.append(math.prod(s for m, s in enumerate(squares) if int(zeta) >> m & 1))
     return torch.stack(rows)
 
 
 def angular_factors(cosine: Tensor, shapes: Sequence[tuple[float, float]]) -> Tensor:
-    """2^(1 - zeta) (1 + lam cos(theta))^zeta for every (zeta, lam) of `shapes`; (F, T).
-
-    The angular part of `G4` and `G5` of [1].
-    """
+    """2^(1 - zeta) (1 + lam cos(theta))^zeta for every (zeta, lam) of `shapes`; (F, T)."""
     rows: dict[tuple[float, float], Tensor] = {}
     for sign in {lam for _, lam in shapes}:
-        zetas = sorted({zeta for zeta, lam in shapes if lam == sign})
+        zetas = [zeta for zeta, lam in shapes if lam == sign]
         # ((1 + lam cos) / 2)^zeta lies in [0, 1]: no overflow of large powers in float32
         for zeta, row in zip(zetas, powers(0.5 + (0.5 * sign) * cosine, zetas), strict=True):
             rows[zeta, sign] = 2.0 * row

@@ -28,11 +28,13 @@ class Kind(NamedTuple):
     and with more than one distance the angular part P = 2^(1-zeta) (1 + lam cos(theta_jik))^zeta.
 
     Attributes:
+        name: what to call it in a sentence.
         n_distances: 1 for r_ij; 2 for r_ij and r_ik; 3 for these and r_jk.
         weighted: whether it sums over all elements, each neighbour weighted by its atomic number.
         each, joint: coefficients of the exponent.
     """
 
+    name: str
     n_distances: int
     weighted: bool = False
     each: float = 1.0
@@ -40,12 +42,15 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "G2": Kind(1),
-    "wG2": Kind(1, weighted=True),
-    "G4": Kind(3),
-    "G5": Kind(2),
-    "wG4": Kind(3, weighted=True),
-    "wG5": Kind(2, weighted=True),
+    "G2": Kind("radial", 1),
+    "wG2": Kind("weighted radial", 1, weighted=True),
+    "G4": Kind("narrow angular", 3),
+    "G5": Kind("wide angular", 2),
+    "wG4": Kind("weighted narrow angular", 3, weighted=True),
+    "wG5": Kind("weighted wide angular", 2, weighted=True),
+    # exp(-eta ((r_ij + r_ik)/2 - r_s)^2): J. S. Smith, O. Isayev, A. E. Roitberg, Chem. Sci. 8,
+    # 3192 (2017), eq. 4, with lam = +-1 for the angular shifts 0 and pi
+    "ANI": Kind("modified angular", 2, each=0.0, joint=0.25),
 }
 
 
@@ -54,11 +59,12 @@ class SymmetryFunction:
     """One atom-centred symmetry function.
 
     Attributes:
-        kind: "G2" radial, "G4" narrow angular (with the distance r_jk), "G5" wide angular; with a
-            leading "w" the weighted variant (Gastegger et al., J. Chem. Phys. 148, 241709, 2018),
-            which sums over all elements, each neighbour weighted by its atomic number.
-        neighbors: atomic numbers (or symbols) of the neighbours: one for G2, two for G4 and G5,
-            none for the weighted kinds; kept as numbers, ascending.
+        kind: "G2" radial, "G4" narrow angular (with the distance r_jk), "G5" wide angular, "ANI"
+            wide with a Gaussian of the mean of r_ij and r_ik about r_s; with a leading "w" the
+            weighted variant (Gastegger et al., J. Chem. Phys. 148, 241709, 2018), which sums over
+            all elements, each neighbour weighted by its atomic number.
+        neighbors: atomic numbers (or symbols) of the neighbours: one for G2, two for G4, G5 and
+            ANI, none for the weighted kinds; kept as numbers, ascending.
         cutoff: radius beyond which a neighbour does not count, Ang.
         eta: width of the Gaussian, 1/Ang^2.
         r_s: shift of the Gaussian, Ang.

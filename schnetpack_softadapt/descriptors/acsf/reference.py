@@ -238,10 +238,7 @@ class ReferenceEngine(Engine):
 
 def _is_any(numbers: Tensor, values: tuple[int, ...]) -> Tensor:
     """Whether each of `numbers` (n,) is one of `values`."""
-    found = numbers == values[0]
-    for value in values[1:]:
-        found = found | (numbers == value)
-    return found
+    return torch.isin(numbers, numbers.new_tensor(values))
 
 
 def _radial(group: _Group, atoms: tuple[Tensor, Tensor, int], rows: Tensor, r_ij: Tensor) -> Tensor:

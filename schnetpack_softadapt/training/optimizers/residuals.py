@@ -143,8 +143,6 @@ def _backward_passes(values: Tensor, parameters: Sequence[Tensor]) -> Tensor:
     out = parameters[0].new_zeros(len(values), sum(p.numel() for p in parameters))
     for row, value in zip(out, values if values.requires_grad else (), strict=False):
         grads = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
-        pairs = zip(grads, parameters, strict=True)
-        row[:] = torch.cat(
-            [(torch.zeros_like(p) if g is None else g).reshape(-1) for g, p in pairs]
-        )
+        grads = [0 * p if g is None else g for g, p in zip(grads, parameters, strict=True)]
+        row[:] = torch.cat([g.detach().reshape(-1) for g in grads])
     return out

@@ -25,7 +25,7 @@ from schnetpack_softadapt.deploy.exchange.n2p2.format import (
 )
 from schnetpack_softadapt.deploy.exchange.n2p2.read import read_files
 from schnetpack_softadapt.deploy.exchange.n2p2.write import write_files
-from schnetpack_softadapt.descriptors.acsf.layout import Layout
+from schnetpack_softadapt.descriptors.acsf.layout import KINDS, Layout
 from schnetpack_softadapt.model import ACSF, DescriptorPotential, ElementalAtomwise, ForcesAndStress
 from schnetpack_softadapt.model.composition import UnsupportedModelError, take_apart
 
@@ -167,8 +167,7 @@ def from_model(model: nn.Module) -> N2P2Potential:
     for row, (number, functions) in enumerate(layout.functions.items()):
         for f in functions:
             if f.kind not in FUNCTION_TYPES:
-                what = "weighted wide angular function (wG5)" if f.kind == "wG5" else f.kind
-                raise N2P2FormatError(f"n2p2 has no {what}")
+                raise N2P2FormatError(f"n2p2 has no {KINDS[f.kind].name} function ({f.kind})")
         order = sorted(range(len(functions)), key=lambda k: column_order(functions[k]))
         own_shift, own_factor, *columns = (
             _numpy(getattr(scaling, name)[row])[order] for name in ("shift", "factor", *_STATISTICS)

@@ -16,15 +16,13 @@ from numba import config
 from torch import Tensor
 
 from schnetpack_softadapt.descriptors.acsf.kernels.jacobian import blocks, jacobian
-from schnetpack_softadapt.descriptors.acsf.kernels.jvp import jvp
 from schnetpack_softadapt.descriptors.acsf.kernels.neighbors import (
     INDEX_OF_NO_ATOM,
     UNKNOWN_ELEMENT,
     sort_pairs,
 )
 from schnetpack_softadapt.descriptors.acsf.kernels.plan import compile_layout
-from schnetpack_softadapt.descriptors.acsf.kernels.values import values
-from schnetpack_softadapt.descriptors.acsf.kernels.vjp import vjp
+from schnetpack_softadapt.descriptors.acsf.kernels.products import jvp, values, vjp
 from schnetpack_softadapt.descriptors.acsf.layout import Layout
 from schnetpack_softadapt.descriptors.compiled import (
     as_array,

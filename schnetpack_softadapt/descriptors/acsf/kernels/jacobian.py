@@ -2,7 +2,7 @@
 
 The derivative of every function by every neighbour vector is built in a buffer of one atom; from
 there it is added up over the periodic images of each neighbour and contracted to the strain
-derivative. Within a triple the loop runs over the functions: with the notation of `vjp` and
+derivative. Within a triple the loop runs over the functions: with the notation of `products` and
 T = W P, D = W P' each adds a_j r_j + B r_k to the derivative by r_j.
 """
 
@@ -11,7 +11,13 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from schnetpack_softadapt.descriptors.acsf.kernels.loops import LOOP, SCALAR, STAGE
+from schnetpack_softadapt.descriptors.acsf.kernels.loops import (
+    LOOP,
+    SCALAR,
+    STAGE,
+    aligned,
+    round_up,
+)
 from schnetpack_softadapt.descriptors.acsf.kernels.neighbors import (
     FIRST,
     channel_range,
@@ -19,7 +25,11 @@ from schnetpack_softadapt.descriptors.acsf.kernels.neighbors import (
     load_shell,
     new_neighbors,
 )
-from schnetpack_softadapt.descriptors.acsf.kernels.triples import new_triples, next_triples
+from schnetpack_softadapt.descriptors.acsf.kernels.triples import (
+    new_triples,
+    next_triples,
+    stretch,
+)
 
 __all__ = ["blocks", "jacobian"]
 
@@ -63,19 +73,21 @@ def blocks(first, order, idx_j, n_atoms):
 
 
 class _Work(NamedTuple):
-    """Per triple of a chunk and function of a group, and sums over the triples.
+    """Of the functions of a group.
 
     Attributes:
-        value, slope, stretch: (CHUNK, F) T, D and dphi/ds_1 / 2; square: (F,) dphi/ds_2.
-        nothing: (F,) zeros, the stretch where there is none.
+        value, slope: (CHUNK, F) T and D of each triple.
+        linear, quadratic, squares: (F,) coefficients of the exponents.
+        stretches: (F,) `stretch` of the triple at hand.
         sums: (F,) of T; gradient: (m, 3, F) by each neighbour vector.
     """
 
     value: np.ndarray
     slope: np.ndarray
-    stretch: np.ndarray
-    square: np.ndarray
-    nothing: np.ndarray
+    linear: np.ndarray
+    quadratic: np.ndarray
+    squares: np.ndarray
+    stretches: np.ndarray
     sums: np.ndarray
     gradient: np.ndarray
 
@@ -89,11 +101,17 @@ def _columns(weight, rows, row, slope_row, slope_factor, value, slope, k, n):
 
 
 @njit(**LOOP)
-def _spread(value, slope, square, stretch, scalars, xj, xk, g, jx, jy, jz, kx, ky, kz, n):
+def _stretches(linear, quadratic, sum1, out, n):
+    for t in range(n):
+        out[t] = stretch(linear[t], quadratic[t], sum1)
+
+
+@njit(**LOOP)
+def _spread(value, slope, squares, stretches, scalars, xj, xk, g, jx, jy, jz, kx, ky, kz, n):
     """Add the derivatives of all functions by r_j and r_k for one triple.
 
     Args:
-        value, slope, square, stretch: (n,) see `_Work`.
+        value, slope, squares, stretches: (n,) see `_Work`.
         scalars: dlog f_c/d(r^2) and 1/r of r_j, r_k, r_jk, then cos.
         xj, xk: (3,) r_j, r_k.
     """
@@ -102,7 +120,7 @@ def _spread(value, slope, square, stretch, scalars, xj, xk, g, jx, jy, jz, kx, k
     x2, y2, z2 = xk
     turn, turn_j, turn_k = ij * ik, c * ij * ij, c * ik * ik
     for t in range(n):
-        v, d, e, f = value[t], slope[t], square[t], stretch[t]
+        v, d, e, f = value[t], slope[t], squares[t], stretches[t]
         a = narrow * v * (ljk + e + f * ijk)
         b = d * turn - 2.0 * a
         aj = 2.0 * (v * (lj + e + f * ij) + a) - d * turn_j
@@ -117,41 +135,38 @@ def _spread(value, slope, square, stretch, scalars, xj, xk, g, jx, jy, jz, kx, k
 
 
 @njit(**STAGE)
-def _load_functions(plan, g, triples, work, n):
-    group = plan.groups[g]
-    first_term = plan.widths[group.first_width].first_term
-    for w in range(group.first_width, plan.groups[g + 1].first_width):
-        weight = triples.weights[w - group.first_width]
-        for k in range(plan.widths[w].first_term, plan.widths[w + 1].first_term):
-            t, column = plan.terms[k], k - first_term
-            value, slope = work.value, work.slope
-            _columns(
-                weight, triples.rows, t.row, t.slope_row, t.slope_factor, value, slope, column, n
-            )
-            work.square[column] = plan.widths[w].squares
-            if group.by_distance:
-                for i in range(n):
-                    work.stretch[i, column] = triples.stretches[w - group.first_width, i]
-
-
-@njit(**STAGE)
 def _angular(plan, shell, g, neighbors, triples, work, vectors, out_g, out):
     """Add the functions of group g to out_g (D,) and out (neighbours of the atom, 3, D)."""
+    value, slope, linear, quadratic, squares, stretches, sums, gradient = work
+    joint = False
     group = plan.groups[g]
     first_term = plan.widths[group.first_width].first_term
     last_term = plan.widths[plan.groups[g + 1].first_width].first_term
     n_terms = last_term - first_term
+    for w in range(group.first_width, plan.groups[g + 1].first_width):
+        width = plan.widths[w]
+        for k in range(width.first_term - first_term, plan.widths[w + 1].first_term - first_term):
+            linear[k], quadratic[k] = width.linear, width.quadratic
+            squares[k] = width.squares
+            stretches[k] = stretch(width.linear, width.quadratic, 0.0)
+            joint |= width.quadratic != 0.0
     lo, hi = neighbors.bounds[0], neighbors.bounds[-1]
-    sums, gradient = work.sums, work.gradient
     sums[:n_terms] = 0.0
     gradient[lo:hi, :, :n_terms] = 0.0
     cut_slope, inverse = neighbors.slope[group.fn], neighbors.inverse
     j = FIRST
     while j >= 0:
         n, j = next_triples(plan, shell, g, neighbors, j, triples, True)
-        _load_functions(plan, g, triples, work, n)
+        for w in range(group.first_width, plan.groups[g + 1].first_width):
+            weight, rows = triples.weights[w - group.first_width], triples.rows
+            for k in range(plan.widths[w].first_term, plan.widths[w + 1].first_term):
+                term, column = plan.terms[k], k - first_term
+                row, slope_row, factor = term.row, term.slope_row, term.slope_factor
+                _columns(weight, rows, row, slope_row, factor, value, slope, column, n)
         for t in range(n):
             j1, k1 = triples.index[t] >> 16, triples.index[t] & 0xFFFF
+            if joint:
+                _stretches(linear, quadratic, triples.sum1[t], stretches, n_terms)
             scalars = (
                 cut_slope[j1],
                 inverse[j1],
@@ -163,10 +178,10 @@ def _angular(plan, shell, g, neighbors, triples, work, vectors, out_g, out):
                 1.0 if group.narrow else 0.0,
             )
             _spread(
-                work.value[t],
-                work.slope[t],
-                work.square,
-                work.stretch[t] if group.by_distance else work.nothing,
+                value[t],
+                slope[t],
+                squares,
+                stretches,
                 scalars,
                 (vectors[j1, 0], vectors[j1, 1], vectors[j1, 2]),
                 (vectors[k1, 0], vectors[k1, 1], vectors[k1, 2]),
@@ -211,21 +226,16 @@ def _move(gradient, block, own, n):
 def jacobian(plan, pairs, start, stop, block_first, block_atom, pair_block, g, strain, dg_dr):
     """Values and Jacobians of atoms start to stop.
 
-    Args: as for `values.values`, then the results of `blocks` and the arrays to fill, of any float
-        type: g (N, D), strain (N, 6, D) and dg_dr (n_blocks, 3, D).
+    Args: as for `products.values`, then the results of `blocks` and the arrays to fill, of any
+        float type: g (N, D), strain (N, 6, D) and dg_dr (n_blocks, 3, D).
     """
     neighbors = new_neighbors(plan.sizes, pairs.most)
     triples = new_triples(plan.sizes, pairs.most)
-    n_columns, n_terms, room = g.shape[1], len(plan.terms), len(neighbors.x)
-    work = _Work(
-        np.empty((len(triples.s), n_terms)),
-        np.empty((len(triples.s), n_terms)),
-        np.empty((len(triples.s), n_terms)),
-        np.empty(n_terms),
-        np.zeros(n_terms),
-        np.empty(n_terms),
-        np.empty((room, 3, n_terms)),
-    )
+    n_columns, room = g.shape[1], len(neighbors.x)
+    n_terms, n = round_up(len(plan.terms)), len(triples.s)
+    value, slope, rows = aligned(n, n_terms), aligned(n, n_terms), aligned(5, n_terms)
+    by_neighbor = aligned(3 * room, n_terms).reshape((room, 3, n_terms))
+    work = _Work(value, slope, rows[0], rows[1], rows[2], rows[3], rows[4], by_neighbor)
     vectors = np.empty((room, 3))
     values = np.empty(n_columns)
     gradient = np.empty((pairs.most, 3, n_columns))
@@ -260,10 +270,10 @@ def jacobian(plan, pairs, start, stop, block_first, block_atom, pair_block, g, s
                     slope = factor_slope(
                         factor.curvature, factor.center, cut_slope[p], neighbors.inverse[p]
                     )
+                    w = 2.0 * value * slope
                     values[radial.column] += value
                     for c in range(3):
-                        x = 2.0 * value * slope * vectors[p, c]
-                        gradient[p - FIRST, c, radial.column] += x
+                        gradient[p - FIRST, c, radial.column] += w * vectors[p, c]
             for k in range(here.first_group, after.first_group):
                 _angular(plan, shell, k, neighbors, triples, work, vectors, values, gradient)
             for p in range(FIRST, end):

@@ -67,16 +67,16 @@ SCALAR = {key: value for key, value in LOOP.items() if key != "pipeline_class"}
 #: options of functions that call the loops
 STAGE = dict(SCALAR, forceinline=False)
 
-#: cutoff functions by number; the names are those of `descriptors.cutoffs`
-CUTOFF_CODES = {
-    "cosine": 0,
-    "tanh3": 1,
-    "exp": 2,
-    "poly1": 3,
-    "poly2": 4,
-    "poly3": 5,
-    "poly4": 6,
-}
+#: cutoff functions by number; the names are those of `acsf.cutoffs`
+_NAMES = ("cosine", "tanh3", "exp", "poly1", "poly2", "poly3", "poly4")
+CUTOFF_CODES = {name: code for code, name in enumerate(_NAMES)}
+# of poly1 to poly4: coefficients of x to x^4 (see `_poly`) and -df/dx / (x (1 - x))^order
+_POLYNOMIALS = (
+    (2.0, 0.0, 0.0, 0.0, 6.0),
+    (3.0, 6.0, 0.0, 0.0, 30.0),
+    (4.0, 10.0, 20.0, 0.0, 140.0),
+    (5.0, 15.0, 35.0, 70.0, 630.0),
+)
 
 _LOG2_E = 1.4426950408889634
 _LN2_HI = 0.6931471803691238  # the upper 32 bits of ln 2: products with small integers are exact
@@ -239,14 +239,10 @@ def cutoff_factors(code, s, cutoff, f, slope, n):
         _tanh3(s, inverse, f, slope, n)
     elif code == 2:
         _exp(s, inverse, f, slope, n)
-    elif code == 3:
-        _poly(s, inverse, f, slope, 2.0, 0.0, 0.0, 0.0, 6.0, 1, n)
-    elif code == 4:
-        _poly(s, inverse, f, slope, 3.0, 6.0, 0.0, 0.0, 30.0, 2, n)
-    elif code == 5:
-        _poly(s, inverse, f, slope, 4.0, 10.0, 20.0, 0.0, 140.0, 3, n)
     else:
-        _poly(s, inverse, f, slope, 5.0, 15.0, 35.0, 70.0, 630.0, 4, n)
+        order = code - 2
+        a, b, c, d, derivative = _POLYNOMIALS[order - 1]
+        _poly(s, inverse, f, slope, a, b, c, d, derivative, order, n)
 
 
 @njit(**SCALAR)

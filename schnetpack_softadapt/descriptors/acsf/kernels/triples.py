@@ -1,7 +1,7 @@
 """Triples of an atom and two of its neighbours, and the terms of the angular functions.
 
 A term is W P: of the radial part W = f_c(r_ij) f_c(r_ik) [f_c(r_jk)] exp(phi), the exponent and its
-slopes are written here only (`_exponentials`, `_stretches`),
+slopes are written here only (`_exponentials`, `stretch`),
 
     phi = c_0 + c_1 s_1 + c_2 s_1^2 + d s_2,     dphi/d(r_m^2) = d + (c_1 / 2 + c_2 s_1) / r_m
 
@@ -43,6 +43,7 @@ __all__ = [
     "new_triples",
     "next_triples",
     "select_triples",
+    "stretch",
 ]
 
 CHUNK = 512  # triples handled at a time: their arrays stay in the first-level cache
@@ -58,8 +59,6 @@ class Triples(NamedTuple):
         product: (CHUNK,) product of the cutoff functions.
         sum1, sum2: (CHUNK,) sums of the distances and of their squares.
         weights: (n_widths, CHUNK) W of each width.
-        stretches: (n_widths, CHUNK) half of dphi/ds_1, of groups `by_distance`; dphi/ds_2 is a
-            constant of the width.
         rows: (n_rows, CHUNK) ones, (1 + cos)/2, (1 - cos)/2, exponentials, powers of these.
     """
 
@@ -72,7 +71,6 @@ class Triples(NamedTuple):
     sum1: np.ndarray
     sum2: np.ndarray
     weights: np.ndarray
-    stretches: np.ndarray
     rows: np.ndarray
 
 
@@ -83,10 +81,10 @@ def new_triples(sizes, most):
     n = round_up(max(CHUNK, most + 8) + PAD)
     # what is read has been written before; not zeroing saves the page faults of a small system
     e, rows = aligned(7, n), aligned(sizes[4], n)
-    weights, stretches = aligned(sizes[3], n), aligned(sizes[3], n)
     rows[0] = 1.0
     index = np.empty(n, np.uint32)
-    return Triples(index, e[0], e[1], e[2], e[3], e[4], e[5], e[6], weights, stretches, rows)
+    weights = aligned(sizes[3], n)
+    return Triples(index, e[0], e[1], e[2], e[3], e[4], e[5], e[6], weights, rows)
 
 
 # --- which triples
@@ -199,10 +197,10 @@ def _exponentials(constant, linear, quadratic, squares, sum1, sum2, row, n):
             row[t] = exponential(constant + s * (linear + s * quadratic) + squares * sum2[t])
 
 
-@njit(**LOOP)
-def _stretches(linear, quadratic, sum1, out, n):
-    for t in range(n):
-        out[t] = 0.5 * linear + quadratic * sum1[t]
+@njit(**SCALAR)
+def stretch(linear, quadratic, sum1):
+    """dphi/ds_1 / 2; the other slope, dphi/ds_2, is the coefficient `squares`."""
+    return 0.5 * linear + quadratic * sum1
 
 
 @njit(**LOOP)
@@ -222,8 +220,8 @@ def _powers(plan, rows, first, last, n):
 
 
 @njit(**STAGE)
-def fill_weights(plan, shell, g, neighbors, triples, n, with_slopes):
-    """W of each width of group g for n triples, with the slopes of its logarithm on demand."""
+def fill_weights(plan, shell, g, neighbors, triples, n):
+    """W of each width of group g for n triples; of narrow groups also f_c(r_jk) and its slope."""
     group, after = plan.groups[g], plan.groups[g + 1]
     n = round_up(n)
     rows, sum1, sum2 = triples.rows, triples.sum1, triples.sum2
@@ -242,10 +240,8 @@ def fill_weights(plan, shell, g, neighbors, triples, n, with_slopes):
         _exponentials(b.constant, b.linear, b.quadratic, b.squares, sum1, sum2, rows[b.row], n)
     _powers(plan, rows, group.first_step, group.first_step + group.n_width_steps, n)
     for k in range(group.first_width, after.first_width):
-        width, w = plan.widths[k], k - group.first_width
-        _multiply(triples.product, rows[width.row], triples.weights[w], n)
-        if with_slopes and group.by_distance:
-            _stretches(width.linear, width.quadratic, sum1, triples.stretches[w], n)
+        weight = triples.weights[k - group.first_width]
+        _multiply(triples.product, rows[plan.widths[k].row], weight, n)
 
 
 # --- angular part
@@ -280,6 +276,6 @@ def next_triples(plan, shell, g, neighbors, j, triples, with_slopes):
         scale_by_number(neighbors.cut[group.fn], neighbors.number, neighbors.weighted_cut, lo, hi)
     n, j = select_triples(neighbors, group, plan.shells[shell].cutoff, j, triples)
     if n > 0:
-        fill_weights(plan, shell, g, neighbors, triples, n, with_slopes)
+        fill_weights(plan, shell, g, neighbors, triples, n)
         fill_powers(plan, g, triples, n, with_slopes)
     return n, j
