@@ -19,7 +19,7 @@ from schnetpack_softadapt.descriptors.compiled import thread_pool
 from schnetpack_softadapt.descriptors.store.products import jvp_atoms, subtract_flow, vjp_atoms
 from schnetpack_softadapt.quantities import VOIGT_COLUMNS, VOIGT_ROWS, voigt_to_full
 
-__all__ = ["DeviceMap", "HostMap", "PositionTerms", "position_terms", "batch_descriptors"]
+__all__ = ["DeviceMap", "HostMap", "PositionTerms", "batch_descriptors", "position_terms"]
 
 # bytes of the store that one more thread must have to read to be worth waking up (about 0.1 ms)
 _BYTES_PER_THREAD = 1_000_000
