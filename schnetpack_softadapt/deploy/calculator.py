@@ -1,6 +1,7 @@
 """ASE calculator for our models and for any SchNetPack potential."""
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -18,8 +19,8 @@ from schnetpack_softadapt.deploy.committee import mean_and_spread
 from schnetpack_softadapt.deploy.evaluate import (
     BatchModel,
     ComposedModels,
+    Geometry,
     Prediction,
-    Structure,
     activate_responses,
     evaluate_in_chunks,
 )
@@ -274,14 +275,14 @@ class SoftAdaptCalculator(SpkCalculator):
             self._check_stress(structure)
         members = [self._to_ase(p) for p in self._predictions(structure)]
         results = members[0] if len(members) == 1 else mean_and_spread(members)
-        if not np.isfinite(results["energy"]):
+        if not math.isfinite(results["energy"]):
             raise ValueError(
                 f"the energy is {results['energy']}: atoms on top of each other, or a model whose"
                 " training failed"
             )
         self.results = {**results, "free_energy": results["energy"]}
 
-    def _predictions(self, structure: Structure) -> list[Prediction]:
+    def _predictions(self, structure: Geometry) -> list[Prediction]:
         atoms_per_chunk = self.atoms_per_chunk
         if atoms_per_chunk is None and self._can_chunk and len(structure.numbers) > _LARGEST_WHOLE:
             atoms_per_chunk = _ATOMS_PER_CHUNK
@@ -294,7 +295,7 @@ class SoftAdaptCalculator(SpkCalculator):
             structure, pairs = self._to_model_unit(structure, pairs)
         return [p for evaluate in self._evaluators for p in evaluate(structure, pairs)]
 
-    def _check_stress(self, structure: Structure) -> None:
+    def _check_stress(self, structure: Geometry) -> None:
         if structure.volume:
             return
         if self.stress_key is None:
@@ -308,9 +309,9 @@ class SoftAdaptCalculator(SpkCalculator):
             " missing lattice vector, `atoms.center(vacuum=..., axis=2)`; a molecule has no stress."
         )
 
-    def _to_model_unit(self, structure: Structure, pairs) -> tuple:
+    def _to_model_unit(self, structure: Geometry, pairs) -> tuple:
         factor = 1.0 / self.position_conversion
-        scaled = Structure(
+        scaled = Geometry(
             structure.numbers,
             structure.positions * factor,
             structure.cell * factor,
@@ -334,10 +335,10 @@ class SoftAdaptCalculator(SpkCalculator):
         return Properties({name: self.results[name] for name in standard})
 
 
-def _structure(atoms: Atoms) -> Structure:
+def _structure(atoms: Atoms) -> Geometry:
     """A copy of all that a model sees of a structure."""
     cell, pbc = atoms.cell.array.copy(), atoms.pbc.copy()
-    return Structure(
+    return Geometry(
         numbers=np.array(atoms.numbers, dtype=np.int64),
         positions=atoms.positions.copy(),
         cell=cell,

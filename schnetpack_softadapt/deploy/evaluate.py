@@ -26,16 +26,16 @@ from schnetpack_softadapt.neighbors.pair_sums import add_pair_forces
 __all__ = [
     "BatchModel",
     "ComposedModels",
+    "Geometry",
     "Prediction",
-    "Structure",
     "activate_responses",
     "evaluate_in_chunks",
 ]
 
 
 @dataclass
-class Structure:
-    """One structure as the models see it: float64 arrays, Ang."""
+class Geometry:
+    """A structure as the models see it: float64 arrays, Ang."""
 
     numbers: np.ndarray  # (n_atoms,)
     positions: np.ndarray  # (n_atoms, 3)
@@ -66,7 +66,7 @@ class ComposedModels:
         self.monitor = monitor
         self.evaluator = PairEvaluator(models, None if monitor is None else monitor.add)
 
-    def __call__(self, structure: Structure, pairs: Pairs) -> list[Prediction]:
+    def __call__(self, structure: Geometry, pairs: Pairs) -> list[Prediction]:
         """One prediction for each model."""
         sums = self.begin(len(structure.numbers))
         indices = pairs.idx_i, pairs.idx_j
@@ -119,7 +119,7 @@ class _Sums:
 
 def evaluate_in_chunks(
     evaluators: Sequence[ComposedModels],
-    structure: Structure,
+    structure: Geometry,
     cutoff: float,
     atoms_per_chunk: int,
     length_unit: float = 1.0,
@@ -196,7 +196,7 @@ class BatchModel:
         self.transforms = list(transforms)
         self.additional_inputs = dict(additional_inputs or {})
 
-    def __call__(self, structure: Structure, pairs: Pairs) -> list[Prediction]:
+    def __call__(self, structure: Geometry, pairs: Pairs) -> list[Prediction]:
         """A list of one prediction."""
         results = self.model(self._batch(structure, pairs))
         stress = None
@@ -218,7 +218,7 @@ class BatchModel:
             return 1.0
         return float(np.sign(np.linalg.det(cell)))
 
-    def _batch(self, structure: Structure, pairs: Pairs) -> dict[str, torch.Tensor]:
+    def _batch(self, structure: Geometry, pairs: Pairs) -> dict[str, torch.Tensor]:
         n_atoms = len(structure.numbers)
         # stock models divide by the volume without a look at it: a dummy box for what has none
         cell = structure.cell if structure.volume else np.eye(3)

@@ -71,7 +71,7 @@ class Descriptor(ABC):
         if "kind" in vars(cls):
             _KINDS[cls.kind] = cls
 
-    @property
+    @cached_property
     def n_columns(self) -> int:
         """D, the largest number of functions of an element; others are padded with zeros."""
         return max(self.n_functions.values())

@@ -109,11 +109,6 @@ class ElementalAtomwise(Transform):
         return () if self.index is None else self.index.elements
 
     @property
-    def n_columns(self) -> int:
-        """Descriptors that the networks read; elements with fewer have zeros."""
-        return self.weights[0].shape[1]
-
-    @property
     def is_built(self) -> bool:
         """Whether the networks exist."""
         return self.index is not None
@@ -150,6 +145,7 @@ class ElementalAtomwise(Transform):
             self.biases.append(nn.Parameter(torch.zeros(len(index), 1, n_cols)))
         self.index = index
         self.n_in = dict(zip(index.elements, sizes, strict=True))
+        self.n_columns = max(sizes)
 
     def datamodule(self, value) -> None:
         """Fit `scale` on the training structures; the shifts fit themselves the same way."""

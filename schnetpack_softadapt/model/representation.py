@@ -17,7 +17,7 @@ from schnetpack_softadapt.descriptors.protocol import (
     descriptor_from_dict,
 )
 from schnetpack_softadapt.descriptors.scaling import Scaling
-from schnetpack_softadapt.descriptors.store.batch import stored_descriptors
+from schnetpack_softadapt.descriptors.store.batch import batch_descriptors
 
 __all__ = ["DescriptorRepresentation"]
 
@@ -134,7 +134,7 @@ class DescriptorRepresentation(Transform):
         numbers = inputs[properties.Z]
         if keys.descriptors in inputs:
             strain, idx_m = inputs.get(properties.strain), inputs[properties.idx_m]
-            values = stored_descriptors(inputs[properties.R], strain, idx_m, inputs)
+            values = batch_descriptors(inputs[properties.R], strain, idx_m, inputs)
         else:
             r_ij = inputs[properties.Rij]
             idx_i, idx_j = inputs[properties.idx_i], inputs[properties.idx_j]

@@ -101,21 +101,22 @@ def inverse_volume(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     Raises:
         ValueError: a structure without a volume (not checked on a GPU, where the result is nan).
     """
-    cell, pbc = inputs[properties.cell].detach().double(), inputs[properties.pbc].reshape(-1, 3)
+    cell, pbc = inputs[properties.cell].detach(), inputs[properties.pbc]
     mask = inputs.get(keys.stress_mask)
     if cell.device.type != "cpu":
-        volume = stress_volumes(cell, pbc)
+        volume = stress_volumes(cell.double(), pbc)
         inverse = torch.where(volume > 0, volume.reciprocal(), torch.nan)
         return inverse if mask is None else torch.where(mask.reshape(-1) > 0, inverse, 0.0)
     # numpy: for few structures a fraction of what torch's operators cost
-    volume = stress_volumes(cell.numpy(), pbc.numpy())
-    wanted = np.ones(len(volume), bool) if mask is None else mask.numpy().reshape(-1) > 0
-    missing = wanted & ~(volume > 0)  # also of NaN
-    if missing.any():
-        index = int(missing.argmax())
+    volume = stress_volumes(cell.numpy().astype(np.float64, copy=False), pbc.numpy())
+    if mask is not None:
+        volume[~(mask.numpy().reshape(-1) > 0)] = np.inf
+    if not volume.min(initial=np.inf) > 0:  # also of NaN
+        index = int(np.argmin(volume > 0))
         raise ValueError(
             f"stress of structure {index} of the batch is not defined: it has no periodic cell"
-            f" with a volume (cell {cell[index].tolist()} Ang, pbc {pbc[index].tolist()}). Give it"
-            " a cell, or compute energy and forces only."
+            f" with a volume (cell {cell[index].tolist()} Ang, pbc"
+            f" {pbc.reshape(-1, 3)[index].tolist()}). Give it a cell, or compute energy and forces"
+            " only."
         )
-    return torch.from_numpy(np.divide(1.0, volume, out=np.zeros(len(volume)), where=wanted))
+    return torch.from_numpy(1.0 / volume)

@@ -74,8 +74,8 @@ class LinkedCells:
         """Pairs whose first atom is in `start:stop`; of all atoms if not given.
 
         Returns:
-            idx_i (P,) ascending, idx_j (P,), shifts (P, 3) int32: r_ij = R_j + shifts @ cell - R_i
-            and shifts are zero along non-periodic directions.
+            idx_i (P,) ascending, idx_j (P,), shifts (P, 3), int32, zero along non-periodic
+            directions: r_ij = R_j + shifts @ cell - R_i.
         """
         start, stop, _ = slice(start, stop).indices(len(self.positions))
         return search(start, stop, *self._arguments)

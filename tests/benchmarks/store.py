@@ -42,7 +42,7 @@ from ase.io import read  # noqa: E402
 
 from schnetpack_softadapt import properties as keys  # noqa: E402
 from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction  # noqa: E402
-from schnetpack_softadapt.descriptors.store.batch import stored_descriptors  # noqa: E402
+from schnetpack_softadapt.descriptors.store.batch import batch_descriptors  # noqa: E402
 from schnetpack_softadapt.descriptors.store.store import DescriptorStore  # noqa: E402
 
 CUTOFF = 5.2
@@ -119,7 +119,7 @@ def batches(store: DescriptorStore) -> list[Callable]:
         def step(rows=rows, idx_m=idx_m, positions=positions, u=u, tangents=tangents):
             batch = {keys.descriptors: values[rows], keys.store_rows: rows, **whole}
             leaves = positions.requires_grad_(), torch.zeros_like(tangents[1]).requires_grad_()
-            g = stored_descriptors(*leaves, idx_m, batch)
+            g = batch_descriptors(*leaves, idx_m, batch)
             gradients = torch.autograd.grad(g, leaves, u, create_graph=True)
             torch.autograd.grad(gradients, u, tangents)
 

@@ -9,7 +9,7 @@ from small_store import batch_of, layout, structures
 from schnetpack_softadapt import properties as keys
 from schnetpack_softadapt.descriptors import autograd
 from schnetpack_softadapt.descriptors.store import batch as store_batch
-from schnetpack_softadapt.descriptors.store.batch import DeviceMap, HostMap, stored_descriptors
+from schnetpack_softadapt.descriptors.store.batch import DeviceMap, HostMap, batch_descriptors
 from schnetpack_softadapt.descriptors.store.store import DescriptorStore
 from schnetpack_softadapt.neighbors.pair_list import neighbor_pairs
 
@@ -61,7 +61,7 @@ def descriptors_of_store(positions, strain, idx_m, batch):
     empty = torch.zeros(0, 3, dtype=positions.dtype)
     none = torch.zeros(0, dtype=torch.int64)
     moved, _ = strained(positions, empty, strain, idx_m, none)
-    return moved, stored_descriptors(moved, strain, idx_m, batch)
+    return moved, batch_descriptors(moved, strain, idx_m, batch)
 
 
 def train(descriptors, positions, strain):
@@ -236,7 +236,7 @@ def test_forces_sum_to_zero(stores, data):
 
 def test_second_derivatives_by_positions_are_nan(stores, data):
     positions, strain, idx_m, batch = batch_of(stores["float64"], INDICES, data)
-    g = stored_descriptors(positions, strain, idx_m, batch)
+    g = batch_descriptors(positions, strain, idx_m, batch)
     for leaf in (positions, strain):
         energy = (g**2).sum()
         (first,) = torch.autograd.grad(energy, leaf, create_graph=True)
@@ -274,14 +274,14 @@ def test_training_under_detect_anomaly(stores, data):
         positions, strain = leaves
         positions.grad = None
         *_, idx_m, batch = batch_of(stores["float64"], INDICES, data)
-        stored_descriptors(positions, strain, idx_m, batch).sum().backward()
+        batch_descriptors(positions, strain, idx_m, batch).sum().backward()
         assert positions.grad.isfinite().all()
 
 
 def test_nan_stays_within_its_backward_pass(stores, data):
     """A pass over the same graph after one of second order gives first derivatives as before."""
     positions, strain, idx_m, batch = batch_of(stores["float64"], INDICES, data)
-    g = stored_descriptors(positions, strain, idx_m, batch)
+    g = batch_descriptors(positions, strain, idx_m, batch)
     weights = torch.linspace(-1, 1, g.shape[1], dtype=g.dtype).requires_grad_()
     energy = torch.tanh(g * weights).sum()
     before = torch.autograd.grad(energy, [positions, strain], create_graph=True)
@@ -310,13 +310,13 @@ def test_training_step_reads_the_store_twice(stores, data, monkeypatch):
 def test_without_strain_or_without_gradients(stores, data):
     store = stores["float64"]
     positions, _, idx_m, batch = batch_of(store, INDICES, data)
-    g = stored_descriptors(positions, None, idx_m, batch)
+    g = batch_descriptors(positions, None, idx_m, batch)
     (first,) = torch.autograd.grad((g**2).sum(), positions, create_graph=True)
     expected, _ = jacobian(store, data).vjp(2 * g)
     torch.testing.assert_close(first, expected, atol=1e-13 * float(first.abs().max()), rtol=0)
     with torch.no_grad():
-        assert not stored_descriptors(positions, None, idx_m, batch).requires_grad
-    assert not stored_descriptors(positions.detach(), None, idx_m, batch).requires_grad
+        assert not batch_descriptors(positions, None, idx_m, batch).requires_grad
+    assert not batch_descriptors(positions.detach(), None, idx_m, batch).requires_grad
 
 
 def test_nan_in_goes_out(stores, data):

@@ -13,8 +13,12 @@ IDX_I, IDX_J = np.array([*PAIRS[6:12], *PAIRS[:6], *PAIRS[12:]]).T.copy()
 
 
 def pair_forces(idx_i, idx_j, r_ij, gradient, idx_m, n_structures):
+    """Forces and virials, added to zeros in two portions."""
     forces, virial = np.zeros((len(idx_m), 3)), np.zeros((n_structures, 3, 3))
-    add_pair_forces(idx_i, idx_j, r_ij, gradient, idx_m, forces, virial)
+    half = len(idx_i) // 2
+    for part in (slice(half), slice(half, None)):
+        arrays = (x[part] for x in (idx_i, idx_j, r_ij, gradient))
+        add_pair_forces(*arrays, idx_m, forces, virial)
     return forces, virial
 
 

@@ -68,7 +68,7 @@ def test_two_ranks_give_the_losses_and_weights_of_one(database, tmp_path, monkey
     same_histories(tmp_path / "two", tmp_path / "one")
 
 
-def test_stored_descriptors_resume_and_results_on_two_ranks(database, tmp_path, monkeypatch):
+def test_batch_descriptors_resume_and_results_on_two_ranks(database, tmp_path, monkeypatch):
     """Two ranks that share a store, stop after two epochs, go on and write their results, against
     one rank that does it in one go."""
     two, one = tmp_path / "two", tmp_path / "one"

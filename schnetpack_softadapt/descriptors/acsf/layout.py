@@ -5,7 +5,7 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import torch
@@ -159,7 +159,7 @@ class Layout(Descriptor):
         """Atomic numbers of the central elements, ascending."""
         return tuple(self.functions)
 
-    @property
+    @cached_property
     def n_functions(self) -> dict[int, int]:
         """Number of functions (used columns) of each element."""
         return {number: len(values) for number, values in self.functions.items()}

@@ -19,13 +19,13 @@ from schnetpack_softadapt.descriptors.compiled import thread_pool
 from schnetpack_softadapt.descriptors.store.products import jvp_atoms, subtract_flow, vjp_atoms
 from schnetpack_softadapt.quantities import VOIGT_COLUMNS, VOIGT_ROWS, voigt_to_full
 
-__all__ = ["DeviceMap", "HostMap", "PositionTerms", "position_terms", "stored_descriptors"]
+__all__ = ["DeviceMap", "HostMap", "PositionTerms", "batch_descriptors", "position_terms"]
 
 # bytes of the store that one more thread must have to read to be worth waking up (about 0.1 ms)
 _BYTES_PER_THREAD = 1_000_000
 
 
-def stored_descriptors(
+def batch_descriptors(
     positions: Tensor, strain: Tensor | None, idx_m: Tensor, batch: Mapping[str, Tensor]
 ) -> Tensor:
     """Descriptors of a batch, differentiable by positions and strain.
@@ -65,7 +65,7 @@ class HostMap:
         positions: (N, 3) Ang.
         n_structures: B, or 0 where no derivative by strain is wanted.
         idx_m: (N,) structure of each atom, ascending.
-        batch: as for `stored_descriptors`.
+        batch: as for `batch_descriptors`.
     """
 
     def __init__(self, positions: Tensor, n_structures: int, idx_m: Tensor, batch: Mapping):
@@ -251,7 +251,7 @@ def position_terms(atoms: Tensor, idx_m: Tensor, batch: Mapping[str, Tensor]) ->
     Args:
         atoms: (R,) atoms of the batch, each at most once.
         idx_m: (N,) structure of each atom, ascending.
-        batch: as for `stored_descriptors`.
+        batch: as for `batch_descriptors`.
     """
     place, atom_i, atom_j = _blocks(idx_m, batch)
     if place is None:

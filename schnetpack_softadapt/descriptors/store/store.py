@@ -165,7 +165,7 @@ class DescriptorStore:
         return slice(first, last)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The arrays that `batch.stored_descriptors` reads, by batch key, without a copy.
+        """The arrays that `batch.batch_descriptors` reads, by batch key, without a copy.
 
         The memory is read-only: writing into these tensors ends the process.
         """
