@@ -25,13 +25,8 @@ from evaluation import systems
 from kernel_stages import machine_limits, measure_loops, measure_stages
 from machine_code import count_instructions
 
-from schnetpack_softadapt.descriptors.acsf.kernels import (
-    values as kernel_values,
-)
-from schnetpack_softadapt.descriptors.acsf.kernels import (
-    vjp as kernel_vjp,
-)
 from schnetpack_softadapt.descriptors.acsf.kernels.engine import KernelBackend
+from schnetpack_softadapt.descriptors.acsf.kernels.products import values, vjp
 from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
 
 _CODE_COLUMNS = (
@@ -56,7 +51,7 @@ def measure_code() -> list[dict]:
     inputs = (torch.zeros((0, 3), dtype=torch.float64), nothing, nothing, torch.tensor([42]))
     backend.vjp(*inputs, backend.values(*inputs))  # the signatures
     rows = []
-    for name, kernel in {"values": kernel_values.values, "VJP": kernel_vjp.vjp}.items():
+    for name, kernel in {"values": values, "VJP": vjp}.items():
         print(
             f"\n{name + ', innermost loops of':28s}" + "".join(f"{x:>13s}" for x in _CODE_COLUMNS)
         )
