@@ -1,8 +1,7 @@
 """Every batch key this plugin adds to SchNetPack's, once, with shape and unit.
 
 B: structures in the batch, N: atoms in the batch, D: descriptor columns. SchNetPack's own keys
-(energy (B,) in eV, forces (N, 3) in eV/Ang, stress (B, 3, 3) in eV/Ang^3, positive = tension)
-come from `schnetpack.properties`.
+come from `schnetpack.properties`; units and names of energy, forces and stress: `quantities.py`.
 """
 
 from typing import Final

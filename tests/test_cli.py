@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 
 from schnetpack_softadapt import __version__, errors
+from schnetpack_softadapt.cli import arguments
 from schnetpack_softadapt.cli import main as cli
 from schnetpack_softadapt.descriptors.acsf.layout import Layout
 
-NAMES = ("import", "generate", "report", "export", "import-potential", "check")
+#: commands that write a result, and the others
+WRITERS = ("import", "generate", "predict", "report", "check", "export", "import-potential")
+NAMES = (*WRITERS, "train", "info")
 
 
 @pytest.fixture
@@ -44,7 +47,10 @@ def test_help_is_for_users(capsys):
 @pytest.mark.parametrize("name", NAMES)
 def test_one_convention_for_all_commands(name, capsys):
     text = help_of(capsys, name)
-    for option in ("--out ", "--overwrite ", "-v, --verbose ", "--debug "):
+    options = ["-v, --verbose ", "--debug "]
+    if name in WRITERS:
+        options += ["--out ", "--overwrite "]
+    for option in options:
         assert option in text
 
 
@@ -66,7 +72,7 @@ def refused(args):
     [
         (refused, "file.xyz, structure 3: no energy; give --energy-key"),
         (lambda args: Path("nowhere.xyz").read_text(), "nowhere.xyz: No such file or directory"),
-        (lambda args: cli._read_structure("empty.xyz"), "empty.xyz is no structure file"),
+        (lambda args: arguments.read_structure("empty.xyz"), "empty.xyz is no structure file"),
     ],
 )
 def test_an_error_of_the_users_is_one_line(command, capsys, tmp_path, monkeypatch, run, text):
@@ -135,10 +141,10 @@ def talk(args):
 def test_how_much_is_said(command, capsys, options, shown):
     command(talk)
     logger = logging.getLogger("schnetpack_softadapt")
-    for arguments in (["try", *options], [*options, "try"]):
+    for command_line in (["try", *options], [*options, "try"]):
         with warnings.catch_warnings(record=True) as found:
             warnings.simplefilter("always")
-            assert cli.main(arguments) == 0
+            assert cli.main(command_line) == 0
         assert capsys.readouterr().err.splitlines() == shown
         assert len(found) == (options == ["--debug"])
         assert logger.handlers == []
@@ -149,7 +155,7 @@ def test_results_are_not_replaced_unasked(command, capsys, tmp_path, monkeypatch
 
     def add(commands):
         parser = commands.add_parser("try")
-        cli._add_output(parser, "DIR", "a folder", "result.json", default=str(tmp_path))
+        arguments.add_output(parser, "DIR", "a folder", "result.json", default=str(tmp_path))
         parser.set_defaults(run=lambda args: done.append(args.out))
 
     monkeypatch.setattr(cli, "COMMANDS", [add])

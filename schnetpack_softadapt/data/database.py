@@ -10,6 +10,7 @@ from pathlib import Path
 
 import ase
 import numpy as np
+import pandas as pd
 from ase.data import chemical_symbols
 from ase.db import connect
 from ase.db.core import Database
@@ -18,20 +19,13 @@ from tqdm import tqdm
 from schnetpack_softadapt import __version__
 from schnetpack_softadapt import properties as keys
 from schnetpack_softadapt.data.structures import Structure
+from schnetpack_softadapt.files import replacing
+from schnetpack_softadapt.quantities import QUANTITIES
 
-__all__ = ["STRESS_CONVENTION", "UNITS", "open_database", "write_database"]
+__all__ = ["UNITS", "open_database", "write_database"]
 
-STRESS_CONVENTION = "(1, 3, 3), symmetric, dE/dstrain / volume: positive = tension"
-
-# SchNetPack's names, written out: importing SchNetPack for them takes seconds. Unit strings as
-# SchNetPack can parse them; `eV/Ang^3` it cannot.
-ENERGY, FORCES, STRESS = "energy", "forces", "stress"
-UNITS = {
-    ENERGY: "eV",
-    FORCES: "eV/Ang",
-    STRESS: "eV/Ang/Ang/Ang",
-    keys.stress_mask: "",
-}
+ENERGY, FORCES, STRESS = (quantity.name for quantity in QUANTITIES)
+UNITS = {**{quantity.name: quantity.unit for quantity in QUANTITIES}, keys.stress_mask: ""}
 
 
 @contextlib.contextmanager
@@ -43,9 +37,16 @@ def open_database(path: str | os.PathLike) -> Iterator[Database]:
         ValueError: the file is no database, or damaged.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"no database at {path}")
+        raise FileNotFoundError(
+            f"no database at {path}; make one with `spk-softadapt import FILE... --out {path}`"
+        )
+    uri = f"{Path(path).absolute().as_uri()}?mode=ro"
+    tables = "select 1 from sqlite_master where name = 'systems'"
     try:
-        _refuse_other_tables(path)
+        # ASE would write its tables into any SQLite file, and into an empty one
+        with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
+            if not connection.execute(tables).fetchall():
+                raise sqlite3.DatabaseError("no table of structures")
         with connect(path, type="db", use_lock_file=False) as database:
             yield database
     except (sqlite3.Error, json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -53,14 +54,6 @@ def open_database(path: str | os.PathLike) -> Iterator[Database]:
             f"{path} is no ASE database, or damaged ({str(error)[:60]}): copy it again, or make it"
             " anew with `spk-softadapt import`"
         ) from None
-
-
-def _refuse_other_tables(path: str | os.PathLike) -> None:
-    """ASE would write its tables into any SQLite file, and into an empty one."""
-    uri = f"{Path(path).absolute().as_uri()}?mode=ro"
-    with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
-        if not connection.execute("select 1 from sqlite_master where name = 'systems'").fetchall():
-            raise sqlite3.DatabaseError("no table of structures")
 
 
 def write_database(
@@ -105,72 +98,53 @@ def write_database(
     groups = {"group": [s.group for s in structures], **(groups or {})}
     if "strain_state" not in groups and all("strain_state" in s.info for s in structures):
         groups["strain_state"] = [s.info["strain_state"] for s in structures]
-    group_names = {key: list(dict.fromkeys(labels)) for key, labels in groups.items()}
+    coded = {key: pd.factorize(pd.Series(list(labels))) for key, labels in groups.items()}
+    elements = np.unique(np.concatenate([s.numbers for s in structures]))
     fingerprint = _fingerprint(structures)
     entries = {
         "_property_unit_dict": {name: UNITS[name] for name in names},
         "_distance_unit": "Ang",
         "atomrefs": {},
-        "stress_convention": STRESS_CONVENTION,
-        "elements": [chemical_symbols[z] for z in _elements(structures)],
-        "group_names": [str(name) for name in group_names["group"]],
-        "groups_ids": {key: _codes(labels, group_names[key]) for key, labels in groups.items()},
+        "stress_convention": "(1, 3, 3), symmetric, dE/dstrain / volume: positive = tension",
+        "elements": [chemical_symbols[z] for z in elements],
+        "group_names": list(map(str, coded["group"][1])),
+        "groups_ids": {key: codes.tolist() for key, (codes, _) in coded.items()},
         "provenance": provenance,
         "fingerprint": fingerprint,
         "versions": {"schnetpack_softadapt": __version__, "ase": ase.__version__},
         **(metadata or {}),
     }
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.db")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with connect(temporary, use_lock_file=False) as database:  # one transaction for all
-            bar = tqdm(structures, "writing", unit=" structures", disable=not progress)
-            for structure in bar:
-                database.write(structure.to_atoms(), data=_row(structure, names))
-            database.metadata = entries
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # one transaction for all
+    with replacing(path) as file, connect(file, type="db", use_lock_file=False) as database:
+        for s in tqdm(structures, "writing", unit=" structures", disable=not progress):
+            has_stress = s.stress is not None
+            # in the shapes that SchNetPack's collation needs
+            row = {
+                ENERGY: np.array([s.energy]),
+                FORCES: s.forces,
+                STRESS: s.stress[None] if has_stress else np.zeros((1, 3, 3)),
+                keys.stress_mask: np.array([float(has_stress)]),
+            }
+            database.write(s.to_atoms(), data={name: row[name] for name in names})
+        database.metadata = entries
     return fingerprint
-
-
-def _codes(labels: Sequence, names: Sequence) -> list[int]:
-    code = {label: k for k, label in enumerate(names)}
-    return [code[label] for label in labels]
-
-
-def _elements(structures: Sequence[Structure]) -> list[int]:
-    return np.unique(np.concatenate([s.numbers for s in structures])).tolist()
 
 
 def _common_labels(structures: Sequence[Structure]) -> list[str]:
     """Properties that the database gets."""
     if not structures:
         raise ValueError("no structures to write")
+    names = []
     for name in (ENERGY, FORCES):
         present = [getattr(s, name) is not None for s in structures]
         if any(present) and not all(present):
             raise ValueError(f"structure {present.index(False)} has no {name}, others have")
-    if structures[0].energy is None:
+        names += [name] * all(present)
+    if ENERGY not in names:
         raise ValueError("the structures have no energies")
-    names = [ENERGY]
-    if structures[0].forces is not None:
-        names.append(FORCES)
     if any(s.stress is not None for s in structures):
         names += [STRESS, keys.stress_mask]
     return names
-
-
-def _row(structure: Structure, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """Labels in the shapes that SchNetPack's collation needs."""
-    row = {ENERGY: np.array([structure.energy])}
-    if FORCES in names:
-        row[FORCES] = structure.forces
-    if STRESS in names:
-        has_stress = structure.stress is not None
-        row[STRESS] = structure.stress[None] if has_stress else np.zeros((1, 3, 3))
-        row[keys.stress_mask] = np.array([float(has_stress)])
-    return row
 
 
 def _fingerprint(structures: Sequence[Structure]) -> str:

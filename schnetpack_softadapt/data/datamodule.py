@@ -7,16 +7,15 @@ import numpy as np
 import torch
 from ase.data import chemical_symbols
 from schnetpack import properties
-from schnetpack.data import AtomsDataModule, SplittingStrategy, calculate_stats
+from schnetpack.data import AtomsDataModule, SplittingStrategy
 from schnetpack.units import convert_units
 
 from schnetpack_softadapt.data.dataset import InMemoryAtomsData
-from schnetpack_softadapt.data.loading import BatchSource, EpochSampler, InMemoryLoader, as_batch
-from schnetpack_softadapt.data.partition import DEFAULT_SPLIT_FILE, DEFAULT_SPLIT_KEY, Partition
+from schnetpack_softadapt.data.descriptors import DescriptorSource
+from schnetpack_softadapt.data.loader import BatchSource, EpochSampler, InMemoryLoader, as_batch
 from schnetpack_softadapt.data.paths import user_path
-from schnetpack_softadapt.data.statistics import element_contributions
-from schnetpack_softadapt.data.stored import StoredDescriptors
-from schnetpack_softadapt.data.structures import Structure
+from schnetpack_softadapt.data.splitting import DEFAULT_SPLIT_FILE, DEFAULT_SPLIT_KEY, Partition
+from schnetpack_softadapt.data.statistics import TrainingTargets, element_contributions
 from schnetpack_softadapt.descriptors.elements import atomic_number, check_elements
 from schnetpack_softadapt.errors import in_one_line
 
@@ -111,6 +110,7 @@ class SoftAdaptDataModule(AtomsDataModule):
         self.store_jobs = store_jobs
         self._attached: tuple[str, bool] | None = None
         self._atomrefs = {}
+        self._raw_targets: TrainingTargets | None = None
 
     # setup
 
@@ -124,38 +124,29 @@ class SoftAdaptDataModule(AtomsDataModule):
         """
         if self.dataset is not None:
             return
-        try:
-            self.dataset = InMemoryAtomsData(
-                self.datapath,
-                keep_float64=self.keep_float64,
-                cache_transforms=self.cache_transforms,
-                load_properties=self.load_properties,
-                property_units=self.property_units,
-                distance_unit=self.distance_unit,
-            )
-        except FileNotFoundError:
-            raise FileNotFoundError(
-                f"no database at {self.datapath}; make one with"
-                f" `spk-softadapt import FILE... --out {self.datapath}`"
-            ) from None
+        self.dataset = InMemoryAtomsData(
+            self.datapath,
+            keep_float64=self.keep_float64,
+            cache_transforms=self.cache_transforms,
+            load_properties=self.load_properties,
+            property_units=self.property_units,
+            distance_unit=self.distance_unit,
+        )
         if self.train_idx is None:
-            self._load_partitions()
+            split = self.partition.find_or_make(self.dataset, self.datapath)
+            self.train_idx, self.val_idx, self.test_idx = split.train, split.val, split.test
+            self.num_train, self.num_val = len(split.train), len(split.val)
+            self.num_test = len(split.test)
         self._train_dataset = self.dataset.subset(self.train_idx)
         self._val_dataset = self.dataset.subset(self.val_idx)
         self._test_dataset = self.dataset.subset(self.test_idx)
         self._setup_transforms()
         self._warn_of_unseen_elements()
 
-    def _load_partitions(self) -> None:
-        split = self.partition.find_or_make(self.dataset, self.datapath)
-        self.train_idx, self.val_idx, self.test_idx = split.train, split.val, split.test
-        self.num_train, self.num_val = len(split.train), len(split.val)
-        self.num_test = len(split.test)
-
     @property
     def elements(self) -> list[int]:
         """Atomic numbers that occur anywhere in the database, ascending."""
-        return np.unique(self.dataset.numbers).tolist()
+        return np.unique(self.dataset.raw.values(properties.Z)).tolist()
 
     def check_elements(self, allowed: Iterable[int | str]) -> None:
         """Refuse data with elements that a model does not know.
@@ -164,12 +155,10 @@ class SoftAdaptDataModule(AtomsDataModule):
             UnknownElementError: naming the elements and the first structure with one of them.
         """
         known = {atomic_number(e) for e in allowed}
-        first = min((self._first_with(z) for z in self.elements if z not in known), default=None)
+        raw = self.dataset.raw
+        unknown = ~np.isin(raw.values(properties.Z), list(known))
+        first = np.searchsorted(raw.first(properties.Z), unknown.argmax(), side="right") - 1
         check_elements(self.elements, known, f"{self.datapath}, structure {first}")
-
-    def _first_with(self, number: int) -> int:
-        atom = np.argmax(self.dataset.numbers == number)
-        return int(np.searchsorted(self.dataset.raw.first(properties.Z), atom, side="right")) - 1
 
     def _warn_of_unseen_elements(self) -> None:
         seen = self._elements_of(self.train_idx)
@@ -183,12 +172,16 @@ class SoftAdaptDataModule(AtomsDataModule):
                 )
 
     def _elements_of(self, indices: Sequence[int]) -> set[int]:
-        raw = self.dataset.raw
-        first, numbers = raw.first(properties.Z), raw.values(properties.Z)
-        parts = [numbers[first[k] : first[k + 1]] for k in indices]
-        return set(np.concatenate(parts).tolist()) if parts else set()
+        return {z for k in indices for z in self.dataset.raw.rows(properties.Z, k).tolist()}
 
     # statistics that SchNetPack's transforms ask for
+
+    def _targets(self) -> TrainingTargets:
+        """Training set as the database has it."""
+        if self._raw_targets is None:
+            dataset = self.train_dataset.untransformed()
+            self._raw_targets = TrainingTargets.from_dataset(dataset)
+        return self._raw_targets
 
     def get_atomrefs(self, property: str, is_extensive: bool) -> dict[str, torch.Tensor]:
         """Contribution of each element (100,), float64, by minimum-norm least squares.
@@ -198,9 +191,7 @@ class SoftAdaptDataModule(AtomsDataModule):
         """
         key = (property, is_extensive)
         if key not in self._atomrefs:
-            self._atomrefs[key] = element_contributions(
-                self.train_dataset.untransformed(), property, is_extensive
-            )
+            self._atomrefs[key] = element_contributions(self._targets(), property, is_extensive)
         return {property: self._atomrefs[key]}
 
     def get_stats(
@@ -211,36 +202,36 @@ class SoftAdaptDataModule(AtomsDataModule):
         With `remove_atomref`, references that `get_atomrefs` fitted are subtracted where it did;
         the parent class forgets them, so that RemoveOffsets subtracts the mean twice.
         """
-        key = (property, divide_by_atoms, remove_atomref)
-        if key not in self._stats:
-            references = dict(self.train_dataset.atomrefs) if remove_atomref else {}
-            fitted = self._atomrefs.get((property, divide_by_atoms))
-            if remove_atomref and fitted is not None:
-                references[property] = fitted
-            self._stats[key] = calculate_stats(
-                self._loader(self.train_dataset.untransformed(), self.batch_size, 0),
-                divide_by_atoms={property: divide_by_atoms},
-                atomref=references or None,
-            )[property]
-        return self._stats[key]
+        targets = self._targets()
+        values = torch.from_numpy(targets.labels[property].astype(np.float64).reshape(-1))
+        if remove_atomref:
+            references = {**self.train_dataset.atomrefs}
+            if (property, divide_by_atoms) in self._atomrefs:
+                references[property] = self._atomrefs[property, divide_by_atoms]
+            if property in references:
+                per_element = references[property].double()[targets.elements]
+                values = values - torch.from_numpy(targets.compositions) @ per_element
+        if divide_by_atoms:
+            values = values / torch.from_numpy(targets.n_atoms)
+        return values.mean(), values.std(correction=0)
 
     # descriptors from a store
 
-    def attach_descriptors(self, layout) -> bool:
-        """Let batches carry the descriptors of a layout and their derivatives; build the store.
+    def attach_descriptors(self, descriptor) -> bool:
+        """Let batches carry the values of a descriptor and its derivatives; build the store.
 
         Models call this when they are set up. Neighbour lists are then made only where
         `keep_neighbors` says so.
 
         Args:
-            layout: `descriptors.layout.Layout`.
+            descriptor: a `descriptors.protocol.Descriptor`.
 
         Returns:
             whether batches carry descriptors from now on.
         """
         if self.store is False:
             return False
-        if self._attached == (layout.fingerprint, self.keep_neighbors):
+        if self._attached == (descriptor.fingerprint, self.keep_neighbors):
             return True
         datasets = (self._train_dataset, self._val_dataset, self._test_dataset)
         if not self.cache_transforms or not all(d.keeps_geometry() for d in datasets):
@@ -256,101 +247,64 @@ class SoftAdaptDataModule(AtomsDataModule):
         )
 
         folder = user_path(self.store_dir or f"{self.datapath}.descriptors")
-        ranks = {}
-        if self.trainer is not None and self.trainer.num_nodes > 1:
-            # on one machine one rank builds and the others wait; several machines share the work
-            ranks = {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
         try:
             store = DescriptorStore.open_or_build(
                 folder,
                 self.dataset.structures(),
-                layout,
+                descriptor,
                 dtype=self.store_dtype,
                 n_jobs=self.store_jobs,
                 progress=True,
                 database=self.datapath,
-                **ranks,
             )
         except OSError as error:
             if self.store is True:
                 raise
             log.warning("no descriptor store in %s (%s): training computes them", folder, error)
             return False
-        stored = StoredDescriptors(store, self.keep_neighbors)
+        stored = DescriptorSource(store, self.keep_neighbors)
         for dataset in datasets:
             dataset.attach(stored)
-        self._attached = layout.fingerprint, self.keep_neighbors
+        self._attached = descriptor.fingerprint, self.keep_neighbors
         return True
 
     # loaders
 
-    def _loader(self, dataset: InMemoryAtomsData, batch_size: int, num_workers: int, **kwargs):
-        return InMemoryLoader(
-            BatchSource(dataset),
-            batch_size=batch_size,
-            collate_fn=as_batch,
-            num_workers=num_workers,
-            pin_memory=self._pin_memory,
-            **kwargs,
-        )
-
-    def _with_store(self, loader: InMemoryLoader) -> InMemoryLoader:
-        """Say where batches go: only within this process' memory can they share the store."""
+    def _loader(self, subset: str, batch_size: int, num_workers: int, **kwargs) -> InMemoryLoader:
+        loader = getattr(self, f"_{subset}_dataloader")
+        if loader is None:
+            loader = InMemoryLoader(
+                BatchSource(getattr(self, f"_{subset}_dataset")),
+                batch_size=batch_size,
+                collate_fn=as_batch,
+                num_workers=num_workers,
+                pin_memory=self._pin_memory,
+                **kwargs,
+            )
+            setattr(self, f"_{subset}_dataloader", loader)
+        # only within this process' memory can batches share the store
         device = "cpu" if self.trainer is None else self.trainer.strategy.root_device.type
         loader.dataset.gather = loader.num_workers > 0 or self._pin_memory or device != "cpu"
         return loader
 
     def train_dataloader(self) -> InMemoryLoader:
         """Training batches, in an order that follows from the seed and the epoch."""
-        if self._train_dataloader is None:
-            source = BatchSource(self._train_dataset)
-            kwargs = {"sampler": EpochSampler(source)}
-            if self.train_sampler_cls is not None:
-                kwargs = {
-                    "batch_sampler": self._setup_sampler(
-                        self.train_sampler_cls, self.train_sampler_args or {}, self._train_dataset
-                    )
-                }
-            self._train_dataloader = self._loader(
-                self._train_dataset,
-                1 if self.train_sampler_cls is not None else self.batch_size,
-                self.num_workers,
-                **kwargs,
-            )
-        return self._with_store(self._train_dataloader)
+        data = self._train_dataset
+        if self.train_sampler_cls is None:
+            order = {"batch_size": self.batch_size, "sampler": EpochSampler(data)}
+        else:
+            arguments = self.train_sampler_args or {}
+            batches = self._setup_sampler(self.train_sampler_cls, arguments, data)
+            order = {"batch_size": 1, "batch_sampler": batches}
+        return self._loader("train", num_workers=self.num_workers, **order)
 
     def val_dataloader(self) -> InMemoryLoader:
         """Validation batches."""
-        if self._val_dataloader is None:
-            self._val_dataloader = self._loader(
-                self._val_dataset, self.val_batch_size, self.num_val_workers
-            )
-        return self._with_store(self._val_dataloader)
+        return self._loader("val", self.val_batch_size, self.num_val_workers)
 
     def test_dataloader(self) -> InMemoryLoader:
         """Test batches; none if no structures are left for testing."""
-        if self._test_dataloader is None:
-            self._test_dataloader = self._loader(
-                self._test_dataset, self.test_batch_size, self.num_test_workers
-            )
-        return self._with_store(self._test_dataloader)
-
-    # structures, for statistics and reports
-
-    @property
-    def train_structures(self) -> list[Structure]:
-        """Training structures with their labels, before transforms."""
-        return self._train_dataset.structures()
-
-    @property
-    def val_structures(self) -> list[Structure]:
-        """Validation structures with their labels, before transforms."""
-        return self._val_dataset.structures()
-
-    @property
-    def test_structures(self) -> list[Structure]:
-        """Test structures with their labels, before transforms."""
-        return self._test_dataset.structures()
+        return self._loader("test", self.test_batch_size, self.num_test_workers)
 
 
 def _check_counts(**arguments) -> None:

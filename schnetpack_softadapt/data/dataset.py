@@ -1,8 +1,8 @@
 """SchNetPack's ASE database in memory: read once, transformed once, batches by slicing."""
 
-import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +14,22 @@ from tqdm import tqdm
 
 from schnetpack_softadapt import properties as keys
 from schnetpack_softadapt.data.database import UNITS, open_database
-from schnetpack_softadapt.data.packed import PackedSamples
-from schnetpack_softadapt.data.stored import StoredDescriptors
+from schnetpack_softadapt.data.descriptors import DescriptorSource
+from schnetpack_softadapt.data.ragged import RaggedSamples
 from schnetpack_softadapt.data.structures import Structure
 
-__all__ = ["InMemoryAtomsData", "needs_neighbors", "read_database"]
+__all__ = ["InMemoryAtomsData", "read_database", "without_neighbors"]
 
 PROGRESS_DELAY_S = 3.0  # progress bars appear only for what takes longer
 GEOMETRY_TOLERANCE = 1e-3  # Ang; float32 rounds positions to 1e-5
+
+_progress = partial(
+    tqdm,
+    unit=" structures",
+    delay=PROGRESS_DELAY_S,
+    leave=False,
+    disable=None,  # not into log files
+)
 
 
 def needs_neighbors(transform: torch.nn.Module) -> bool:
@@ -30,6 +38,14 @@ def needs_neighbors(transform: torch.nn.Module) -> bool:
         type(transform).__module__ == neighborlist.__name__
         and not isinstance(transform, WrapPositions)
     )
+
+
+def without_neighbors(dataset):
+    """The same structures, without the transforms that make neighbour lists, and descriptors."""
+    light = dataset.subset(range(len(dataset)))
+    light.transforms = [t for t in dataset.transforms if not needs_neighbors(t)]
+    light.store = None
+    return light
 
 
 class InMemoryAtomsData(ASEAtomsData):
@@ -45,6 +61,10 @@ class InMemoryAtomsData(ASEAtomsData):
         cache_transforms: apply the transforms once per structure and keep the results; False for
             transforms that are random.
         kwargs: of `schnetpack.data.ASEAtomsData`.
+
+    Attributes:
+        raw: the whole database, untransformed.
+        store: descriptors that samples and batches get, see `attach`.
     """
 
     def __init__(
@@ -55,11 +75,11 @@ class InMemoryAtomsData(ASEAtomsData):
         **kwargs,
     ):
         self.datapath = datapath
-        self._packed: PackedSamples | None = None
+        self._transformed: RaggedSamples | None = None
         self._metadata: dict | None = None
         self.keep_float64 = tuple(keep_float64)
         self.cache_transforms = cache_transforms
-        self.store: StoredDescriptors | None = None
+        self.store: DescriptorSource | None = None
         asked = {*(kwargs.get("load_properties") or ()), *(kwargs.get("property_units") or ())}
         missing = asked - set(self.available_properties)
         if missing:
@@ -68,59 +88,45 @@ class InMemoryAtomsData(ASEAtomsData):
                 f" it holds {', '.join(self.available_properties)}"
             )
         super().__init__(datapath, **kwargs)
-        self._raw = PackedSamples(self._read())
+        self.raw = RaggedSamples(self._read())
 
-    def _read(self):
-        """Yield the samples of all rows, untransformed, float64."""
+    def _read(self) -> Iterator[dict[str, torch.Tensor]]:
+        """The samples of all rows, untransformed, float64."""
         groups = self.metadata.get("groups_ids", {}).get("group")
-        names = self.load_properties
+        length = self.distance_conversion
         with open_database(self.datapath) as database:
             n_rows = database.count()
             if n_rows == 0:
                 raise ValueError(f"{self.datapath} holds no structures")
-            rows = tqdm(
-                database.select(sort="id"),
-                desc="reading the data",
-                total=n_rows,
-                unit=" structures",
-                delay=PROGRESS_DELAY_S,
-                leave=False,
-                disable=None,
-            )
+            rows = _progress(database.select(sort="id"), "reading the data", n_rows)
             for index, row in enumerate(rows):
-                sample = {properties.idx: torch.tensor([index])}
-                for name in names:
+                sample = {properties.idx: np.array([index])}
+                for name in self.load_properties:
                     sample[name] = self._property(row, name, index)
-                sample[properties.n_atoms] = torch.tensor([len(row.numbers)])
-                sample[properties.Z] = torch.from_numpy(row.numbers.astype(np.int64))
-                sample[properties.R] = (
-                    torch.from_numpy(np.array(row.positions, dtype=np.float64))
-                    * self.distance_conversion
-                )
-                sample[properties.cell] = (
-                    torch.from_numpy(np.array(row.cell, dtype=np.float64)[None])
-                    * self.distance_conversion
-                )
-                sample[properties.pbc] = torch.from_numpy(np.array(row.pbc, dtype=bool))
+                sample |= {
+                    properties.n_atoms: np.array([len(row.numbers)]),
+                    properties.Z: row.numbers.astype(np.int64),
+                    properties.R: row.positions * length,
+                    properties.cell: np.array(row.cell, dtype=np.float64)[None] * length,
+                    properties.pbc: np.array(row.pbc, dtype=bool),
+                }
                 if groups is not None:
-                    sample[keys.group] = torch.tensor([groups[index]])
-                yield sample
+                    sample[keys.group] = np.array([groups[index]])
+                yield {key: torch.from_numpy(value) for key, value in sample.items()}
 
-    def _property(self, row, name: str, index: int) -> torch.Tensor:
+    def _property(self, row, name: str, index: int) -> np.ndarray:
         """A label as it must be for batching; SchNetPack fails much later on any other shape."""
         if name not in row.data:
             raise ValueError(f"{self.datapath}, structure {index}: no {name!r}")
-        value = torch.as_tensor(np.array(row.data[name])) * self.conversions[name]
-        if value.ndim == 0:
-            value = value[None]  # energy stored as a plain number
-        elif name == properties.stress and value.shape == (3, 3):
-            value = value[None]
-        elif name == properties.stress and value.shape != (1, 3, 3):
-            raise ValueError(
-                f"{self.datapath}, structure {index}: stress of shape {tuple(value.shape)}; a"
-                " SchNetPack database holds (1, 3, 3): write it with `spk-softadapt import`"
-            )
-        return value
+        value = np.atleast_1d(row.data[name]) * self.conversions[name]
+        if name != properties.stress or value.shape == (1, 3, 3):
+            return value
+        if value.shape == (3, 3):
+            return value[None]
+        raise ValueError(
+            f"{self.datapath}, structure {index}: stress of shape {value.shape}; a SchNetPack"
+            " database holds (1, 3, 3): write it with `spk-softadapt import`"
+        )
 
     # what the parent class reads from SQLite each time
 
@@ -153,19 +159,21 @@ class InMemoryAtomsData(ASEAtomsData):
     @transforms.setter
     def transforms(self, value):
         self._transforms = list(value or [])
-        self._packed = None
+        self._transformed = None
 
     def __len__(self):
-        return len(self._raw) if self.subset_idx is None else len(self.subset_idx)
+        return len(self.raw) if self.subset_idx is None else len(self.subset_idx)
+
+    @property
+    def indices(self) -> Sequence[int]:
+        """Index in the database of each structure of this set."""
+        return range(len(self.raw)) if self.subset_idx is None else self.subset_idx
 
     def subset(self, subset_idx: Sequence[int]) -> "InMemoryAtomsData":
         """Some of the structures, by their indices in this set, without copying the data."""
         subset = copy.copy(self)
-        indices = [int(k) for k in subset_idx]
-        if self.subset_idx is not None:
-            indices = [self.subset_idx[k] for k in indices]
-        subset.subset_idx = indices
-        subset._packed = None
+        subset.subset_idx = [self.indices[int(k)] for k in subset_idx]
+        subset._transformed = None
         return subset
 
     def untransformed(self) -> "InMemoryAtomsData":
@@ -175,72 +183,51 @@ class InMemoryAtomsData(ASEAtomsData):
         result.store = None
         return result
 
-    def without_neighbors(self) -> "InMemoryAtomsData":
-        """The same structures, without the transforms that make neighbour lists."""
-        result = self.untransformed()
-        result.transforms = [t for t in self.transforms if not needs_neighbors(t)]
-        return result
-
-    @property
-    def indices(self) -> list[int]:
-        """Index in the database of each structure of this set."""
-        return list(range(len(self._raw))) if self.subset_idx is None else self.subset_idx
-
     # samples and batches
 
-    def attach(self, store: StoredDescriptors | None) -> None:
+    def attach(self, store: DescriptorSource | None) -> None:
         """Take descriptors from a store from now on; it says whether neighbour lists are made."""
         self.store = store
-        self._packed = None
+        self._transformed = None
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         n_samples = len(self)
         if not -n_samples <= index < n_samples:
             raise IndexError(f"structure {index} of {n_samples}")
         index = int(index) % n_samples
-        if self.cache_transforms:
-            self.prepare()
-            sample = self._packed.sample(index)
-        else:
-            sample = self._transformed(index)
+        self.prepare()
+        cached = self._transformed
+        sample = self._transform(index) if cached is None else cached.sample(index)
         if self.store is not None:
             sample.update(self.store.sample(self.indices[index], sample[properties.R].dtype))
         return sample
 
-    def batch(self, indices: Sequence[int], gather: bool = False) -> dict[str, torch.Tensor]:
+    def batch(self, indices: Iterable[int], gather: bool = False) -> dict[str, torch.Tensor]:
         """Batch of structures of this set, copied, as SchNetPack's loader would give it.
 
         With a store, `gather` copies the batch's part of its arrays instead of passing the whole.
         """
-        if self.cache_transforms:
-            self.prepare()
-            batch = self._packed.batch(indices)
-        else:
-            samples = PackedSamples(self._transformed(int(k)) for k in indices)
-            batch = samples.batch(range(len(samples)))
+        self.prepare()
+        samples = self._transformed
+        if samples is None:
+            samples = RaggedSamples(self._transform(int(k)) for k in indices)
+            indices = range(len(samples))
+        batch = samples.batch(indices)
         if self.store is not None:
             batch.update(self.store.batch(batch, gather))
         return batch
 
     def prepare(self) -> None:
-        """Apply the transforms to all structures now; later calls return at once."""
-        if self._packed is not None or not self.cache_transforms:
-            return
-        indices = tqdm(
-            range(len(self)),
-            desc="preparing the data",
-            unit=" structures",
-            delay=PROGRESS_DELAY_S,
-            leave=False,
-            disable=None,  # not into log files
-        )
-        self._packed = PackedSamples(map(self._transformed, indices))
+        """Apply the transforms to all structures, once, unless they are random."""
+        if self._transformed is None and self.cache_transforms:
+            indices = _progress(range(len(self)), "preparing the data")
+            self._transformed = RaggedSamples(map(self._transform, indices))
 
-    def _transformed(self, index: int) -> dict[str, torch.Tensor]:
-        sample = self._raw.sample(self.indices[index])
-        without_neighbors = self.store is not None and not self.store.keep_neighbors
+    def _transform(self, index: int) -> dict[str, torch.Tensor]:
+        sample = self.raw.sample(self.indices[index])
+        skips_neighbors = self.store is not None and not self.store.keep_neighbors
         for transform in self.transforms:
-            if without_neighbors and needs_neighbors(transform):
+            if skips_neighbors and needs_neighbors(transform):
                 continue
             kept = {}
             if isinstance(transform, CastMap):
@@ -251,12 +238,11 @@ class InMemoryAtomsData(ASEAtomsData):
 
     def keeps_geometry(self) -> bool:
         """Whether the transforms only shift structures as a whole or atoms by lattice vectors."""
-        light = self.without_neighbors()
-        light.prepare()
+        light = without_neighbors(self)
         for start in range(0, len(light), 1000):
             rows = range(start, min(start + 1000, len(light)))
-            after = light._packed.batch(rows)
-            before = self._raw.batch([self.indices[k] for k in rows])
+            after = light.batch(rows)
+            before = self.raw.batch([self.indices[k] for k in rows])
             if not all(torch.equal(before[k], after[k]) for k in (properties.Z, properties.pbc)):
                 return False
             cell, idx_m = before[properties.cell], before[properties.idx_m]
@@ -271,54 +257,28 @@ class InMemoryAtomsData(ASEAtomsData):
                 return False
         return True
 
-    def iter_properties(self, indices=None, load_properties=None, load_structure=None, **kwargs):
-        """Yield untransformed samples; as the parent class, from memory."""
-        if kwargs.get("load_metadata"):
-            yield from super().iter_properties(
-                indices, load_properties, load_structure, load_metadata=True
-            )
-            return
-        indices = range(len(self)) if indices is None else np.atleast_1d(indices)
-        names = set(self.load_properties if load_properties is None else load_properties)
-        for index in indices:
-            sample = self._raw.sample(self.indices[int(index)])
-            yield {k: v for k, v in sample.items() if k.startswith("_") or k in names}
-
     def structures(self) -> list[Structure]:
         """The structures with their labels as the database has them (after unit conversion)."""
-        group_names = self.metadata.get("group_names", [])
-        result = []
-        for index in self.indices:
-            sample = self._raw.sample(index)
-            labels = {}
-            with contextlib.suppress(KeyError):
-                labels["energy"] = sample[properties.energy].item()
-                labels["forces"] = sample[properties.forces].numpy()
-            if properties.stress in sample and sample.get(keys.stress_mask, torch.ones(1)).item():
-                labels["stress"] = sample[properties.stress][0].numpy()
-            if keys.group in sample and group_names:
-                labels["group"] = group_names[sample[keys.group].item()]
-            result.append(
-                Structure(
-                    numbers=sample[properties.Z].numpy(),
-                    positions=sample[properties.R].numpy(),
-                    cell=sample[properties.cell][0].numpy(),
-                    pbc=sample[properties.pbc].numpy(),
-                    info={"index": index},
-                    **labels,
-                )
-            )
-        return result
+        names = self.metadata.get("group_names", [])
+        return [self._structure(index, names) for index in self.indices]
 
-    @property
-    def numbers(self) -> np.ndarray:
-        """Atomic numbers of all atoms of the whole database (N,), not copied."""
-        return self._raw.values(properties.Z)
+    def _structure(self, index: int, group_names: Sequence[str]) -> Structure:
+        def value(key: str) -> np.ndarray | None:
+            return self.raw.rows(key, index).copy() if key in self.raw else None
 
-    @property
-    def raw(self) -> PackedSamples:
-        """The whole database, untransformed."""
-        return self._raw
+        mask, group = value(keys.stress_mask), value(keys.group)
+        energy, stress = value(properties.energy), value(properties.stress)
+        return Structure(
+            numbers=value(properties.Z),
+            positions=value(properties.R),
+            cell=value(properties.cell)[0],
+            pbc=value(properties.pbc),
+            energy=None if energy is None else energy.item(),
+            forces=value(properties.forces),
+            stress=None if stress is None or (mask is not None and not mask[0]) else stress[0],
+            group=group_names[group[0]] if group is not None and len(group_names) else "",
+            info={"index": index},
+        )
 
 
 def read_database(path: str | Path) -> list[Structure]:

@@ -1,17 +1,15 @@
 """The MoTe2 data set that comes with the package: PBE monolayers, strained and perturbed."""
 
 import contextlib
-import hashlib
 import logging
-from functools import cache
 from importlib import resources
 from pathlib import Path
 
+import ase.io
+
 from schnetpack_softadapt.data.database import write_database
 from schnetpack_softadapt.data.datamodule import SoftAdaptDataModule
-from schnetpack_softadapt.data.formats.registry import ImportOptions, read_files
 from schnetpack_softadapt.data.paths import user_path
-from schnetpack_softadapt.data.sources import find_sources
 from schnetpack_softadapt.data.structures import Structure
 from schnetpack_softadapt.errors import in_one_line
 
@@ -19,16 +17,19 @@ __all__ = ["MoTe2DataModule", "create_mote2_database", "mote2_structures"]
 
 log = logging.getLogger(__name__)
 
-FOLDER = "mote2"  # its README.md is the provenance
-FILE = "mote2_pbe.extxyz"
+FOLDER = resources.files(__package__) / "mote2"  # its README.md is the provenance
+STATE = ("phase", "strain_x", "strain_y")
 
 
 def mote2_structures() -> list[Structure]:
     """All structures of the shipped set; group: phase, `info["strain_state"]`: phase and strain."""
-    options = ImportOptions(group_key="phase", split_keys=("phase", "strain_x", "strain_y"))
-    with resources.as_file(resources.files(__package__) / FOLDER / FILE) as path:
-        structures, _, _ = read_files(find_sources([path]), options)
-    return structures
+    with resources.as_file(FOLDER / "mote2_pbe.extxyz") as path:
+        frames = ase.io.read(path, ":")
+    states = [" ".join(str(atoms.info[name]) for name in STATE) for atoms in frames]
+    return [
+        Structure.from_atoms(atoms, atoms.info["phase"], {"strain_state": state})
+        for atoms, state in zip(frames, states, strict=True)
+    ]
 
 
 def create_mote2_database(path: str | Path) -> Path:
@@ -41,22 +42,11 @@ def create_mote2_database(path: str | Path) -> Path:
     if path.exists():
         return path
     log.info("first use of the MoTe2 set: making %s", path)
-    source = resources.files(__package__) / FOLDER
+    provenance = (FOLDER / "README.md").read_text(encoding="utf-8")
     # it takes a second: several processes may all make it, the contents are the same
     with contextlib.suppress(FileExistsError):
-        write_database(
-            path,
-            mote2_structures(),
-            provenance=(source / "README.md").read_text(encoding="utf-8"),
-            metadata={"source_sha256": _source_hash()},
-        )
+        write_database(path, mote2_structures(), provenance=provenance)
     return path
-
-
-@cache
-def _source_hash() -> str:
-    source = resources.files(__package__) / FOLDER / FILE
-    return hashlib.sha256(source.read_bytes()).hexdigest()
 
 
 class MoTe2DataModule(SoftAdaptDataModule):
@@ -77,13 +67,5 @@ class MoTe2DataModule(SoftAdaptDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """As the parent class; also without Lightning's `prepare_data` before it."""
-        if self.dataset is not None:
-            return
         self.prepare_data()
         super().setup(stage)
-        if self.dataset.metadata.get("source_sha256") != _source_hash():
-            log.warning(
-                "%s was made from another version of the MoTe2 set than is installed now;"
-                " remove it to get the new one",
-                self.datapath,
-            )

@@ -9,7 +9,8 @@ from schnetpack import properties
 from schnetpack.data import AtomsDataModule
 
 from schnetpack_softadapt import properties as keys
-from schnetpack_softadapt.data.dataset import InMemoryAtomsData, needs_neighbors
+from schnetpack_softadapt.data.dataset import without_neighbors
+from schnetpack_softadapt.data.ragged import RaggedSamples
 from schnetpack_softadapt.neighbors.cells import volumes
 
 __all__ = ["TrainingTargets", "composition_fit", "element_contributions", "training_targets"]
@@ -82,18 +83,9 @@ class TrainingTargets:
         """
         if len(dataset) == 0:
             raise ValueError("the training set is empty")
-        if isinstance(dataset, InMemoryAtomsData):
-            dataset = dataset.without_neighbors()
-        else:
-            transforms = dataset.transforms
-            dataset = dataset.subset(range(len(dataset)))
-            dataset.transforms = [t for t in transforms if not needs_neighbors(t)]
-        columns: dict[str, list[np.ndarray]] = {}
-        for k in range(len(dataset)):
-            for key, value in dataset[k].items():
-                columns.setdefault(key, []).append(value.detach().cpu().numpy())
-
-        labels = {key: np.concatenate(values) for key, values in columns.items()}
+        light = without_neighbors(dataset)
+        samples = RaggedSamples(light[k] for k in range(len(light)))
+        labels = {key: samples.values(key) for key in samples.keys}
         numbers, n_atoms = labels[properties.Z], labels[properties.n_atoms]
         elements, element_of = np.unique(numbers, return_inverse=True)
         compositions = np.zeros((len(n_atoms), len(elements)))
@@ -137,36 +129,30 @@ def composition_fit(targets: TrainingTargets) -> tuple[np.ndarray, np.ndarray]:
     """
     if targets.energy is None:
         raise ValueError("the training set has no energies to fit elements to")
-    per_atom = 1.0 / targets.n_atoms
-    shifts = _minimum_norm(targets.compositions * per_atom[:, None], targets.energy * per_atom)
-    return targets.elements, shifts
+    return targets.elements, _per_element(targets, targets.energy / targets.n_atoms)
 
 
-def element_contributions(dataset, property: str, is_extensive: bool, z_max: int = 100):
-    """What each element contributes to a property of a structure, by a minimum-norm fit.
+def element_contributions(
+    targets: TrainingTargets, property: str, is_extensive: bool, z_max: int = 100
+) -> torch.Tensor:
+    """What each element contributes to a property (S,) of the structures, by a minimum-norm fit.
 
     Args:
-        dataset: structures whose property (1,) is fitted, as they are.
+        targets: the structures.
         property: key; a sum over atoms if `is_extensive`, else their mean.
         z_max: size of the result.
 
     Returns:
         (z_max,) float64, 0 for elements that do not occur.
     """
-    targets, values = TrainingTargets.from_dataset(dataset), []
-    for k in range(len(dataset)):
-        values.append(float(dataset[k][property]))
-    per_atom = 1.0 / targets.n_atoms
-    values = np.array(values) * (per_atom if is_extensive else 1.0)
+    values = targets.labels[property].astype(np.float64).reshape(-1)
+    values = values / targets.n_atoms if is_extensive else values
     result = torch.zeros(z_max, dtype=torch.float64)
-    fit = _minimum_norm(targets.compositions * per_atom[:, None], values)
-    result[torch.from_numpy(targets.elements)] = torch.from_numpy(fit)
+    result[torch.from_numpy(targets.elements)] = torch.from_numpy(_per_element(targets, values))
     return result
 
 
-def _minimum_norm(matrix: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Least-squares solution of minimum norm, by singular values."""
-    solution = torch.linalg.lstsq(
-        torch.from_numpy(matrix), torch.from_numpy(values)[:, None], driver="gelsd"
-    ).solution
-    return solution[:, 0].numpy()
+def _per_element(targets: TrainingTargets, per_atom: np.ndarray) -> np.ndarray:
+    """Solution (n_elements,) of minimum norm for values (S,) that are means over atoms."""
+    matrix = targets.compositions / targets.n_atoms[:, None]
+    return np.linalg.lstsq(matrix, per_atom, rcond=None)[0]

@@ -22,9 +22,12 @@ class Structure:
         pbc: (3,) periodic along each lattice vector.
         energy: eV, of the whole cell; None if not known.
         forces: (n, 3) eV/Ang.
-        stress: (3, 3) symmetric, eV/Ang^3, positive = tension.
+        stress: (3, 3) symmetric, eV/Ang^3, positive = tension; (6,) is read in ASE's order.
         group: name of the family the structure belongs to, for reports by group.
         info: anything else worth keeping, such as the strain state; not used in training.
+
+    Raises:
+        ValueError: arrays of other shapes.
     """
 
     numbers: np.ndarray
@@ -42,20 +45,29 @@ class Structure:
         self.positions = np.asarray(self.positions, dtype=np.float64).reshape(-1, 3)
         self.cell = np.asarray(self.cell, dtype=np.float64).reshape(3, 3)
         self.pbc = np.broadcast_to(np.asarray(self.pbc, dtype=bool), 3).copy()
-        if len(self.positions) != len(self.numbers):
-            raise ValueError(
-                f"{len(self.numbers)} atomic numbers but {len(self.positions)} positions"
-            )
+        n = self.n_atoms
+        if len(self.positions) != n:
+            raise ValueError(f"{n} atomic numbers but {len(self.positions)} positions")
         if self.energy is not None:
             self.energy = float(self.energy)
         if self.forces is not None:
-            # the shape is checked with all other labels, where file and index are known
-            self.forces = np.asarray(self.forces, dtype=np.float64)
+            forces = np.asarray(self.forces, dtype=np.float64)
+            if forces.size != 3 * n:
+                raise ValueError(f"wrong number of forces: shape {forces.shape} for {n} atoms")
+            self.forces = forces.reshape(n, 3)
         if self.stress is not None:
             stress = np.asarray(self.stress, dtype=np.float64)
             if stress.shape == (6,):
                 stress = voigt_6_to_full_3x3_stress(stress)
             self.stress = stress.reshape(3, 3)
+
+    @classmethod
+    def from_atoms(cls, atoms: Atoms, group: str = "", info: dict | None = None) -> "Structure":
+        """Geometry, and the labels that the calculator of ASE atoms holds."""
+        results = atoms.calc.results if atoms.calc is not None else {}
+        labels = {name: results.get(name) for name in ("energy", "forces", "stress")}
+        geometry = (atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
+        return cls(*geometry, **labels, group=group, info=info or {})
 
     @property
     def n_atoms(self) -> int:

@@ -11,11 +11,9 @@ import torch
 from ase import Atoms
 from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 from ase.outputs import Properties
-from ase.stress import full_3x3_to_voigt_6_stress
 from schnetpack.interfaces import SpkCalculator
 from torch import nn
 
-from schnetpack_softadapt.deploy.chunks import evaluate_in_chunks
 from schnetpack_softadapt.deploy.committee import mean_and_spread
 from schnetpack_softadapt.deploy.evaluate import (
     BatchModel,
@@ -23,13 +21,15 @@ from schnetpack_softadapt.deploy.evaluate import (
     Prediction,
     Structure,
     activate_responses,
+    evaluate_in_chunks,
 )
 from schnetpack_softadapt.deploy.extrapolation import ExtrapolationMonitor
 from schnetpack_softadapt.deploy.loading import load_potential
-from schnetpack_softadapt.deploy.parts import UnsupportedModelError, model_parts
 from schnetpack_softadapt.deploy.self_description import common_unit, cutoff_of, output_keys
 from schnetpack_softadapt.deploy.skin import SkinList
+from schnetpack_softadapt.model.composition import UnsupportedModelError, take_apart
 from schnetpack_softadapt.neighbors.cells import stress_volumes
+from schnetpack_softadapt.quantities import VOIGT_IN_FULL
 
 __all__ = ["SoftAdaptCalculator", "StressNotDefinedError"]
 
@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 _LARGEST_WHOLE = 50_000
 _ATOMS_PER_CHUNK = 10_000
 
+_VOIGT = np.array(VOIGT_IN_FULL)
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -179,21 +180,21 @@ class SoftAdaptCalculator(SpkCalculator):
         if self.device.type != "cpu":
             return None
         try:
-            parts = [model_parts(m) for m in self.models]
+            models = [take_apart(m) for m in self.models]
         except UnsupportedModelError as error:
             log.info("calling the model through SchNetPack: %s", error)
             return None
-        for part, keys in zip(parts, self._keys, strict=True):
-            if part.networks.output_key != keys["energy"]:
+        groups: dict = {}
+        for model, keys in zip(models, self._keys, strict=True):
+            if model.networks.output_key != keys["energy"]:
                 log.info("calling the model through SchNetPack: %s is no energy", keys["energy"])
                 return None
-        groups: dict = {}
-        for part in parts:
-            groups.setdefault(part.layout, []).append(part)
-        scalings = [part.scaling for part in parts]
+            groups.setdefault(model.descriptor, []).append(model)
+        scalings = [model.scaling for model in models]
         if len(groups) == 1 and all(scaling.is_fitted for scaling in scalings):
-            self.extrapolation = ExtrapolationMonitor(parts[0].layout, scalings, max_extrapolations)
-        return [ComposedModels(group, self.dtype, self.extrapolation) for group in groups.values()]
+            descriptor = models[0].descriptor
+            self.extrapolation = ExtrapolationMonitor(descriptor, scalings, max_extrapolations)
+        return [ComposedModels(group, self.extrapolation) for group in groups.values()]
 
     def _batch_models(self, transforms, additional_inputs) -> list:
         return [
@@ -324,7 +325,7 @@ class SoftAdaptCalculator(SpkCalculator):
         if p.energies is not None:
             results["energies"] = p.energies * unit["energy"]
         if p.stress is not None:
-            results["stress"] = full_3x3_to_voigt_6_stress(p.stress) * unit["stress"]
+            results["stress"] = p.stress.take(_VOIGT) * unit["stress"]
         return results
 
     def export_properties(self):

@@ -1,11 +1,11 @@
 """Energy, forces and stress of one structure from its pair list, with little around the model.
 
-`ComposedModels` is the short way for Behler-Parrinello models on the CPU: descriptors, network,
-and the derivative of the pair vectors, without SchNetPack's modules in between. `BatchModel` calls
-any SchNetPack model on a batch of one structure.
+`ComposedModels` is the short way for sums of networks of descriptors on the CPU, also in chunks of
+atoms, so that large structures fit in memory. `BatchModel` calls any SchNetPack model on a batch of
+one structure.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,15 +16,21 @@ from torch import nn
 
 from schnetpack_softadapt import properties as keys
 from schnetpack_softadapt.deploy.extrapolation import ExtrapolationMonitor
-from schnetpack_softadapt.deploy.parts import ModelParts
-from schnetpack_softadapt.deploy.skin import Pairs
-from schnetpack_softadapt.descriptors.acsf.kernels.engine import KernelBackend
-from schnetpack_softadapt.descriptors.autograd import choose_backend
+from schnetpack_softadapt.deploy.skin import Pairs, check_finite
 from schnetpack_softadapt.model import ForcesAndStress
-from schnetpack_softadapt.model.compiled_networks import CompiledNetworks, can_compile
-from schnetpack_softadapt.neighbors.pair_sums import pair_forces
+from schnetpack_softadapt.model.composition import Composition
+from schnetpack_softadapt.model.pair_evaluator import PairEvaluator
+from schnetpack_softadapt.neighbors.pair_list import LinkedCells
+from schnetpack_softadapt.neighbors.pair_sums import add_pair_forces
 
-__all__ = ["BatchModel", "ComposedModels", "Prediction", "Structure", "activate_responses"]
+__all__ = [
+    "BatchModel",
+    "ComposedModels",
+    "Prediction",
+    "Structure",
+    "activate_responses",
+    "evaluate_in_chunks",
+]
 
 
 @dataclass
@@ -44,123 +50,117 @@ class Prediction:
 
     energy: float
     forces: np.ndarray  # (n_atoms, 3)
-    stress: np.ndarray | None  # (3, 3), positive = tension
+    stress: np.ndarray | None  # (3, 3), symmetric, positive = tension
     energies: np.ndarray | None  # (n_atoms,)
 
 
 class ComposedModels:
-    """Models with the same symmetry functions: these are computed once for all of them.
+    """Models with the same descriptor, evaluated by the short way; see `model.pair_evaluator`.
 
     Args:
-        parts: the models, taken apart; on the CPU.
-        dtype: precision of descriptors and networks where these are torch's; the compiled loops
-            and sums over atoms are float64.
+        models: taken apart, on the CPU.
         monitor: counts extrapolations.
     """
 
-    def __init__(
-        self,
-        parts: Sequence[ModelParts],
-        dtype: torch.dtype,
-        monitor: ExtrapolationMonitor | None = None,
-    ):
-        self.parts = list(parts)
-        self.dtype = dtype
+    def __init__(self, models: Sequence[Composition], monitor: ExtrapolationMonitor | None = None):
         self.monitor = monitor
-        first = self.parts[0]
-        self.backend = choose_backend(
-            first.layout, first.representation.backend, torch.device("cpu")
-        )
-        # without autograd where backend and networks allow it
-        self._is_compiled = isinstance(self.backend, KernelBackend) and all(
-            p.layout.elements == p.scaling.elements and can_compile(p.networks, p.scaling)
-            for p in self.parts
-        )
-        if self._is_compiled:
-            self._networks = [CompiledNetworks(p.networks, p.scaling) for p in self.parts]
-        # by atomic number; all models have the same elements
-        self._offsets = [p.offsets.numpy() for p in self.parts]
-        self._rows = first.scaling.rows_of(np.arange(len(self._offsets[0])))
+        self.evaluator = PairEvaluator(models, None if monitor is None else monitor.add)
 
     def __call__(self, structure: Structure, pairs: Pairs) -> list[Prediction]:
         """One prediction for each model."""
-        numbers, idx_i, idx_j, r_ij = structure.numbers, pairs.idx_i, pairs.idx_j, pairs.r_ij
-        n_atoms = len(numbers)
-        idx_m = np.zeros(n_atoms, np.int64)
-        predictions = []
-        for energies, gradient in self.derivatives(r_ij, idx_i, idx_j, numbers, n_atoms):
-            forces, virial = pair_forces(idx_i, idx_j, r_ij, gradient, idx_m, 1)
-            stress = virial[0] / structure.volume if structure.volume else None
-            predictions.append(Prediction(float(energies.sum()), forces, stress, energies))
-        self.finish()
-        return predictions
+        sums = self.begin(len(structure.numbers))
+        indices = pairs.idx_i, pairs.idx_j
+        self.add(sums, 0, len(structure.numbers), *indices, pairs.r_ij, *indices, structure.numbers)
+        return self.finish(sums, structure.volume)
 
-    def derivatives(
-        self,
-        r_ij: np.ndarray,
-        idx_i: np.ndarray,
-        idx_j: np.ndarray,
-        numbers: np.ndarray,
-        n_central: int,
-        start: int = 0,
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Atomic energies, and their sum's derivative by the pair vectors, model after model.
+    def begin(self, n_atoms: int) -> list["_Sums"]:
+        """Sums for each model, to which the atoms of a structure are added."""
+        return [_Sums(n_atoms) for _ in range(self.evaluator.n_models)]
+
+    def add(self, sums, start, stop, idx_i, idx_j, r_ij, local_i, local_j, numbers) -> None:
+        """Add the atoms start to stop.
 
         Args:
-            r_ij, idx_i, idx_j: (P, 3), (P,), (P,) pairs of the central atoms.
-            numbers: (N,) atomic numbers; of neighbours that are not central only this is seen.
-            n_central: atoms that have an energy, the first ones.
-            start: atoms of the structure in calls before this one; see `finish`.
-
-        Yields:
-            energies (n_central,), float64; dE/dr_ij (P, 3).
+            sums: of `begin`.
+            start, stop: range of atoms.
+            idx_i, idx_j, r_ij: their pairs.
+            local_i, local_j: the atoms of the pairs in `numbers`.
+            numbers: atomic numbers, first those of the range, then of all other neighbours.
         """
-        differentiate = self._by_loops if self._is_compiled else self._by_autograd
-        arguments = (r_ij, idx_i, idx_j, numbers, n_central, start)
-        results = zip(self._offsets, differentiate(*arguments), strict=True)
-        for offsets, (energies, gradient) in results:
-            yield energies[:n_central] + offsets[numbers[:n_central]], gradient
+        results = self.evaluator(r_ij, local_i, local_j, numbers, stop - start, start)
+        for one, (energies, gradient) in zip(sums, results, strict=True):
+            one.energies[start:stop] = energies
+            add_pair_forces(idx_i, idx_j, r_ij, gradient, one.idx_m, one.forces, one.virial)
 
-    def finish(self) -> None:
-        """Say that `derivatives` has seen all atoms of a structure.
+    def finish(self, sums: list["_Sums"], volume: float) -> list[Prediction]:
+        """One prediction for each model, when all atoms of a structure have been added.
 
         Raises:
-            ExtrapolationError: too many symmetry functions outside of the training range.
+            ExtrapolationError: too many descriptors outside of the training range.
         """
         if self.monitor is not None:
             self.monitor.finish()
+        return [one.prediction(volume) for one in sums]
 
-    def _by_loops(
-        self, r_ij, idx_i, idx_j, numbers, n_central, start
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Of each model the energies (N,) without offsets, and dE/dr_ij (P, 3)."""
-        pairs = self.backend.prepare(r_ij, idx_i, idx_j, numbers)
-        values = self.backend.values_of(pairs)
-        if self.monitor is not None:
-            self.monitor.add(values[:n_central], numbers[:n_central], start)
-        rows = self._rows[numbers]
-        for networks in self._networks:
-            energies, gradient = networks(rows, values)
-            yield energies, self.backend.vjp_of(pairs, gradient)
 
-    def _by_autograd(
-        self, r_ij, idx_i, idx_j, numbers, n_central, start
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """As `_by_loops`."""
-        r_ij, idx_i, idx_j, numbers = map(torch.from_numpy, (r_ij, idx_i, idx_j, numbers))
-        r_ij = r_ij.to(self.dtype)
-        with torch.no_grad():
-            values = self.backend.values(r_ij, idx_i, idx_j, numbers)
-        if self.monitor is not None:
-            self.monitor.add(values[:n_central].numpy(), numbers[:n_central].numpy(), start)
-        for parts in self.parts:
-            leaf = values.detach().requires_grad_()
-            scaled = parts.scaling(leaf, numbers)
-            net = parts.networks.atomic_energies(scaled, numbers)  # (n_atoms,)
-            (gradient,) = torch.autograd.grad(net.sum(), leaf)
-            with torch.no_grad():
-                gradient = self.backend.vjp(r_ij, idx_i, idx_j, numbers, gradient)
-            yield _numpy(net), _numpy(gradient)
+class _Sums:
+    """Results of one model so far: energies (N,), forces (N, 3), virial dE/dstrain (1, 3, 3)."""
+
+    def __init__(self, n_atoms: int):
+        self.energies = np.zeros(n_atoms)
+        self.forces = np.zeros((n_atoms, 3))
+        self.virial = np.zeros((1, 3, 3))
+        self.idx_m = np.zeros(n_atoms, np.int64)
+
+    def prediction(self, volume: float) -> Prediction:
+        stress = self.virial[0] / volume if volume else None
+        return Prediction(float(self.energies.sum()), self.forces, stress, self.energies)
+
+
+def evaluate_in_chunks(
+    evaluators: Sequence[ComposedModels],
+    structure: Structure,
+    cutoff: float,
+    atoms_per_chunk: int,
+    length_unit: float = 1.0,
+) -> list[Prediction]:
+    """What the evaluators give for a structure, to rounding, with the pairs of a chunk at a time.
+
+    The energy is a sum over atoms, and a descriptor sees no more of a neighbour than its vector and
+    its element. So the atoms of a chunk, with one atom of each element to stand for all neighbours,
+    are a small structure of their own; only forces and virial are sums over the chunks. Neighbours
+    are searched anew at each call: a list of all pairs to keep is what does not fit.
+
+    Args:
+        evaluators: the models.
+        structure: in Ang.
+        cutoff: the largest of the models, Ang.
+        atoms_per_chunk: central atoms evaluated at a time.
+        length_unit: the models' unit of length, Ang.
+
+    Returns:
+        one prediction for each model of each evaluator, in the models' units.
+
+    Raises:
+        ValueError: positions or cell are not finite, or a periodic direction has no vector.
+        ExtrapolationError: too many descriptors outside of the training range.
+    """
+    check_finite(structure.positions, structure.cell[structure.pbc])
+    cells = LinkedCells(structure.positions, structure.cell, structure.pbc, cutoff)
+    numbers, n_atoms = structure.numbers, len(structure.numbers)
+    elements, element_of = np.unique(numbers, return_inverse=True)
+    sums = [evaluator.begin(n_atoms) for evaluator in evaluators]
+    for start in range(0, n_atoms, atoms_per_chunk):
+        stop = min(start + atoms_per_chunk, n_atoms)
+        idx_i, idx_j, r_ij = cells.pairs(start, stop)
+        r_ij /= length_unit
+        local = idx_i - start, stop - start + element_of[idx_j]
+        z = np.concatenate([numbers[start:stop], elements])
+        for evaluator, of_models in zip(evaluators, sums, strict=True):
+            evaluator.add(of_models, start, stop, idx_i, idx_j, r_ij, *local, z)
+    volume = structure.volume / length_unit**3
+    results = [e.finish(of, volume) for e, of in zip(evaluators, sums, strict=True)]
+    return [prediction for of_models in results for prediction in of_models]
 
 
 class BatchModel:
@@ -202,6 +202,7 @@ class BatchModel:
         stress = None
         if structure.volume and self.stress_key in results:
             stress = _numpy(results[self.stress_key]).reshape(3, 3) * self._sign(structure.cell)
+            stress = 0.5 * (stress + stress.T)
         energy = float(_numpy(results[self.energy_key]).sum())
         energies = None
         if keys.atomic_energies in results:

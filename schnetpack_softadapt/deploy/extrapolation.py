@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from ase.data import chemical_symbols
 
-from schnetpack_softadapt.descriptors.acsf.layout import Layout
+from schnetpack_softadapt.descriptors.protocol import Descriptor
 from schnetpack_softadapt.descriptors.scaling import Scaling
 
 __all__ = ["ExtrapolationError", "ExtrapolationMonitor"]
@@ -28,7 +28,7 @@ class ExtrapolationMonitor:
     """Counts extrapolations (one for each symmetry function of each atom outside) step by step.
 
     Args:
-        layout: the symmetry functions.
+        descriptor: of the models.
         scalings: hold the ranges, one for each model of a committee: what lies outside of the range
             of any of them counts.
         maximum: largest number allowed in one step; None allows any.
@@ -40,10 +40,12 @@ class ExtrapolationMonitor:
         counts: (n_elements, D) how often each function lay outside.
     """
 
-    def __init__(self, layout: Layout, scalings: Sequence[Scaling], maximum: int | None = None):
+    def __init__(
+        self, descriptor: Descriptor, scalings: Sequence[Scaling], maximum: int | None = None
+    ):
         if maximum is not None and maximum < 0:
             raise ValueError(f"max_extrapolations must not be negative, got {maximum}")
-        self.layout = layout
+        self.descriptor = descriptor
         self.maximum = maximum
         bounds = torch.stack([torch.stack(s.bounds()) for s in scalings]).detach().cpu().numpy()
         self._low, self._high = (
@@ -71,7 +73,7 @@ class ExtrapolationMonitor:
             self._first: list[str] = []
         if numbers.tobytes() != self._numbers:  # the same atoms step after step
             self._numbers = numbers.tobytes()
-            self._rows = np.searchsorted(self.layout.elements, numbers)
+            self._rows = np.searchsorted(self.descriptor.elements, numbers)
             self._bounds = self._low[self._rows], self._high[self._rows]
         outside = (values < self._bounds[0]) | (values > self._bounds[1])  # (n, D)
         n_outside = int(np.count_nonzero(outside))
@@ -116,11 +118,11 @@ class ExtrapolationMonitor:
     ) -> list[str]:
         texts = []
         for atom, column in np.argwhere(outside)[:3]:
-            function = self.layout.functions[int(numbers[atom])][column]
+            function = self.descriptor.describe(int(numbers[atom]), int(column))
             low, high = (bound[atom, column] for bound in self._bounds)
             texts.append(
                 f"atom {start + atom} ({chemical_symbols[numbers[atom]]}) function {column}"
-                f" [{' '.join(str(function).split())}] = {values[atom, column]:.4g}, trained on"
+                f" [{' '.join(function.split())}] = {values[atom, column]:.4g}, trained on"
                 f" {low:.4g} to {high:.4g}"
             )
         return texts
@@ -128,7 +130,7 @@ class ExtrapolationMonitor:
     def _report(self) -> str:
         more = "; ..." if self.n_last > 3 else ""
         return (
-            f"{self.n_last} symmetry functions of {self._n_atoms_outside} atoms are outside of"
+            f"{self.n_last} {self.descriptor.name} of {self._n_atoms_outside} atoms are outside of"
             f" the training range: {'; '.join(self._first[:3])}{more}"
         )
 
@@ -141,8 +143,9 @@ class ExtrapolationMonitor:
         for row, column in zip(*np.unravel_index(order, self.counts.shape), strict=True):
             if not self.counts[row, column]:
                 break
-            number = self.layout.elements[row]
-            f = self.layout.functions[number][column]
+            number = self.descriptor.elements[row]
+            function = self.descriptor.describe(number, int(column))
             count = self.counts[row, column]
-            lines.append(f"  {count:8d}  {chemical_symbols[number]:2s} function {column}: {f}")
+            symbol = chemical_symbols[number]
+            lines.append(f"  {count:8d}  {symbol:2s} function {column}: {function}")
         return "\n".join(lines)

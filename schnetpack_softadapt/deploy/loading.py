@@ -1,7 +1,6 @@
 """Models from whatever a user has at hand: an object, a file, a run directory, an n2p2 folder."""
 
 import copy
-import os
 from pathlib import Path
 
 import torch
@@ -10,6 +9,7 @@ from schnetpack.utils import load_model
 from torch import nn
 
 from schnetpack_softadapt.deploy.exchange.n2p2 import read_potential
+from schnetpack_softadapt.files import replacing
 
 __all__ = ["load_potential", "save_potential"]
 
@@ -66,9 +66,6 @@ def _load(path: Path) -> nn.Module:
 
 def save_potential(model: nn.Module, path: str | Path) -> Path:
     """Save a model as training does (a pickle), so that it is never seen half written."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    torch.save(model, temporary)
-    os.replace(temporary, path)
-    return path
+    with replacing(path) as temporary:
+        torch.save(model, temporary)
+    return Path(path)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from torch import nn
 
-from schnetpack_softadapt.data.formats.conventions import ENERGY_UNITS, LENGTH_UNITS, unit_factor
+from schnetpack_softadapt.data.formats.units import ENERGY_UNITS, LENGTH_UNITS, unit_factor
 from schnetpack_softadapt.model.outputs import property_kinds
 
 __all__ = ["common_unit", "cutoff_of", "output_keys"]

@@ -7,13 +7,13 @@ from omegaconf import OmegaConf
 
 from schnetpack_softadapt.data.dataset import InMemoryAtomsData
 from schnetpack_softadapt.data.paths import run_config, run_database
-from schnetpack_softadapt.data.split_file import load_split
+from schnetpack_softadapt.data.splitting import load_split
 
 __all__ = ["training_structure"]
 
 
 def training_structure(model: str | Path) -> Atoms:
-    """The largest structure of a run's training set (the first of several), in Ang.
+    """The largest structure of a run's training set (the first of equals), in Ang.
 
     Args:
         model: a run directory, or a file in it, such as its `best_model`.

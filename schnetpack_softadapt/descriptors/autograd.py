@@ -1,174 +1,125 @@
-"""Symmetry functions as one autograd function over any backend.
+"""Descriptors as one autograd function, whatever computes their derivative.
 
-Forward G(r), backward the vector-Jacobian product, backward of that the Jacobian-vector product:
-what forces, stress and training on them need. The second derivative by positions, d2G/dr2, is not
-there; asked for it, autograd gets NaN, never a silent zero. Exact Hessians go through
-`descriptors(..., backend="reference")`.
+Forward the values G(x), backward the vector-Jacobian product, backward of that the Jacobian-vector
+product: what forces, stress and training on them need. The second derivative d2G/dx2 is not there;
+asked for it, autograd gets NaN, never a silent zero. Exact Hessians go through an engine that is
+differentiable itself (`backend="reference"`).
 """
 
-import warnings
-from functools import lru_cache
-from typing import Protocol
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from schnetpack_softadapt.descriptors.acsf.layout import Layout
-from schnetpack_softadapt.descriptors.acsf.reference import ReferenceBackend
+from schnetpack_softadapt.descriptors.protocol import Engine, LinearMap, PairMap
 from schnetpack_softadapt.descriptors.second_derivative import asked_for, second_derivative
 
-__all__ = ["BACKENDS", "DescriptorBackend", "choose_backend", "descriptors", "pair_descriptors"]
+__all__ = ["differentiable", "pair_descriptors"]
 
-BACKENDS = ("auto", "kernels", "reference")
-
-
-class DescriptorBackend(Protocol):
-    """What stands behind `pair_descriptors`; shapes as there."""
-
-    def values(self, r_ij: Tensor, idx_i: Tensor, idx_j: Tensor, numbers: Tensor) -> Tensor:
-        """Descriptors (N, D)."""
-
-    def vjp(
-        self, r_ij: Tensor, idx_i: Tensor, idx_j: Tensor, numbers: Tensor, grad_g: Tensor
-    ) -> Tensor:
-        """Sum over atoms and columns of grad_g dG/dr_ij, (P, 3)."""
-
-    def jvp(
-        self, r_ij: Tensor, idx_i: Tensor, idx_j: Tensor, numbers: Tensor, tangent: Tensor
-    ) -> Tensor:
-        """Sum over pairs of dG/dr_ij . tangent, (N, D)."""
+# identifies the running backward pass; private, so missing it must not hurt
+_current_task: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", lambda: -1)
 
 
-class _Values(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, r_ij, idx_i, idx_j, numbers, backend):
-        ctx.save_for_backward(r_ij, idx_i, idx_j, numbers)
-        ctx.backend = backend
-        return backend.values(r_ij, idx_i, idx_j, numbers)
+def differentiable(values: Tensor, linear_map: LinearMap, *variables: Tensor | None) -> Tensor:
+    """`values` as a function of the variables whose derivative `linear_map` is.
 
-    @staticmethod
-    def backward(ctx, grad_g):
-        grad_r = _Gradient.apply(grad_g, *ctx.saved_tensors, ctx.backend, asked_for)
-        return grad_r, None, None, None, None
+    Args:
+        values: (N, D) without a graph.
+        linear_map: at the present variables.
+        variables: in the order of the map; None for one that nothing depends on.
 
-
-class _Gradient(torch.autograd.Function):
-    """grad_g -> grad_g dG/dr, linear in grad_g."""
-
-    @staticmethod
-    def forward(ctx, grad_g, r_ij, idx_i, idx_j, numbers, backend, _):
-        ctx.save_for_backward(r_ij, idx_i, idx_j, numbers)
-        ctx.backend = backend
-        return backend.vjp(r_ij, idx_i, idx_j, numbers, grad_g)
-
-    @staticmethod
-    def backward(ctx, tangent):
-        r_ij = ctx.saved_tensors[0]
-        grad_g = None
-        if ctx.needs_input_grad[0]:
-            grad_g = _Tangent.apply(tangent, *ctx.saved_tensors, ctx.backend, asked_for)
-        grad_r = second_derivative(r_ij, ctx.needs_input_grad[1])
-        return grad_g, grad_r, None, None, None, None, None
-
-
-class _Tangent(torch.autograd.Function):
-    """tangent -> dG/dr tangent, linear in tangent."""
-
-    @staticmethod
-    def forward(ctx, tangent, r_ij, idx_i, idx_j, numbers, backend, _):
-        ctx.save_for_backward(r_ij, idx_i, idx_j, numbers)
-        ctx.backend = backend
-        return backend.jvp(r_ij, idx_i, idx_j, numbers, tangent)
-
-    @staticmethod
-    def backward(ctx, grad_g):
-        r_ij = ctx.saved_tensors[0]
-        tangent = None
-        if ctx.needs_input_grad[0]:
-            tangent = _Gradient.apply(grad_g, *ctx.saved_tensors, ctx.backend, asked_for)
-        grad_r = second_derivative(r_ij, ctx.needs_input_grad[1])
-        return tangent, grad_r, None, None, None, None, None
+    Returns:
+        (N, D), differentiable by the variables once, and by what follows in between any number of
+        times; the second derivative by the variables comes out as NaN.
+    """
+    wanted = [x if x is not None and x.requires_grad else None for x in variables]
+    if not torch.is_grad_enabled() or all(x is None for x in wanted):
+        return values
+    return _Values.apply(values, _Call(linear_map), *wanted)
 
 
 def pair_descriptors(
-    r_ij: Tensor, idx_i: Tensor, idx_j: Tensor, numbers: Tensor, backend: DescriptorBackend
+    r_ij: Tensor, idx_i: Tensor, idx_j: Tensor, numbers: Tensor, engine: Engine
 ) -> Tensor:
-    """Descriptors of every atom, with the derivatives that `backend` gives.
-
-    Args:
-        r_ij: (P, 3) vectors from atom i to its neighbour j, Ang, float32 or float64.
-        idx_i: (P,) central atoms, in any order; every pair is listed in both directions.
-        idx_j: (P,) neighbours.
-        numbers: (N,) atomic numbers.
-        backend: a `ReferenceBackend`, `KernelBackend` or anything with their methods.
-
-    Returns:
-        (N, D) descriptors; columns beyond an element's own are zero. Differentiable by `r_ij`
-        once, and by what follows in between any number of times; d2G/dr2 comes out as NaN.
-    """
-    return _Values.apply(r_ij, idx_i, idx_j, numbers, backend)
+    """Descriptors (N, D) of every atom, differentiable by the pair vectors; see `Pairs`."""
+    if engine.is_exact:
+        return engine.values(engine.prepare(r_ij, idx_i, idx_j, numbers))
+    with torch.no_grad():
+        pairs = engine.prepare(r_ij.detach(), idx_i, idx_j, numbers)
+        values = engine.values(pairs)
+    return differentiable(values, PairMap(engine, pairs), r_ij)
 
 
-@lru_cache(maxsize=32)
-def _reference(layout: Layout) -> ReferenceBackend:
-    return ReferenceBackend(layout)
+class _Call:
+    """One call of `differentiable`: its map, and the pass in which NaN went to the variables."""
+
+    def __init__(self, linear_map: LinearMap):
+        self.map = linear_map
+        self.nan_task = -2
 
 
-@lru_cache(maxsize=32)
-def _kernels(layout: Layout) -> DescriptorBackend:
-    # imported here: numba takes a second to load, and only this choice needs it
-    from schnetpack_softadapt.descriptors.acsf.kernels.engine import KernelBackend
+class _Values(torch.autograd.Function):
+    """The values as a function of the variables."""
 
-    return KernelBackend(layout)
+    @staticmethod
+    def forward(ctx, values, call, *variables):
+        ctx.save_for_backward(*variables)
+        ctx.call = call
+        return values.view_as(values)
 
-
-@lru_cache(maxsize=1)
-def _warn_no_kernels(message: str) -> None:
-    warnings.warn(
-        f"the compiled symmetry functions cannot be used ({message}); using the slower reference"
-        " backend. Remedy: pip install numba, and unset NUMBA_DISABLE_JIT",
-        stacklevel=3,
-    )
-
-
-def choose_backend(layout: Layout, backend: str, device: torch.device) -> DescriptorBackend:
-    """The backend of a name: "kernels", "reference", or "auto": kernels on the CPU.
-
-    Raises:
-        ValueError: an unknown name, or "kernels" for a device other than the CPU.
-        ImportError: "kernels" without numba, or with NUMBA_DISABLE_JIT.
-    """
-    if backend not in BACKENDS:
-        raise ValueError(f"unknown backend {backend!r}; choose from {BACKENDS}")
-    if backend == "reference" or (backend == "auto" and device.type != "cpu"):
-        return _reference(layout)
-    if device.type != "cpu":
-        raise ValueError(f"backend='kernels' runs on the CPU, not on {device}; use 'auto'")
-    try:
-        return _kernels(layout)
-    except ImportError as error:
-        if backend == "kernels":
-            raise
-        _warn_no_kernels(str(error))
-        return _reference(layout)
+    @staticmethod
+    def backward(ctx, grad_g):
+        variables, needs = ctx.saved_tensors, ctx.needs_input_grad[2:]
+        if ctx.call.nan_task == _current_task() != -1:
+            # This pass differentiates the forces, and NaN has gone to the variables already; the
+            # product would be lost in it. A third of the time of a training step.
+            grads = map(second_derivative, variables, needs)
+        else:
+            grads = _Gradient.apply(grad_g, ctx.call, asked_for, *variables)
+        return None, None, *grads
 
 
-def descriptors(
-    r_ij: Tensor,
-    idx_i: Tensor,
-    idx_j: Tensor,
-    numbers: Tensor,
-    layout: Layout,
-    backend: str = "auto",
-) -> Tensor:
-    """Symmetry functions (N, D) of every atom; arguments as for `pair_descriptors`.
+class _Gradient(torch.autograd.Function):
+    """grad_g -> grad_g dG/dx for each variable: linear in grad_g."""
 
-    Args:
-        backend: "auto" takes the fastest for the device and "kernels" the compiled CPU code; both
-            give what energies, forces, stress and their training need, and NaN for d2G/dr2.
-            "reference" is plain autograd: slower, and exact in every derivative.
-    """
-    chosen = choose_backend(layout, backend, r_ij.device)
-    if backend == "reference":
-        return chosen.values(r_ij, idx_i, idx_j, numbers)
-    return pair_descriptors(r_ij, idx_i, idx_j, numbers, chosen)
+    @staticmethod
+    def forward(ctx, grad_g, call, _, *variables):
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*variables)
+        ctx.call = call
+        grads = call.map.vjp(grad_g)
+        return tuple(
+            None if x is None else grad.to(x.dtype)
+            for grad, x in zip(grads, variables, strict=True)
+        )
+
+    @staticmethod
+    def backward(ctx, *tangents):
+        variables, needs = ctx.saved_tensors, ctx.needs_input_grad
+        grad_g = None
+        if needs[0] and any(t is not None for t in tangents):
+            n = len(tangents)
+            grad_g = _Tangent.apply(n, ctx.call, asked_for, *tangents, *variables)
+        if any(needs[3:]):
+            ctx.call.nan_task = _current_task()
+        return grad_g, None, None, *map(second_derivative, variables, needs[3:])
+
+
+class _Tangent(torch.autograd.Function):
+    """Changes of the variables -> change of the values: `_Gradient` transposed."""
+
+    @staticmethod
+    def forward(ctx, n, call, _, *tangents_and_variables):
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tangents_and_variables[n:])
+        ctx.n, ctx.call = n, call
+        return call.map.jvp(*tangents_and_variables[:n])
+
+    @staticmethod
+    def backward(ctx, grad_g):
+        variables, needs = ctx.saved_tensors, ctx.needs_input_grad[3:]
+        if grad_g is None:
+            return (None,) * (3 + len(needs))
+        grads = _Gradient.apply(grad_g, ctx.call, asked_for, *variables)
+        tangents = [g if needed else None for g, needed in zip(grads, needs, strict=False)]
+        return None, None, None, *tangents, *map(second_derivative, variables, needs[ctx.n :])

@@ -12,7 +12,7 @@ import torch
 from ase.data import chemical_symbols
 from torch import Tensor, nn
 
-from schnetpack_softadapt.descriptors.elements import check_elements
+from schnetpack_softadapt.descriptors.elements import ElementIndex, check_elements
 
 __all__ = ["SCALING_MODES", "Scaling"]
 
@@ -22,9 +22,6 @@ SCALING_MODES = ("none", "center", "scale", "scale_center", "sigma")
 # the far tail of a Gaussian whose factor would turn any new structure into a huge number.
 _RELATIVE_SPREAD = 1e-6
 _ABSOLUTE_SPREAD = 1e-8
-
-# rows at a time when fitting; keeps a memory-mapped store out of memory
-_ROWS = 65536
 
 
 class Scaling(nn.Module):
@@ -46,7 +43,7 @@ class Scaling(nn.Module):
     converted; columns beyond an element's own descriptors have shift and factor 0.
 
     Args:
-        n_descriptors: number of descriptors of each element (`Layout.n_functions`).
+        n_descriptors: number of descriptors of each element (`Descriptor.n_functions`).
         mode: one of `SCALING_MODES`.
         limits: a and b above.
 
@@ -61,7 +58,6 @@ class Scaling(nn.Module):
     mean: Tensor
     sigma: Tensor
     n_atoms: Tensor  # (n_elements,) atoms the statistics come from
-    _index: Tensor  # (119,) row of each atomic number
 
     def __init__(
         self,
@@ -82,10 +78,7 @@ class Scaling(nn.Module):
             self.register_buffer(name, torch.zeros(n_elements, n_columns, dtype=torch.float64))
         self.register_buffer("factor", self._used().to(torch.float64))
         self.register_buffer("n_atoms", torch.zeros(n_elements, dtype=torch.int64))
-        # an unknown element indexes beyond the end: an error on every device
-        index = torch.full((len(chemical_symbols),), n_elements)
-        index[list(self.n_descriptors)] = torch.arange(n_elements)
-        self.register_buffer("_index", index, persistent=False)
+        self.index = ElementIndex(self.n_descriptors)
 
     @property
     def elements(self) -> tuple[int, ...]:
@@ -106,56 +99,25 @@ class Scaling(nn.Module):
         names = " ".join(chemical_symbols[z] for z in self.elements)
         return f"mode={self.mode!r}, elements={names}, columns={self.shift.shape[1]}"
 
-    def rows(self, numbers: Tensor) -> Tensor:
-        """Row of the buffers of each atom, (N,).
-
-        Raises:
-            UnknownElementError: an atom of another element (an index error on a GPU).
-        """
-        rows = self._index[numbers]
-        if rows.device.type == "cpu" and len(rows) and rows.max() == len(self.elements):
-            check_elements(numbers.tolist(), self.elements)
-        return rows
-
-    def rows_of(self, numbers: np.ndarray) -> np.ndarray:
-        """`rows` of an array, on the CPU and without the check."""
-        return self._index.numpy()[numbers]
-
     def forward(self, g: Tensor, numbers: Tensor) -> Tensor:
         """Scaled descriptors (N, D) of `g` (N, D) and atomic numbers (N,)."""
-        rows = self.rows(numbers)
+        rows = self.index(numbers)
         shift, factor = self.shift.to(g.dtype), self.factor.to(g.dtype)
         if len(self.elements) > 1 or g.device.type != "cpu":  # a GPU finds unknown elements here
             shift, factor = shift[rows], factor[rows]
         return (g - shift) * factor
 
-    def outside(self, g: Tensor, numbers: Tensor) -> Tensor:
-        """Which descriptors lie outside the range of the training atoms, bool (N, D).
-
-        The range is widened by float32 rounding, so that no training atom is ever outside.
-        """
-        rows = self.rows(numbers)
-        low, high = self.bounds()
-        return (g < low[rows]) | (g > high[rows])
-
     def bounds(self) -> tuple[Tensor, Tensor]:
-        """Lower and upper bound (n_elements, D) beyond which `outside` counts a descriptor."""
+        """Lower and upper bound (n_elements, D) of the range of the training atoms.
+
+        Widened by float32 rounding, so that no training atom is ever outside.
+        """
         size = torch.maximum(self.minimum.abs(), self.maximum.abs())
         slack = 8 * torch.finfo(torch.float32).eps * size
         return self.minimum - slack, self.maximum + slack
 
-    def fit(self, g: Tensor | np.ndarray, numbers: Tensor | np.ndarray) -> None:
-        """Take statistics of training atoms; see `fit_batches`.
-
-        Args:
-            g: (N, D) unscaled descriptors, may be memory-mapped.
-            numbers: (N,) atomic numbers.
-        """
-        starts = range(0, len(g), _ROWS)
-        self.fit_batches((g[s : s + _ROWS], numbers[s : s + _ROWS]) for s in starts)
-
     @torch.no_grad()
-    def fit_batches(self, batches: Iterable[tuple[Tensor | np.ndarray, ...]]) -> None:
+    def fit(self, batches: Iterable[tuple[Tensor | np.ndarray, ...]]) -> None:
         """Take statistics of training atoms and set shifts and factors by them.
 
         Args:

@@ -1,1 +1,1 @@
-"""Scripts to copy from; each is run by the tests."""
+"""Short programs to start from: `python -m schnetpack_softadapt.examples.train` and so on."""

@@ -5,8 +5,17 @@ The import paths of these classes are part of the format of saved models.
 
 from schnetpack_softadapt.model.acsf import ACSF
 from schnetpack_softadapt.model.atomwise import ElementalAtomwise
-from schnetpack_softadapt.model.potential import ACSFPotential
+from schnetpack_softadapt.model.potential import DescriptorPotential
+from schnetpack_softadapt.model.representation import DescriptorRepresentation
 from schnetpack_softadapt.model.response import ForcesAndStress
-from schnetpack_softadapt.model.shift import ElementShift
+from schnetpack_softadapt.model.shift import ElementShift, EnergyScale
 
-__all__ = ["ACSF", "ACSFPotential", "ElementShift", "ElementalAtomwise", "ForcesAndStress"]
+__all__ = [
+    "ACSF",
+    "DescriptorPotential",
+    "DescriptorRepresentation",
+    "ElementShift",
+    "ElementalAtomwise",
+    "EnergyScale",
+    "ForcesAndStress",
+]

@@ -12,10 +12,9 @@ from torch import nn
 from torch.nn import functional
 
 from schnetpack_softadapt import properties as keys
-from schnetpack_softadapt.data.statistics import composition_fit, training_targets
-from schnetpack_softadapt.descriptors.elements import atomic_number
-from schnetpack_softadapt.model.elements import ElementIndex
-from schnetpack_softadapt.model.shift import ElementShift, sum_over_structures
+from schnetpack_softadapt.data.statistics import training_targets
+from schnetpack_softadapt.descriptors.elements import ElementIndex, atomic_number
+from schnetpack_softadapt.model.shift import ElementShift, atomic_energy_spread, sum_over_structures
 
 __all__ = ["ACTIVATIONS", "ElementalAtomwise"]
 
@@ -63,6 +62,7 @@ class ElementalAtomwise(Transform):
         fit_scale: set `scale` from the training set; with False it stays 1 eV.
     """
 
+    reads_neighbors = False
     is_preprocessor = False
     is_postprocessor = False
     scale: torch.Tensor  # () eV
@@ -107,6 +107,11 @@ class ElementalAtomwise(Transform):
     def elements(self) -> tuple[int, ...]:
         """Atomic numbers, ascending; empty before `build`."""
         return () if self.index is None else self.index.elements
+
+    @property
+    def n_columns(self) -> int:
+        """Descriptors that the networks read; elements with fewer have zeros."""
+        return self.weights[0].shape[1]
 
     @property
     def is_built(self) -> bool:
@@ -154,10 +159,7 @@ class ElementalAtomwise(Transform):
         if targets.forces is not None and len(targets.forces):
             scale = math.sqrt(float((targets.forces**2).mean()))
         else:
-            _, shifts = composition_fit(targets)
-            spread = targets.energy - targets.compositions @ shifts
-            # n independent atomic energies of this size sum to the spread seen
-            scale = math.sqrt(float((spread**2 / targets.n_atoms).mean()))
+            scale = atomic_energy_spread(targets)
         if scale > 1e-6:  # all-zero labels say nothing about the scale
             self.scale.fill_(scale)
 
@@ -185,12 +187,12 @@ class ElementalAtomwise(Transform):
         else:
             # on a GPU reading the number of atoms of an element would stop the host
             size = None if rows.device.type == "cpu" else _TILE
-            slot, shape, element = _tiles(rows.clamp_min(0), n_elements, size)
+            slot, shape, element = _tiles(rows.clamp_max(n_elements - 1), n_elements, size)
             packed = x.new_zeros(shape[0] * shape[1], x.shape[1]).index_copy(0, slot, x)
             y = self._networks(packed.view(*shape, x.shape[1]), element).flatten()[slot]
         if rows.device.type != "cpu" and n_atoms:
             # an unknown element must not pass for a known one; on the CPU ElementIndex has raised
-            y = torch.where(rows < 0, torch.nan, y)
+            y = torch.where(rows == n_elements, torch.nan, y)
         return y * self.scale
 
     def _networks(self, x: torch.Tensor, element: torch.Tensor | None = None) -> torch.Tensor:

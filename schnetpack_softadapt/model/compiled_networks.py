@@ -3,38 +3,235 @@
 What torch spends on a network this small is not arithmetic: some thirty operators of a few
 microseconds each, more than the network of a hundred atoms costs. Results are those of
 `ElementalAtomwise` and autograd to the rounding of float64, whatever the model's precision.
+
+Atoms of one element are done `BLOCK` at a time with the atom as the fast index, so that a layer is
+a sum of rows times single weights, which vectorises for any width.
 """
 
+import math
 from functools import lru_cache
 
 import numpy as np
+from numba import njit
 
-from schnetpack_softadapt.descriptors.acsf.kernels.engine import as_array, call
-from schnetpack_softadapt.descriptors.acsf.kernels.networks import ACTIVATION_CODES, networks
+from schnetpack_softadapt.descriptors.acsf.kernels import loops
+from schnetpack_softadapt.descriptors.acsf.kernels.loops import LOOP, SCALAR, STAGE, exponential
+from schnetpack_softadapt.descriptors.compiled import as_array, call, stamp_sources
 from schnetpack_softadapt.descriptors.scaling import Scaling
 from schnetpack_softadapt.model.atomwise import ElementalAtomwise
 
-__all__ = ["CompiledNetworks", "can_compile"]
+__all__ = ["ACTIVATION_CODES", "CompiledNetworks"]
 
 _FLOAT = np.dtype(np.float64)
 
+#: activations by number: all those of `model.atomwise`
+ACTIVATION_CODES = {
+    "identity": 0,
+    "tanh": 1,
+    "sigmoid": 2,
+    "silu": 3,
+    "gaussian": 4,
+    "softplus": 5,
+    "cos": 6,
+    "gelu": 7,
+}
 
-def can_compile(modules: ElementalAtomwise, scaling: Scaling) -> bool:
-    """Whether `CompiledNetworks` knows the activations, and both modules have the same elements."""
-    return (
-        modules.is_built
-        and modules.elements == scaling.elements
-        and ACTIVATION_CODES.keys() >= set(modules.activations)
-        and max(modules.n_in.values()) == scaling.shift.shape[1]
-    )
+BLOCK = 32
+
+_SQRT_HALF = math.sqrt(0.5)
+_DENSITY_AT_0 = 1.0 / math.sqrt(2.0 * math.pi)
+
+
+@njit(**LOOP)
+def _fill(value, out, n):
+    for t in range(n):
+        out[t] = value
+
+
+@njit(**LOOP)
+def _add_row(a, x, out, n):
+    for t in range(n):
+        out[t] += a * x[t]
+
+
+@njit(**LOOP)
+def _add_rows(a, b, c, d, x, out, n):
+    for t in range(n):
+        low = a * x[t] + b * x[BLOCK + t]
+        high = c * x[2 * BLOCK + t] + d * x[3 * BLOCK + t]
+        out[t] += low + high
+
+
+@njit(**STAGE)
+def _multiply(weights, row_stride, column_stride, n_rows, n_columns, x, out, n):
+    """Add sum_i weights[i * row_stride + o * column_stride] x[i] to each of n_columns rows o."""
+    whole = n_rows & ~3
+    for o in range(n_columns):
+        w = weights[o * column_stride :]
+        row = out[o * BLOCK :]
+        for i in range(0, whole, 4):
+            k = i * row_stride
+            _add_rows(
+                w[k],
+                w[k + row_stride],
+                w[k + 2 * row_stride],
+                w[k + 3 * row_stride],
+                x[i * BLOCK :],
+                row,
+                n,
+            )
+        for i in range(whole, n_rows):
+            _add_row(w[i * row_stride], x[i * BLOCK :], row, n)
+
+
+@njit(**LOOP)
+def _tanh(x, slope, n):
+    for t in range(n):
+        e = exponential(-2.0 * abs(x[t]))
+        y = math.copysign((1.0 - e) / (1.0 + e), x[t])
+        x[t] = y
+        slope[t] = 1.0 - y * y
+
+
+@njit(**SCALAR)
+def _sigmoid(x):
+    e = exponential(-abs(x))
+    s = 1.0 / (1.0 + e)
+    return s if x >= 0.0 else e * s
+
+
+@njit(**SCALAR)
+def _activate(code, x, slope, n):
+    """Replace x by f(x) and write f'(x)."""
+    if code == 0:
+        _fill(1.0, slope, n)
+    elif code == 1:
+        _tanh(x, slope, n)
+    else:
+        for t in range(n):
+            z = x[t]
+            if code == 2:
+                s = _sigmoid(z)
+                x[t], slope[t] = s, s * (1.0 - s)
+            elif code == 3:
+                s = _sigmoid(z)
+                x[t], slope[t] = z * s, s * (1.0 + z * (1.0 - s))
+            elif code == 4:
+                y = math.exp(-0.5 * z * z)
+                x[t], slope[t] = y, -z * y
+            elif code == 5:
+                # torch goes over to the asymptote at 20
+                if z > 20.0:
+                    slope[t] = 1.0
+                else:
+                    x[t], slope[t] = math.log1p(math.exp(z)), _sigmoid(z)
+            elif code == 6:
+                x[t], slope[t] = math.cos(z), -math.sin(z)
+            else:
+                phi = 0.5 * (1.0 + math.erf(z * _SQRT_HALF))
+                x[t], slope[t] = z * phi, phi + z * _DENSITY_AT_0 * math.exp(-0.5 * z * z)
+
+
+@njit(**LOOP)
+def _scale_rows(factor, out, n):
+    for t in range(n):
+        out[t] *= factor[t]
+
+
+@njit(nogil=True, cache=True)
+def _networks(
+    rows,
+    g,
+    shift,
+    factor,
+    widths,
+    activations,
+    parameters,
+    scale,
+    start,
+    stop,
+    energies,
+    gradient,
+):
+    """Write energies (N,) of atoms start to stop, and their derivatives (N, D) by g.
+
+    Args:
+        rows: (N,) element of each atom, a row of the tables below.
+        g: (N, D) descriptors without scaling.
+        shift, factor: (n_elements, D), x = (g - shift) * factor is what the networks read.
+        widths: (n_layers + 1,) the first is D, the last 1.
+        activations: (n_layers - 1,) see `ACTIVATION_CODES`.
+        parameters: of each layer the weights (n_elements, n_in, n_out) and biases (n_elements,
+            n_out), flat, one after the other.
+        scale: factor on the outputs.
+    """
+    n_layers = len(widths) - 1
+    n_elements, n_in = shift.shape
+    room = widths.max() * BLOCK
+    # the padding of a block is computed along with it, so it must be finite from the start
+    values = np.zeros((n_layers + 1, room))
+    slopes = np.zeros((n_layers + 1, room))
+    upper, lower = np.empty(room), np.empty(room)
+    atoms = np.empty(BLOCK, np.int64)
+    for e in range(n_elements):
+        last = start
+        while last < stop:
+            count = 0
+            while last < stop and count < BLOCK:
+                if rows[last] == e:
+                    atoms[count] = last
+                    count += 1
+                last += 1
+            if count == 0:
+                continue
+            n = (count + 7) & ~7  # whole vector registers
+            x = values[0]
+            for t in range(count):
+                for c in range(n_in):
+                    x[c * BLOCK + t] = (g[atoms[t], c] - shift[e, c]) * factor[e, c]
+            at = 0
+            for layer in range(n_layers):
+                n_rows, n_columns = widths[layer], widths[layer + 1]
+                weights = parameters[at + e * n_rows * n_columns :]
+                at += n_elements * n_rows * n_columns
+                out, slope = values[layer + 1], slopes[layer + 1]
+                for o in range(n_columns):
+                    _fill(parameters[at + e * n_columns + o], out[o * BLOCK :], n)
+                at += n_elements * n_columns
+                _multiply(weights, n_columns, 1, n_rows, n_columns, values[layer], out, n)
+                if layer < n_layers - 1:
+                    for o in range(n_columns):
+                        k = o * BLOCK
+                        _activate(activations[layer], out[k:], slope[k:], n)
+            for t in range(count):
+                energies[atoms[t]] = scale * values[n_layers, t]
+            _fill(scale, upper, n)
+            for layer in range(n_layers - 1, -1, -1):
+                n_rows, n_columns = widths[layer], widths[layer + 1]
+                at -= n_elements * (n_rows + 1) * n_columns
+                weights = parameters[at + e * n_rows * n_columns :]
+                for i in range(n_rows):
+                    _fill(0.0, lower[i * BLOCK :], n)
+                _multiply(weights, 1, n_columns, n_columns, n_rows, upper, lower, n)
+                if layer > 0:
+                    for i in range(n_rows):
+                        k = i * BLOCK
+                        _scale_rows(slopes[layer, k:], lower[k:], n)
+                upper, lower = lower, upper
+            for t in range(count):
+                for c in range(n_in):
+                    gradient[atoms[t], c] = upper[c * BLOCK + t] * factor[e, c]
+
+
+stamp_sources([_networks], [loops.__file__, __file__])
 
 
 class CompiledNetworks:
     """The networks of all elements with their present parameters, which are copied.
 
     Args:
-        modules: networks on the CPU for which `can_compile` holds.
-        scaling: what stands between descriptors and networks.
+        modules: built networks on the CPU.
+        scaling: what stands between descriptors and networks, of the same elements and columns.
     """
 
     def __init__(self, modules: ElementalAtomwise, scaling: Scaling):
@@ -63,7 +260,7 @@ class CompiledNetworks:
             energies (N,) eV without shifts, gradient (N, D).
         """
         energies, gradient = np.empty(len(g)), np.empty(g.shape)
-        call(networks, rows, g, *self._arguments, 0, len(g), energies, gradient)
+        call(_networks, rows, g, *self._arguments, 0, len(g), energies, gradient)
         return energies, gradient
 
 

@@ -24,9 +24,9 @@ from schnetpack import properties
 from torch import Tensor
 
 from schnetpack_softadapt import properties as keys
-from schnetpack_softadapt.descriptors.store.terms import position_terms
-from schnetpack_softadapt.model.acsf import ACSF
+from schnetpack_softadapt.descriptors.store.batch import position_terms
 from schnetpack_softadapt.model.atomwise import ACTIVATIONS, ElementalAtomwise
+from schnetpack_softadapt.model.composition import Composition, UnsupportedModelError, take_apart
 from schnetpack_softadapt.model.response import ForcesAndStress, inverse_volume
 
 __all__ = ["NetworkJacobian", "potential_jacobian"]
@@ -207,7 +207,7 @@ def potential_jacobian(
     """Derivatives of what a potential predicts by its parameters, from stored descriptors.
 
     Args:
-        model: with an `ACSF` representation, `ElementalAtomwise` and `ForcesAndStress`.
+        model: a `Composition` with `ForcesAndStress`.
         batch: as for the model's forward; it is left as it is.
         atoms: (R,) atoms whose forces are differentiated.
 
@@ -220,16 +220,15 @@ def potential_jacobian(
     Raises:
         ValueError: as `response.inverse_volume`.
     """
-    parts = _parts(model)
-    if parts is None or keys.descriptors not in batch or keys.store_dg_dr not in batch:
+    composition = _trained_networks(model)
+    if composition is None or keys.descriptors not in batch or keys.store_dg_dr not in batch:
         return None
-    networks, response = parts
-    scaling = model.representation.scaling
+    networks, response, scaling = composition.networks, composition.response, composition.scaling
     numbers, idx_m = batch[properties.Z], batch[properties.idx_m]
     dtype = networks.weights[0].dtype
     with torch.no_grad():
         x = scaling(batch[keys.descriptors], numbers).to(dtype)
-        factor = scaling.factor[scaling.rows(numbers)].to(dtype)  # (N, D)
+        factor = scaling.factor[scaling.index(numbers)].to(dtype)  # (N, D)
         jacobian = NetworkJacobian(networks, x, numbers)
         n_structures = len(batch[properties.n_atoms])
         result = {networks.output_key: jacobian.energies(idx_m, n_structures)[:, None]}
@@ -250,21 +249,19 @@ def potential_jacobian(
     return result
 
 
-def _parts(model) -> tuple[ElementalAtomwise, ForcesAndStress | None] | None:
-    """Networks and response of a potential that consists of nothing else."""
-    outputs = list(model.output_modules)
-    if not isinstance(model.representation, ACSF) or not 1 <= len(outputs) <= 2:
+def _trained_networks(model) -> Composition | None:
+    """The composition of a potential of which nothing but the networks is trained."""
+    try:
+        composition = take_apart(model, postprocessed=False)
+    except UnsupportedModelError:
         return None
-    networks, response = outputs[0], outputs[1] if len(outputs) == 2 else None
-    if type(networks) is not ElementalAtomwise or not networks.is_built:
+    if type(composition.response) not in (type(None), ForcesAndStress):
         return None
-    if response is not None and type(response) is not ForcesAndStress:
-        return None
-    mine = [*networks.weights, *networks.biases]
+    mine = [*composition.networks.weights, *composition.networks.biases]
     trained = [p for p in model.parameters() if p.requires_grad]
     if len(trained) != len(mine) or any(a is not b for a, b in zip(trained, mine, strict=True)):
         return None
-    return networks, response
+    return composition
 
 
 def _activation(name: str, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,23 +10,18 @@ from schnetpack.transform import AddOffsets, CastTo32, CastTo64, ScaleProperty
 from torch import Tensor
 
 from schnetpack_softadapt.data.statistics import training_targets
-from schnetpack_softadapt.model.acsf import ACSF
 from schnetpack_softadapt.model.atomwise import ElementalAtomwise
 from schnetpack_softadapt.model.direct import evaluate_directly
 from schnetpack_softadapt.model.jacobian import potential_jacobian
+from schnetpack_softadapt.model.representation import DescriptorRepresentation
 from schnetpack_softadapt.model.response import ForcesAndStress
-from schnetpack_softadapt.model.shift import ElementShift
 
-__all__ = ["ACSFPotential"]
+__all__ = ["DescriptorPotential"]
 
 log = logging.getLogger(__name__)
 
-#: modules that read no neighbour list, or only to prepare it for others; ACSF: if there is a store
+#: SchNetPack's modules that read no neighbour list, or only to prepare it for others
 _WITHOUT_NEIGHBORS = {
-    ACSF,
-    ElementShift,
-    ElementalAtomwise,
-    ForcesAndStress,
     AddOffsets,
     CastTo32,
     CastTo64,
@@ -40,7 +35,7 @@ _WITHOUT_NEIGHBORS = {
 }
 
 
-class ACSFPotential(NeuralNetworkPotential):
+class DescriptorPotential(NeuralNetworkPotential):
     """`NeuralNetworkPotential` whose elements, descriptors and networks follow from the data.
 
     Before training, `initialize_transforms` resolves what the config leaves open: the elements of
@@ -63,12 +58,12 @@ class ACSFPotential(NeuralNetworkPotential):
         self._build_networks()
 
     def _build_networks(self) -> None:
-        layout = getattr(self.representation, "layout", None)
-        if layout is None:
+        descriptor = getattr(self.representation, "descriptor", None)
+        if descriptor is None:
             return
         for module in self.output_modules:
             if isinstance(module, ElementalAtomwise) and not module.is_built:
-                module.build(layout.elements, layout.n_functions)
+                module.build(descriptor.elements, descriptor.n_functions)
 
     def _follow_labels(self, datamodule) -> None:
         """Forces and stress that are "auto" are computed if the training data have them."""
@@ -93,7 +88,8 @@ class ACSFPotential(NeuralNetworkPotential):
         Raises:
             UnknownElementError: the data contain an element that the model was not built for.
         """
-        if isinstance(self.representation, ACSF) and self.representation.layout is None:
+        describes = isinstance(self.representation, DescriptorRepresentation)
+        if describes and self.representation.descriptor is None:
             self.representation.build(training_targets(datamodule).elements)
         self._follow_labels(datamodule)
         datamodule.keep_neighbors = self._reads_neighbors()
@@ -105,14 +101,14 @@ class ACSFPotential(NeuralNetworkPotential):
             units={**dict(dataset.units), "length": dataset.distance_unit},
             provenance=dataset.metadata.get("provenance", ""),
         )
-        if isinstance(self.representation, ACSF):
-            layout = self.representation.layout
+        if describes:
+            descriptor = self.representation.descriptor
             self.metadata.update(
-                elements=[chemical_symbols[z] for z in layout.elements],
-                layout=layout.to_dict(),
+                elements=[chemical_symbols[z] for z in descriptor.elements],
+                descriptor=descriptor.to_dict(),
             )
-            log.info("symmetry functions:\n%s", layout.summary())
-            log.debug("all of them:\n%s", layout)
+            log.info("descriptors:\n%s", descriptor.summary())
+            log.debug("all of them:\n%s", descriptor)
 
     def _reads_neighbors(self) -> bool:
         """Whether batches need neighbour lists beside stored descriptors."""

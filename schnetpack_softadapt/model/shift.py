@@ -1,6 +1,8 @@
-"""Energies of the elements: what a linear fit explains, the network need not learn."""
+"""What a fit to the training set explains, a network need not learn: energies of the elements, the
+size of what is left."""
 
 import logging
+import math
 from collections.abc import Mapping
 
 import torch
@@ -11,7 +13,7 @@ from schnetpack.transform import Transform
 from schnetpack_softadapt.data.statistics import composition_fit, training_targets
 from schnetpack_softadapt.descriptors.elements import atomic_number
 
-__all__ = ["ElementShift", "sum_over_structures"]
+__all__ = ["ElementShift", "EnergyScale", "sum_over_structures"]
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,7 @@ class ElementShift(Transform):
         shifts: energy per atom in eV by chemical symbol; fitted when not given.
     """
 
+    reads_neighbors = False
     is_preprocessor = False
     is_postprocessor = True
     shift: torch.Tensor  # (119,) eV
@@ -83,3 +86,47 @@ class ElementShift(Transform):
         super()._apply(fn, recurse)
         self.shift = shift.to(device=self.shift.device)
         return self
+
+
+class EnergyScale(Transform):
+    """Multiplies the energy of a network, E = scale * E_model; before ElementShift.
+
+    Networks start with outputs of order one per atom, whatever the unit and the material. Where the
+    energies of the training set vary by much less, an untrained model is off by many times their
+    spread, and training first has to unlearn that.
+
+    Args:
+        output_key: key of the energy (n_structures,).
+        scale: in the unit of the energy; when not given it is fitted to the training set: the
+            spread of the energies about `composition_fit`, divided by sqrt(n_atoms).
+    """
+
+    is_preprocessor = False
+    is_postprocessor = True
+    scale: torch.Tensor  # ()
+
+    def __init__(self, output_key: str = properties.energy, scale: float | None = None):
+        super().__init__()
+        self.output_key = output_key
+        self.model_outputs = [output_key]
+        self.fit_scale = scale is None
+        self.register_buffer("scale", torch.tensor(1.0 if scale is None else float(scale)))
+
+    def datamodule(self, value) -> None:
+        """Fit the scale on the training structures of a data module (called before training)."""
+        if self.fit_scale:
+            spread = atomic_energy_spread(training_targets(value).named(energy=self.output_key))
+            if spread > 1e-6:  # equal labels say nothing about the scale
+                self.scale.fill_(spread)
+
+    def forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Scale the energy."""
+        inputs[self.output_key] = self.scale * inputs[self.output_key]
+        return inputs
+
+
+def atomic_energy_spread(targets) -> float:
+    """Root mean square of an atomic energy of which n independent ones sum to the spread seen."""
+    _, shifts = composition_fit(targets)
+    spread = targets.energy - targets.compositions @ shifts
+    return math.sqrt(float((spread**2 / targets.n_atoms).mean()))

@@ -7,7 +7,7 @@ import numpy as np
 
 from schnetpack_softadapt.neighbors.linked_cells import bin_atoms, link, search, vectors
 
-__all__ = ["LinkedCells", "neighbor_pairs", "neighbor_shifts"]
+__all__ = ["LinkedCells", "neighbor_pairs"]
 
 
 def neighbor_pairs(
@@ -30,23 +30,10 @@ def neighbor_pairs(
         ValueError: a periodic direction without a lattice vector, linearly dependent periodic
             vectors, numbers that are not finite, a cutoff that is not positive.
     """
-    idx_i, idx_j, shifts, r_ij = neighbor_shifts(positions, cell, pbc, cutoff)
-    periodic = np.where(np.asarray(pbc, bool)[:, None], np.asarray(cell, np.float64), 0.0)
-    return idx_i.astype(np.int64), idx_j.astype(np.int64), r_ij, shifts @ periodic
-
-
-def neighbor_shifts(
-    positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """As `neighbor_pairs`, with the images as integers.
-
-    Returns:
-        idx_i (P,) ascending, idx_j (P,), shifts (P, 3), all int32, and r_ij (P, 3) Ang;
-        r_ij = R_j + shifts @ cell - R_i, and shifts are zero along non-periodic directions.
-    """
     cells = LinkedCells(positions, cell, pbc, cutoff)
-    found = cells.shifts()
-    return *found, vectors(cells.positions, cells.cell, *found)
+    idx_i, idx_j, shifts = cells.shifts()
+    r_ij = vectors(cells.positions, cells.cell, idx_i, idx_j, shifts)
+    return idx_i.astype(np.int64), idx_j.astype(np.int64), r_ij, shifts @ cells.cell
 
 
 class LinkedCells:
@@ -87,7 +74,8 @@ class LinkedCells:
         """Pairs whose first atom is in `start:stop`; of all atoms if not given.
 
         Returns:
-            idx_i (P,) ascending, idx_j (P,), shifts (P, 3), int32; see `neighbor_shifts`.
+            idx_i (P,) ascending, idx_j (P,), shifts (P, 3) int32: r_ij = R_j + shifts @ cell - R_i
+            and shifts are zero along non-periodic directions.
         """
         start, stop, _ = slice(start, stop).indices(len(self.positions))
         return search(start, stop, *self._arguments)

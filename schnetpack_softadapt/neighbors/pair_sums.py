@@ -3,7 +3,7 @@
 import numpy as np
 from numba import njit
 
-__all__ = ["pair_forces", "pair_vectors"]
+__all__ = ["add_pair_forces", "pair_vectors"]
 
 
 @njit(nogil=True, cache=True)
@@ -25,23 +25,20 @@ def pair_vectors(positions, offsets, idx_i, idx_j):
 
 
 @njit(nogil=True, cache=True)
-def pair_forces(idx_i, idx_j, r_ij, gradient, idx_m, n_structures):
-    """Forces and virials of an energy with the derivatives gradient = dE/dr_ij (P, 3).
+def add_pair_forces(idx_i, idx_j, r_ij, gradient, idx_m, forces, virial):
+    """Add the forces and virials of an energy with the derivatives gradient = dE/dr_ij (P, 3).
 
     Args:
-        idx_i, idx_j, r_ij: the pairs.
+        idx_i, idx_j, r_ij: the pairs; fastest where those of an atom follow each other.
         idx_m: (N,) structure of each atom.
-
-    Returns:
-        forces (N, 3); virials dE/dstrain (n_structures, 3, 3), symmetric.
+        forces: (N, 3), added to.
+        virial: (n_structures, 3, 3) dE/dstrain, symmetric, added to.
 
     Raises:
         IndexError: an atom of no structure.
     """
-    forces = np.zeros((len(idx_m), 3))
-    virial = np.zeros((n_structures, 3, 3))
     for m in idx_m:
-        if m < 0 or m >= n_structures:
+        if m < 0 or m >= len(virial):
             raise IndexError("idx_m must be indices of structures")
     first = 0
     while first < len(idx_i):
@@ -79,4 +76,3 @@ def pair_forces(idx_i, idx_j, r_ij, gradient, idx_m, n_structures):
         first = p
     for total in virial:
         total[2, 1], total[2, 0], total[1, 0] = total[1, 2], total[0, 2], total[0, 1]
-    return forces, virial

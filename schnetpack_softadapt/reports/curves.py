@@ -1,29 +1,30 @@
 """What changes over epochs: losses, errors, and the weights of the loss components."""
 
 import math
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from schnetpack_softadapt.reports.quantities import QUANTITIES, SUBSETS
+from schnetpack_softadapt.quantities import METRICS, QUANTITIES
 from schnetpack_softadapt.reports.run import Run
 from schnetpack_softadapt.reports.style import (
     CYCLE,
-    QUANTITY_COLOURS,
     SUBSET_COLOURS,
     new_figure,
-    png_bytes,
-    write_atomically,
+    subset_legend,
 )
 
-__all__ = ["component_colours", "draw_curves", "draw_learning", "draw_weights", "training_picture"]
+__all__ = ["draw_curves", "draw_learning", "draw_weights"]
 
 #: more epochs than this get a running mean over the raw values
 _SMOOTHED_FROM: Final = 120
+_STYLES: Final = ("-", (0, (5, 2)), (0, (1.5, 1.2)))
+_BEST: Final = {"color": "#555555", "linewidth": 1.2, "linestyle": (0, (2, 2))}
 
 
 def draw_learning(run: Run) -> Figure | None:
@@ -31,235 +32,123 @@ def draw_learning(run: Run) -> Figure | None:
 
     Of loss components other than energy, forces and stress, their loss.
     """
-    history = run.history
-    if history is None:
+    if run.history is None:
         return None
-    panels = []
-    if losses := run.logged_losses():
-        panels.append(("Loss", "unweighted loss" if run.own_task else "loss", losses))
-    for quantity in QUANTITIES:
-        for metric in ("rmse", "mae"):
-            series = {s: run.logged_error(s, quantity, metric) for s in ("train", "val")}
-            series = {subset: s for subset, s in series.items() if s is not None}
-            if series:
-                unit = next(iter(series.values())).unit
-                values = {subset: s.values for subset, s in series.items()}
-                panels.append((quantity.title, f"{metric.upper()} ({unit})", values))
-                break
-    for component in _further_components(run):
-        series = {s: history.get(f"{s}_{component}_loss") for s in ("train", "val")}
-        series = {subset: values for subset, values in series.items() if values is not None}
-        if series:
-            title = component.replace("_", " ").capitalize()
-            panels.append((title, "unweighted loss", series))
+    panels = _learning_panels(run)
     if not panels:
         return None
     columns = min(len(panels), 2)
     rows = -(-len(panels) // columns)
     figure = new_figure(5.2 * columns, 3.1 * rows + 0.4)
-    shown = {subset for _, _, series in panels for subset in series}
     for index, (title, label, series) in enumerate(panels):
-        axes = figure.add_subplot(rows, columns, index + 1)
+        axes = figure.add_subplot(rows, columns, index + 1, title=title, ylabel=label)
         for subset, values in series.items():
-            _line(axes, history.epochs, values, SUBSET_COLOURS[subset], logarithmic=True)
+            _line(axes, run.history.epochs, values, logarithmic=True, color=SUBSET_COLOURS[subset])
         _log_axis(axes, list(series.values()))
-        _mark_best(axes, run)
-        axes.set_title(title)
-        axes.set_ylabel(label)
-        _epoch_axis(axes, history.epochs, labelled=index >= len(panels) - columns)
-    handles = [
-        figure.axes[0].plot([], [], color=SUBSET_COLOURS[s], label=SUBSETS[s])[0]
-        for s in SUBSETS
-        if s in shown
-    ]
-    if run.best_epoch is not None:
-        handles.append(_best_handle(figure.axes[0], run))
-    figure.legend(handles=handles, loc="outside upper center", ncols=3)
+        _epoch_axis(axes, run, labelled=index >= len(panels) - columns)
+    shown = {subset for _, _, series in panels for subset in series}
+    subset_legend(figure, shown, *_best_handles(figure.axes[0], run), marker="-")
     return figure
 
 
-def _further_components(run: Run) -> list[str]:
-    """Loss components that are not the whole of energy, forces or stress."""
-    keys = {run.output_key(quantity) for quantity in QUANTITIES}
-    return [name for name in run.history.prefixed("weight_") if name not in keys]
+def _learning_panels(run: Run) -> list[tuple[str, str, dict[str, np.ndarray]]]:
+    """Title, label and values by subset of each panel."""
+    panels = []
+    if losses := run.logged_losses():
+        panels.append(("Loss", "unweighted loss" if run.own_task else "loss", losses))
+    for quantity in QUANTITIES:
+        for metric in METRICS:
+            logged = {s: run.logged_error(s, quantity, metric) for s in ("train", "val")}
+            logged = {subset: found for subset, found in logged.items() if found is not None}
+            if logged:
+                [unit, *_] = [found.unit for found in logged.values()]
+                values = {subset: found.values for subset, found in logged.items()}
+                panels.append((quantity.title, f"{metric.upper()} ({unit})", values))
+                break
+    keys = {run.model_key(quantity) for quantity in QUANTITIES}
+    for component in run.history.prefixed("weight_"):
+        series = {s: run.history.get(f"{s}_{component}_loss") for s in ("train", "val")}
+        series = {subset: values for subset, values in series.items() if values is not None}
+        if component not in keys and series:
+            title = component.replace("_", " ").capitalize()
+            panels.append((title, "unweighted loss", series))
+    return panels
 
 
 def draw_weights(run: Run) -> Figure | None:
     """Weights of the loss components over epochs (figure 3 of Ocampo et al. 2024)."""
-    if run.history is None or not run.history.prefixed("weight_"):
+    logged = {} if run.history is None else run.history.prefixed("weight_")
+    if not logged:
         return None
-    figure = new_figure(9.0, 4.2)
-    _weights_panel(figure.add_subplot(), run)
-    return figure
+    axes = new_figure(9.0, 4.2).add_subplot(ylabel="weight in the loss")
+    quantities = {run.model_key(q): q.name for q in QUANTITIES}
+    names = [quantities.get(name, name) for name in logged]
+    looks = _looks(names)
+    for name, values in zip(names, logged.values(), strict=True):
+        _line(axes, run.history.epochs, values, label=name.replace("_", " "), **looks[name])
+    top = max(np.nanmax(values) for values in logged.values())
+    axes.set_ylim(0.0, min(1.02, 1.1 * top) if top <= 1.0 + 1e-9 else None)
+    _epoch_axis(axes, run)
+    handles = [*axes.get_legend_handles_labels()[0], *_best_handles(axes, run)]
+    axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=4)
+    return axes.figure
 
 
 def draw_curves(groups: dict[str, list[Run]]) -> Figure | None:
     """Validation errors over epochs, a colour per group (by its label), a line per run."""
+    look = _looks(groups)
     panels = []
     for quantity in QUANTITIES:
         lines = [
-            (index, run.history.epochs, series)
-            for index, runs in enumerate(groups.values())
+            (label, run.history.epochs, logged)
+            for label, runs in groups.items()
             for run in runs
-            if (series := run.logged_error("val", quantity)) is not None
+            if (logged := run.logged_error("val", quantity)) is not None
         ]
         if lines:
             panels.append((quantity, lines))
     if not panels:
         return None
     figure = new_figure(10.0, 3.9 + 0.22 * math.ceil(len(groups) / 3))
-    styles = ("-", (0, (5, 2)), (0, (1.5, 1.2)))
-    look = [
-        {"color": CYCLE[i % len(CYCLE)], "linestyle": styles[i // len(CYCLE) % len(styles)]}
-        for i in range(len(groups))
-    ]
     for column, (quantity, lines) in enumerate(panels):
-        axes = figure.add_subplot(1, len(panels), column + 1)
-        units = sorted({series.unit for _, _, series in lines})
-        for index, epochs, series in lines:
-            axes.plot(epochs, series.values, linewidth=1.4, alpha=0.85, **look[index])
-        _log_axis(axes, [series.values for _, _, series in lines])
-        axes.set_xlabel("epoch")
-        axes.set_ylabel(f"validation RMSE ({' or '.join(units)})")
-        axes.set_title(quantity.title)
-    shown = {index for _, lines in panels for index, _, _ in lines}
+        axes = figure.add_subplot(1, len(panels), column + 1, title=quantity.title)
+        for label, epochs, logged in lines:
+            axes.plot(epochs, logged.values, linewidth=1.4, alpha=0.85, **look[label])
+        _log_axis(axes, [logged.values for _, _, logged in lines])
+        units = sorted({logged.unit for _, _, logged in lines})
+        axes.set(xlabel="epoch", ylabel=f"validation RMSE ({' or '.join(units)})")
+    shown = {label for _, lines in panels for label, _, _ in lines}
     handles = [
-        figure.axes[0].plot([], [], label=label, linewidth=2.5, **look[i])[0]
-        for i, label in enumerate(groups)
-        if i in shown
+        figure.axes[0].plot([], [], label=label, linewidth=2.5, **look[label])[0]
+        for label in groups
+        if label in shown
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(3, len(handles)))
     return figure
 
 
-def training_picture(run_dir: Path | str, out_png: Path | str) -> None:
-    """Loss weights and validation errors of a real run over epochs, in one picture.
-
-    Args:
-        run_dir: a run of SoftAdaptTask with logged weights
-        out_png: where the PNG goes; written atomically
-
-    Raises:
-        ValueError: the run has logged no weights or no validation errors.
-    """
-    content = png_bytes(_draw_training, Run.read(run_dir))
-    if content is None:
-        raise ValueError(
-            f"{run_dir} has no logged loss weights or validation errors; the picture needs a run "
-            "of SoftAdaptTask with at least one finished epoch"
-        )
-    write_atomically(Path(out_png), content)
+def _looks(names: Iterable[str]) -> dict[str, dict]:
+    """Colour and line style of each name: all colours, then again in another style."""
+    return {
+        name: {
+            "color": CYCLE[k % len(CYCLE)],
+            "linestyle": _STYLES[k // len(CYCLE) % len(_STYLES)],
+        }
+        for k, name in enumerate(names)
+    }
 
 
-def component_colours(names: list[str]) -> dict[str, str]:
-    """A colour per loss component: the quantities' own, further components in turn."""
-    free = [c for c in CYCLE if c not in {QUANTITY_COLOURS.get(name) for name in names}]
-    colours, n_further = {}, 0
-    for name in names:
-        if name in QUANTITY_COLOURS:
-            colours[name] = QUANTITY_COLOURS[name]
-        else:
-            colours[name] = free[n_further % len(free)]
-            n_further += 1
-    return colours
-
-
-def _draw_training(run: Run) -> Figure | None:
-    history = run.history
-    if history is None or not history.prefixed("weight_"):
-        return None
-    errors = [(q, run.logged_error("val", q)) for q in QUANTITIES]
-    errors = [(quantity, series) for quantity, series in errors if series is not None]
-    if not errors:
-        return None
-    figure = new_figure(10.0, 6.2)
-    grid = figure.add_gridspec(2, len(errors), height_ratios=[1.15, 1.0])
-    top = figure.add_subplot(grid[0, :])
-    _weights_panel(top, run)
-    top.set_xlabel("")
-    top.set_title("Loss weights", loc="left")
-    for column, (quantity, series) in enumerate(errors):
-        axes = figure.add_subplot(grid[1, column])
-        _line(
-            axes, history.epochs, series.values, QUANTITY_COLOURS[quantity.name], logarithmic=True
-        )
-        _log_axis(axes, [series.values])
-        axes.set_title(f"{quantity.title}, validation RMSE", loc="left", fontsize=12)
-        axes.set_ylabel(series.unit)
-        best = run.best_epoch
-        if best is not None:
-            at = int(np.flatnonzero(history.epochs == best)[0])
-            value = series.values[at]
-            axes.plot(best, value, "o", color="black", markersize=6, zorder=4)
-            axes.text(
-                0.97,
-                0.93,
-                f"best epoch\n{value:.3g} {series.unit}",
-                transform=axes.transAxes,
-                ha="right",
-                va="top",
-            )
-        _epoch_axis(axes, history.epochs)
-    return figure
-
-
-def _weights_panel(axes: Axes, run: Run) -> None:
-    quantities = {run.output_key(q): q.name for q in QUANTITIES}
-    logged = run.history.prefixed("weight_")
-    weights = {quantities.get(name, name): values for name, values in logged.items()}
-    colours = component_colours(list(weights))
-    styles = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
-    for index, (name, values) in enumerate(weights.items()):
-        _line(
-            axes,
-            run.history.epochs,
-            values,
-            colours[name],
-            label=name.replace("_", " "),
-            style=styles[index // len(CYCLE) % len(styles)],
-        )
-    _mark_best(axes, run)
-    top = np.nanmax([np.nanmax(values) for values in weights.values()])
-    if top <= 1.0 + 1e-9:
-        axes.set_ylim(0.0, min(1.02, 1.1 * top))
-    else:
-        axes.set_ylim(bottom=0.0)
-    axes.set_ylabel("weight in the loss")
-    _epoch_axis(axes, run.history.epochs)
-    handles, _ = axes.get_legend_handles_labels()
-    if run.best_epoch is not None:
-        handles.append(_best_handle(axes, run))
-    axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=4)
-
-
-def _line(
-    axes: Axes,
-    epochs: np.ndarray,
-    values: np.ndarray,
-    colour: str,
-    label: str | None = None,
-    style: str | tuple = "-",
-    logarithmic: bool = False,
-) -> None:
+def _line(axes: Axes, epochs: np.ndarray, values: np.ndarray, logarithmic=False, **look) -> None:
     """Values over epochs; where there are many, pale under their running mean (of logarithms)."""
-    there = np.isfinite(values)
-    x, y = epochs[there], values[there]
-    if len(x) > _SMOOTHED_FROM:
-        axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.3)
-        window = max(3, len(y) // 50 | 1)
-        if logarithmic and y.min() > 0.0:
-            y = np.exp(_running_mean(np.log(y), window))
-        else:
-            y = _running_mean(y, window)
-    marker = "o" if len(x) == 1 else None
-    axes.plot(x, y, color=colour, label=label, linestyle=style, marker=marker)
-
-
-def _running_mean(values: np.ndarray, window: int) -> np.ndarray:
-    """Centred mean over an odd window, over the part that exists at the ends."""
-    kernel = np.ones(window)
-    summed = np.convolve(values, kernel, mode="same")
-    return summed / np.convolve(np.ones(len(values)), kernel, mode="same")
+    line = pd.Series(values, index=epochs).dropna()
+    if len(line) > _SMOOTHED_FROM:
+        axes.plot(line, color=look["color"], linewidth=0.8, alpha=0.3)
+        is_log = logarithmic and line.min() > 0.0
+        window = max(3, len(line) // 50 | 1)
+        line = np.log(line) if is_log else line
+        line = line.rolling(window, center=True, min_periods=1).mean()
+        line = np.exp(line) if is_log else line
+    axes.plot(line, marker="o" if len(line) == 1 else None, **look)
 
 
 def _log_axis(axes: Axes, series: list[np.ndarray]) -> None:
@@ -274,18 +163,17 @@ def _log_axis(axes: Axes, series: list[np.ndarray]) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _mark_best(axes: Axes, run: Run) -> None:
+def _epoch_axis(axes: Axes, run: Run, labelled: bool = True) -> None:
+    """Limits and label of the epochs, the best one marked."""
+    epochs = run.history.epochs
     if run.best_epoch is not None:
-        axes.axvline(run.best_epoch, color="#555555", linewidth=1.2, linestyle=(0, (2, 2)))
-
-
-def _best_handle(axes: Axes, run: Run):
-    style = {"color": "#555555", "linewidth": 1.2, "linestyle": (0, (2, 2))}
-    return axes.plot([], [], label=f"best epoch ({run.best_epoch})", **style)[0]
-
-
-def _epoch_axis(axes: Axes, epochs: np.ndarray, labelled: bool = True) -> None:
+        axes.axvline(run.best_epoch, **_BEST)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.set_xlim(*((epochs[0], epochs[-1]) if len(epochs) > 1 else (-0.5, epochs[0] + 0.5)))
-    if labelled:
-        axes.set_xlabel("epoch")
+    axes.set_xlabel("epoch" if labelled else "")
+
+
+def _best_handles(axes: Axes, run: Run) -> list:
+    if run.best_epoch is None:
+        return []
+    return axes.plot([], [], label=f"best epoch ({run.best_epoch})", **_BEST)

@@ -1,14 +1,14 @@
 """What a run logged per epoch: from history.csv, Lightning's CSV logger or TensorBoard files."""
 
-import csv
+import io
 import logging
-import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 __all__ = ["History", "read_history"]
 
@@ -17,27 +17,32 @@ __all__ = ["History", "read_history"]
 class History:
     """Logged values over epochs; NaN where an epoch has no value.
 
-    `source` names the kind of file in words; `wall_s` is the time the log spans, if it is known.
+    `source` names the kind of file; `wall_s` is the time the log spans, if it is known.
     """
 
-    epochs: np.ndarray  # (E,) int64, ascending
-    columns: dict[str, np.ndarray]  # name -> (E,)
+    table: pd.DataFrame  # (E, columns) float64, by epoch, ascending
     source: str
     wall_s: float | None = None
 
+    @property
+    def epochs(self) -> np.ndarray:
+        """(E,) int64, ascending."""
+        return self.table.index.to_numpy()
+
     def get(self, name: str) -> np.ndarray | None:
         """Column `name` regardless of case, (E,); None where absent or without a single value."""
-        for key, values in self.columns.items():
-            if key.lower() == name.lower() and np.isfinite(values).any():
-                return values
+        for column in self.table:
+            if column.lower() == name.lower() and self.table[column].notna().any():
+                return self.table[column].to_numpy()
         return None
 
     def prefixed(self, prefix: str) -> dict[str, np.ndarray]:
         """Columns that start with `prefix`, by the rest of their name, in logged order."""
+        there = self.table.dropna(axis=1, how="all")
         return {
-            key.removeprefix(prefix): values
-            for key, values in self.columns.items()
-            if key.startswith(prefix) and np.isfinite(values).any()
+            column.removeprefix(prefix): there[column].to_numpy()
+            for column in there
+            if column.startswith(prefix)
         }
 
     @property
@@ -45,55 +50,6 @@ class History:
         """Epoch of the smallest `val_loss`, the first of equals."""
         loss = self.get("val_loss")
         return None if loss is None else int(self.epochs[np.nanargmin(loss)])
-
-
-class _Rows:
-    """Collects values by epoch; steps of one epoch are averaged.
-
-    A resumed run logs again from the epoch of its checkpoint, mostly into a file of its own: where
-    the epoch goes back or a file starts, what was logged from that epoch on is dropped.
-    """
-
-    def __init__(self) -> None:
-        self.values: dict[int, dict[str, list[float]]] = {}
-        self.last = -1
-        self.starting = True
-
-    def start_file(self) -> None:
-        """The values that follow come from another file."""
-        self.starting = True
-
-    def add(self, epoch: int, values: dict[str, float]) -> None:
-        # trainer.test logs once more after training, as one epoch past the last.
-        values = {
-            key: value
-            for key, value in values.items()
-            if not key.startswith("test_") and key not in ("epoch", "step")
-        }
-        if not values:
-            return
-        if epoch < self.last or self.starting:
-            self.values = {e: v for e, v in self.values.items() if e < epoch}
-        self.last, self.starting = epoch, False
-        row = self.values.setdefault(epoch, {})
-        for key, value in values.items():
-            row.setdefault(key, []).append(value)
-
-    def history(self, source: str, wall_s: float | None = None) -> History | None:
-        if not self.values:
-            return None
-        epochs = sorted(self.values)
-        names = list(dict.fromkeys(name for epoch in epochs for name in self.values[epoch]))
-        columns = {
-            name: np.array([_mean(self.values[epoch].get(name, ())) for epoch in epochs])
-            for name in names
-        }
-        return History(np.array(epochs, dtype=np.int64), columns, source, wall_s)
-
-
-def _mean(values: Iterable[float]) -> float:
-    values = list(values)
-    return math.fsum(values) / len(values) if values else math.nan
 
 
 def read_history(run_dir: Path) -> History | None:
@@ -105,87 +61,77 @@ def read_history(run_dir: Path) -> History | None:
     Raises:
         ValueError: there are TensorBoard files only and tensorboard is not installed.
     """
-    own = run_dir / "history.csv"
-    if own.is_file():
-        history = _from_csv([own], "history.csv")
-        if history is not None:
-            return history
-    logged = sorted(_outside_report(run_dir, "metrics.csv"), key=_by_version)
-    if logged:
-        history = _from_csv(logged, "CSV logger")
-        if history is not None:
-            return history
-    events = {path.parent for path in _outside_report(run_dir, "events.out.tfevents.*")}
-    return _from_events(sorted(events, key=_by_version)) if events else None
+    for name, source in (("history.csv", "history.csv"), ("metrics.csv", "the CSV logger")):
+        paths = [run_dir / name] if name == source else _found(run_dir, name)
+        table = _by_epoch(_read_csv(path) for path in paths if path.is_file())
+        if table is not None:
+            # history.csv carries the seconds since the start of training
+            seconds = table["wall_s"].max() if "wall_s" in table else np.nan
+            return History(table, source, None if np.isnan(seconds) else float(seconds))
+    events = _found(run_dir, "events.out.tfevents.*")
+    return _from_tensorboard(list(dict.fromkeys(path.parent for path in events)))
 
 
-def _outside_report(run_dir: Path, pattern: str) -> Iterator[Path]:
-    for path in run_dir.rglob(pattern):
-        if path.relative_to(run_dir).parts[0] != "report":
-            yield path
+def _found(run_dir: Path, pattern: str) -> list[Path]:
+    """Files outside of the report, version_10 after version_9."""
+    paths = [p for p in run_dir.rglob(pattern) if p.relative_to(run_dir).parts[0] != "report"]
+    return sorted(paths, key=lambda p: [x.zfill(9) for x in re.split(r"(\d+)", str(p))])
 
 
-def _by_version(path: Path) -> list[tuple[int, str]]:
-    """Sort key by which version_10 follows version_9."""
-    parts = re.split(r"(\d+)", str(path))
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+def _read_csv(path: Path) -> pd.DataFrame:
+    text = path.read_text(encoding="utf-8")
+    lines = io.StringIO(text[: text.rfind("\n") + 1].strip() or "epoch")
+    table = pd.read_csv(lines, dtype=str, index_col=False, on_bad_lines="skip")
+    return table.apply(pd.to_numeric, errors="coerce")
 
 
-def _from_csv(paths: list[Path], source: str) -> History | None:
-    rows = _Rows()
-    for path in paths:
-        rows.start_file()
-        with path.open(newline="", encoding="utf-8") as file:
-            text = file.read()
-        complete = text[: text.rfind("\n") + 1]
-        for line in csv.DictReader(complete.splitlines()):
-            values = {key: _number(value) for key, value in line.items() if key is not None}
-            epoch = values.get("epoch")
-            if epoch is None:
-                continue
-            rows.add(int(epoch), {key: v for key, v in values.items() if v is not None})
-    history = rows.history(source)
-    if history is None:
+def _by_epoch(tables: Iterable[pd.DataFrame]) -> pd.DataFrame | None:
+    """Logged rows, one file after the other, as one row an epoch; steps of an epoch are averaged.
+
+    A resumed run logs again from the epoch of its checkpoint, mostly into a file of its own: where
+    the epoch goes back or a file starts, what was logged from that epoch on is dropped.
+    """
+    rows, starts = [], []
+    for table in tables:
+        table = table.dropna(subset="epoch") if "epoch" in table else table[:0]
+        # trainer.test logs once more after training, as one epoch past the last
+        left_out = [c for c in table if c in ("epoch", "step") or c.startswith("test_")]
+        values = table.drop(columns=left_out)
+        values.index = table.get("epoch", pd.Series()).astype(np.int64).rename(None)
+        values = values.dropna(how="all").astype(np.float64)
+        if len(values):
+            epoch = values.index.to_numpy()
+            is_start = np.diff(epoch, prepend=epoch[0] + 1) < 0
+            rows.append(values)
+            starts.append(np.where(is_start, epoch, np.inf))
+    if not rows:
         return None
-    wall = history.get("wall_s")
-    # history.csv carries the seconds since the start of training.
-    seconds = None if wall is None else float(np.nanmax(wall))
-    return History(history.epochs, history.columns, source, seconds)
+    later_starts = np.append(np.concatenate(starts)[1:], np.inf)
+    table = pd.concat(rows)
+    valid = table.index < np.minimum.accumulate(later_starts[::-1])[::-1]
+    return table[valid].groupby(level=0).mean()
 
 
-def _number(text: str | None) -> float | None:
-    try:
-        return float(text) if text not in (None, "") else None
-    except ValueError:
+def _from_tensorboard(folders: list[Path]) -> History | None:
+    if not folders:
         return None
-
-
-def _from_events(folders: list[Path]) -> History | None:
     try:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     except ImportError as error:
         raise ValueError(
             f"{folders[0]} holds TensorBoard files; to read them, `pip install tensorboard`"
         ) from error
-    # It reports every file it opens.
+    # it reports every file it opens
     logging.getLogger("tensorboard").setLevel(logging.WARNING)
-    rows = _Rows()
-    seconds = 0.0
+    tables, seconds = [], 0.0
     for folder in folders:
-        rows.start_file()
         events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
         events.Reload()
-        tags = events.Tags()["scalars"]
-        scalars = {tag: events.Scalars(tag) for tag in tags}
+        scalars = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
         times = [event.wall_time for series in scalars.values() for event in series]
         seconds += max(times) - min(times) if times else 0.0
-        # Lightning logs the epoch beside every value, at the same step.
-        epoch_of = {event.step: int(event.value) for event in scalars.pop("epoch", ())}
-        by_step: dict[int, dict[str, float]] = {}
-        for tag, series in scalars.items():
-            for event in series:
-                by_step.setdefault(event.step, {})[tag] = event.value
-        for step in sorted(by_step):
-            if step in epoch_of:
-                rows.add(epoch_of[step], by_step[step])
-    return rows.history("TensorBoard", seconds or None)
+        # Lightning logs the epoch beside every value, at the same step
+        by_step = {tag: {e.step: e.value for e in series} for tag, series in scalars.items()}
+        tables.append(pd.DataFrame(by_step).sort_index())
+    table = _by_epoch(tables)
+    return None if table is None else History(table, "TensorBoard", seconds or None)

@@ -4,91 +4,58 @@ Often it is the label that is wrong: a calculation that did not converge, a stre
 are in another order. Losses that are not robust bend the whole potential towards such labels.
 """
 
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
+import pandas as pd
 
-from schnetpack_softadapt.data.stress_labels import Finding, findings_from_predictions
-from schnetpack_softadapt.reports.page import paragraph, table
+from schnetpack_softadapt.data.importing.stress_labels import Finding, findings_from_predictions
+from schnetpack_softadapt.quantities import ENERGY, QUANTITIES, STRESS, Quantity
 from schnetpack_softadapt.reports.predictions import Predictions
-from schnetpack_softadapt.reports.quantities import (
-    ENERGY,
-    FORCES,
-    QUANTITIES,
-    STRESS,
-    SUBSETS,
-    Quantity,
-)
-from schnetpack_softadapt.reports.tables import figures
 
-__all__ = ["Outlier", "find_outliers", "find_stress_order", "outlier_blocks"]
+__all__ = ["FACTOR", "find_outliers", "find_stress_order"]
 
 #: an error this many times the median of all structures; a normal distribution of component errors
 #: has less than one structure in a million beyond it
-_FACTOR: Final = 8.0
+FACTOR: Final = 8.0
 #: fewer structures have no median worth the name
 _ENOUGH: Final = 10
-_SHOWN: Final = 30
 
 
-@dataclass(frozen=True)
-class Outlier:
-    """One structure's error in one quantity, in `unit`; `times` is over the median of all."""
+def find_outliers(subsets: list[Predictions]) -> pd.DataFrame:
+    """Structures whose error is many times the median over all subsets, the largest first.
 
-    subset: str
-    index: int | None  # in the database
-    group: str
-    n_atoms: int
-    quantity: str
-    error: float
-    unit: str
-    times: float
+    Returns:
+        columns subset, index (in the database, None where unknown), group, n_atoms, quantity, error
+        (of energies per atom, else the RMS of components), unit, times (over the median).
+    """
+    found = []
+    for quantity in QUANTITIES:
+        tables = [_structure_errors(p, quantity) for p in subsets if quantity.name in p.values]
+        table = pd.concat(tables) if tables else pd.DataFrame({"error": []})
+        known = table["error"].dropna()
+        if len(known) < _ENOUGH or not known.median() > 0.0:
+            continue
+        table["times"] = table["error"] / known.median()
+        table = table.assign(quantity=quantity.name, unit=quantity.shown_unit)
+        table["error"] *= quantity.shown_factor
+        found.append(table[table["times"] > FACTOR])
+    columns = ["subset", "index", "group", "n_atoms", "quantity", "error", "unit", "times"]
+    outliers = pd.concat(found) if found else pd.DataFrame(columns=columns)
+    return outliers.sort_values("times", ascending=False, kind="stable")[columns]
 
 
-def structure_errors(predictions: Predictions, quantity: Quantity) -> np.ndarray:
-    """Error of each structure (S,) in ASE units: per atom, else RMS of components; NaN unlabelled.
+def _structure_errors(p: Predictions, quantity: Quantity) -> pd.DataFrame:
+    """`Predictions.structures` and their errors in ASE units; NaN unlabelled.
 
     Energies are taken relative to the median difference, which is no structure's fault.
     """
-    prediction = getattr(predictions, quantity.name)
-    error = prediction - getattr(predictions, f"{quantity.name}_ref")
+    values = p.values[quantity.name]
     if quantity is ENERGY:
-        error = error / predictions.n_atoms
-        return np.abs(error - np.median(error))
-    if quantity is FORCES:
-        squares = np.bincount(
-            predictions.structure_of_atom, (error**2).mean(axis=1), predictions.n_structures
-        )
-        return np.sqrt(squares / np.maximum(predictions.n_atoms, 1))
-    return np.where(predictions.stress_mask, np.sqrt((error**2).mean(axis=1)), np.nan)
-
-
-def find_outliers(subsets: list[Predictions]) -> list[Outlier]:
-    """Structures whose error is many times the median over all subsets, the largest first."""
-    found = []
-    for quantity in QUANTITIES:
-        usable = [p for p in subsets if p.has(quantity)]
-        errors = [structure_errors(p, quantity) for p in usable]
-        known = np.concatenate([e[np.isfinite(e)] for e in errors]) if errors else np.zeros(0)
-        median = float(np.median(known)) if len(known) >= _ENOUGH else 0.0
-        if not median > 0.0:
-            continue
-        for p, values in zip(usable, errors, strict=True):
-            for k in np.flatnonzero(values > _FACTOR * median).tolist():
-                found.append(
-                    Outlier(
-                        subset=p.subset,
-                        index=None if p.index is None else int(p.index[k]),
-                        group="" if p.group is None else p.group_names[p.group[k]],
-                        n_atoms=int(p.n_atoms[k]),
-                        quantity=quantity.name,
-                        error=float(values[k]) * quantity.error_scale,
-                        unit=quantity.unit,
-                        times=float(values[k]) / median,
-                    )
-                )
-    return sorted(found, key=lambda outlier: -outlier.times)
+        errors = (values["error"] - values["error"].median()).abs()
+    else:
+        errors = np.sqrt((values["error"] ** 2).groupby(values["structure"]).mean())
+    return p.structures.assign(subset=p.subset, error=errors)
 
 
 def find_stress_order(subsets: list[Predictions]) -> list[Finding]:
@@ -96,41 +63,16 @@ def find_stress_order(subsets: list[Predictions]) -> list[Finding]:
 
     The subsets count together. Structures without groups are one group, by the pattern `*`.
     """
-    predicted, labels, groups = [], [], []
+    six, groups = [], []
     for p in subsets:
-        if not p.has(STRESS):
-            continue
-        known = p.stress_mask & np.isfinite(p.stress + p.stress_ref).all(axis=1)
-        names = ["*"] * p.n_structures if p.group is None else [p.group_names[g] for g in p.group]
-        predicted.append(p.stress[known])
-        labels.append(p.stress_ref[known])
-        groups += [name for name, there in zip(names, known, strict=True) if there]
+        if STRESS.name in p.values:
+            values = p.values[STRESS.name]
+            pairs = values[["prediction", "reference"]].to_numpy().reshape(-1, 6, 2)
+            known = np.isfinite(pairs).all(axis=(1, 2))
+            six.append(pairs[known])
+            groups += [*p.structures["group"].iloc[values["structure"][::6]][known]]
     if not groups:
         return []
-    return findings_from_predictions(np.concatenate(predicted), np.concatenate(labels), groups)
-
-
-def outlier_blocks(outliers: list[Outlier]) -> list[str]:
-    """HTML blocks; none without outliers."""
-    if not outliers:
-        return []
-    rows: list[list[Any]] = [
-        [
-            "–" if o.index is None else str(o.index),
-            SUBSETS[o.subset],
-            o.group or "–",
-            str(o.n_atoms),
-            o.quantity,
-            f"{figures(o.error)} {o.unit}",
-            figures(o.times),
-        ]
-        for o in outliers[:_SHOWN]
-    ]
-    more = len(outliers) - len(rows)
-    text = (
-        f"{len(outliers)} errors of single structures are more than {_FACTOR:g} times the median"
-        " over all structures: look at these labels first."
-        + (f" The largest {len(rows)} are shown, report.json has all." if more else "")
-    )
-    header = ["structure", "subset", "group", "atoms", "quantity", "error", "times the median"]
-    return [paragraph(text), table("Errors of single structures", header, rows)]
+    pairs = np.concatenate(six)
+    groups = [str(group) or "*" for group in groups]
+    return findings_from_predictions(pairs[..., 0], pairs[..., 1], groups)

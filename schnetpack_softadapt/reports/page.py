@@ -3,16 +3,18 @@
 import base64
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from html import escape
 from pathlib import Path
 from typing import Any, Final
 
-from schnetpack_softadapt.reports.run import Run
-from schnetpack_softadapt.reports.style import png_bytes, write_atomically
-from schnetpack_softadapt.reports.tables import ErrorRow, csv_text, without_nan
+import pandas as pd
 
-__all__ = ["Report", "figure", "heading", "page", "paragraph", "points", "run_content", "table"]
+from schnetpack_softadapt.files import write_file
+from schnetpack_softadapt.reports.errors import records
+from schnetpack_softadapt.reports.run import Run
+from schnetpack_softadapt.reports.style import png_bytes
+
+__all__ = ["Report", "figure", "page", "paragraph", "points", "run_content", "table"]
 
 #: version of the layout of report.json
 FORMAT: Final = 1
@@ -47,10 +49,6 @@ def page(title: str, blocks: Sequence[str]) -> str:
     )
 
 
-def heading(text: str) -> str:
-    return f"<h2>{escape(text)}</h2>"
-
-
 def paragraph(text: str) -> str:
     return f"<p>{escape(text)}</p>"
 
@@ -62,16 +60,16 @@ def points(items: Sequence[str]) -> str:
     return '<ul class="notes">' + "".join(f"<li>{escape(i)}</li>" for i in items) + "</ul>"
 
 
-def table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table with caption; the first cell of a row names it for screen readers."""
+def table(caption: str, cells: pd.DataFrame) -> str:
+    """A table of texts with caption; its index names the rows for screen readers."""
+    header = [cells.index.name or "", *cells.columns]
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
-    body = []
-    for row in rows:
-        cells = [
-            f"<td>{escape(cell)}</td>" if i else f'<th scope="row">{escape(cell)}</th>'
-            for i, cell in enumerate(row)
-        ]
-        body.append("<tr>" + "".join(cells) + "</tr>")
+    body = [
+        f'<tr><th scope="row">{escape(name)}</th>'
+        + "".join(f"<td>{escape(cell)}</td>" for cell in row)
+        + "</tr>"
+        for name, *row in cells.itertuples()
+    ]
     return (
         f'<div class="scroll"><table><caption>{escape(caption)}</caption>'
         f"<thead><tr>{head}</tr></thead>\n<tbody>" + "\n".join(body) + "</tbody></table></div>"
@@ -79,7 +77,7 @@ def table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) ->
 
 
 def figure(png: bytes, alt: str, caption: str) -> str:
-    """A picture inside the page; `alt` says in words what it shows."""
+    """A picture inside the page; `alt` says what it shows."""
     data = base64.b64encode(png).decode("ascii")
     return (
         f'<figure><img alt="{escape(alt)}" src="data:image/png;base64,{data}">'
@@ -95,7 +93,6 @@ class Report:
     """
 
     def __init__(self, out: Path) -> None:
-        out.mkdir(parents=True, exist_ok=True)
         self.out = out
         self.blocks: list[str] = []
         self.figures: list[str] = []
@@ -108,7 +105,7 @@ class Report:
 
     def heading(self, text: str) -> None:
         """Heading of what is added next; it disappears where nothing is."""
-        self._heading = heading(text)
+        self._heading = f"<h2>{escape(text)}</h2>"
 
     def add(self, *blocks: str) -> None:
         """Add blocks; empty ones are left out."""
@@ -120,37 +117,39 @@ class Report:
         """Add the picture that `draw(*args)` makes, if there is something to draw."""
         png = png_bytes(draw, *args)
         if png is not None:
-            write_atomically(self.out / f"{name}.png", png)
+            write_file(self.out / f"{name}.png", png)
             self.figures.append(f"{name}.png")
             self.add(figure(png, alt, caption))
 
-    def write(
-        self, title: str, content: dict[str, Any], rows: Sequence[tuple[str, ErrorRow]]
-    ) -> Path:
+    def write(self, title: str, content: dict[str, Any], runs: Sequence[Run]) -> Path:
         """Write report.csv, report.html and report.json, and return the folder.
 
         Pictures that an earlier report made and this one did not are deleted.
         """
-        content = {"format": FORMAT, **content, "figures": self.figures}
-        text = json.dumps(without_nan(content), indent=1, allow_nan=False)
-        write_atomically(self.out / "report.csv", csv_text(rows))
-        write_atomically(self.out / "report.html", page(title, self.blocks))
-        write_atomically(self.out / "report.json", text + "\n")
+        content = {"format": FORMAT, "runs": list(map(run_content, runs)), **content}
+        content["figures"] = self.figures
+        errors = {run.name: run.errors for run in runs}
+        rows = pd.concat(errors, names=["run"]).reset_index("run")
+        write_file(self.out / "report.csv", rows.to_csv(index=False))
+        write_file(self.out / "report.html", page(title, self.blocks))
+        text = json.dumps(content, indent=1, allow_nan=False)
+        write_file(self.out / "report.json", text + "\n")
         for name in self._earlier - set(self.figures):
             if name.endswith(".png"):
                 (self.out / name).unlink(missing_ok=True)
         return self.out
 
 
-def run_content(run: Run, rows: list[ErrorRow], name: str | None = None) -> dict[str, Any]:
+def run_content(run: Run) -> dict[str, Any]:
     """What report.json says of one run."""
     return {
-        "name": name or run.name,
+        "name": run.name,
         "seed": run.seed,
+        "descriptor": run.descriptor,
         "finished": run.finished,
         "epochs": run.n_epochs,
         "best_epoch": run.best_epoch,
         "wall_s": run.wall_s,
         "notes": run.notes,
-        "errors": [asdict(row) for row in rows],
+        "errors": records(run.errors),
     }

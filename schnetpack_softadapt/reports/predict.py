@@ -1,7 +1,7 @@
-"""Computes missing prediction files from a run's best_model, for any SchNetPack model.
+"""Missing predictions of a run, from its best_model, for any SchNetPack model.
 
-Model and data are loaded as SchNetPack itself loads them; nothing is assumed of the model but its
-outputs. What is written is what training writes: `training.results.predict`.
+Model and data are loaded as SchNetPack itself loads them; what is written is what training writes,
+see `training.predictions`.
 """
 
 import contextlib
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from schnetpack_softadapt.data.paths import run_config, run_database
-from schnetpack_softadapt.reports.quantities import QUANTITIES, SUBSETS
+from schnetpack_softadapt.quantities import QUANTITIES, SUBSETS
 from schnetpack_softadapt.reports.run import Run
 
 __all__ = ["predict_missing"]
@@ -27,11 +27,12 @@ def predict_missing(
 
     Raises:
         ValueError: config.yaml, best_model, split file or database is missing or damaged, the
-            database holds none of the model's outputs, or its units cannot be read.
+            database holds no labels of what the model gives, or its units cannot be read.
     """
     run_dir = Path(run_dir).resolve()
-    missing = [s for s in SUBSETS if not (run_dir / "predictions" / f"{s}.npz").is_file()]
-    if not missing:
+    files = {subset: run_dir / "predictions" / f"{subset}.npz" for subset in SUBSETS}
+    files = {subset: file for subset, file in files.items() if not file.is_file()}
+    if not files:
         return []
     for name in ("config.yaml", "best_model"):
         if not (run_dir / name).is_file():
@@ -41,11 +42,11 @@ def predict_missing(
             )
     from schnetpack.utils import load_model
 
-    from schnetpack_softadapt.training.outputs import property_kinds
-    from schnetpack_softadapt.training.results import predict, write_predictions
+    from schnetpack_softadapt.model.outputs import property_kinds
+    from schnetpack_softadapt.training.predictions import predict_subset, write_predictions
 
-    # A pickled model can execute code when it is loaded, which is SchNetPack's way.
     try:
+        # a pickle, which can execute code
         model = load_model(str(run_dir / "best_model"), device=device)
     except Exception as error:  # a broken pickle can raise anything
         path = run_dir / "best_model"
@@ -53,17 +54,16 @@ def predict_missing(
     datamodule = _datamodule(run_dir, datapath)
     run = Run.read(run_dir)
     keys = {kind: key for key, kind in property_kinds(model).items()}
-    keys = {q.name: keys.get(q.name, run.output_key(q)) for q in QUANTITIES}
-    outputs = {kind: (key, run.target_key(key)) for kind, key in keys.items()}
+    keys = {q.name: keys.get(q.name, run.model_key(q)) for q in QUANTITIES}
+    names = {kind: (key, run.data_key(key)) for kind, key in keys.items()}
     written = []
-    for subset in missing:
-        arrays = predict(model, datamodule, subset, outputs, device)
-        if not len(arrays["n_atoms"]):
-            continue
-        if not arrays.keys() & outputs.keys():
-            names = ", ".join(key for key, _ in outputs.values())
-            raise ValueError(f"model and data of {run_dir} share none of {names}")
-        written.append(write_predictions(run_dir, subset, arrays))
+    for subset, file in files.items():
+        arrays = predict_subset(model, datamodule, subset, names, device)
+        if len(arrays["n_atoms"]):
+            if not arrays.keys() & keys.keys():
+                shared = ", ".join(keys.values())
+                raise ValueError(f"model and data of {run_dir} share none of {shared}")
+            written.append(write_predictions(file, arrays))
     return written
 
 
@@ -97,8 +97,8 @@ def _datamodule(run_dir: Path, datapath: Path | str | None) -> Any:
         split_file = datamodule.split_file
         if split_file is None or not Path(split_file).is_file():
             raise ValueError(
-                f"{run_dir} has no split file ({split_file}); without it nobody knows which "
-                "structures the run was trained on"
+                f"{run_dir} has no split file ({split_file}), which says what structures the run"
+                " was trained on"
             )
         datamodule.setup()
     return datamodule

@@ -1,5 +1,12 @@
-"""Losses, their weights, and what a run needs to be trained, killed, resumed and judged.
+"""Training: what is minimised, with which weights, by which optimizer, and what a run writes.
 
-Import from the modules: `training.weighting` and `training.balancing` must stay importable without
-SchNetPack and Lightning. Import paths of rules and losses are part of the format of checkpoints.
+- `losses`, `model_outputs`, `standardize`: the loss components and their scales.
+- `rules`: how the components are weighted; knows neither torch nor SchNetPack.
+- `task`, `settings`: a training step and an epoch; what can be wrong before it.
+- `means`: sums over batches, epochs and ranks.
+- `resume`, `checkpoints`: going on after a kill, on the same path.
+- `optimizers`: the Kalman filter and the residuals it steps with.
+- `callbacks`, `results`, `predictions`: progress bar, history.csv, errors of the best model.
+
+Import paths of rules and losses are part of the format of checkpoints.
 """

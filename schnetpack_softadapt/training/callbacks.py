@@ -2,25 +2,19 @@
 
 import csv
 import io
-import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from ase import units
 from pytorch_lightning.callbacks import Callback, ProgressBar
 from pytorch_lightning.loggers.logger import Logger
 from tqdm import tqdm
 
-__all__ = ["HistoryWriter", "NoLogger", "WeightsProgressBar"]
+from schnetpack_softadapt.files import write_file
+from schnetpack_softadapt.quantities import BY_NAME
 
-#: kind of property: letter in the bar, unit shown, unit shown per ASE unit
-SHOWN = {
-    "energy": ("E", "meV/atom", 1e3),
-    "forces": ("F", "meV/Å", 1e3),
-    "stress": ("S", "MPa", 1e3 / units.GPa),
-}
+__all__ = ["HistoryWriter", "NoLogger", "WeightsProgressBar"]
 
 
 class HistoryWriter(Callback):
@@ -40,62 +34,60 @@ class HistoryWriter(Callback):
 
     def on_train_start(self, trainer, pl_module) -> None:
         """Drop rows of epochs that will be trained again."""
-        self._ready = False
-        if not trainer.is_global_zero:
+        self._ready = trainer.is_global_zero
+        if not self._ready:
             return
         rows = [r for r in self._read() if int(float(r["epoch"])) < trainer.current_epoch]
         self._columns = list(rows[0]) if rows else []
-        self._write(rows)
-        self._ready = True
+        if rows:
+            self._write(rows)
+        else:
+            self.path.unlink(missing_ok=True)
 
     def on_epoch_record(self, trainer, task, record: dict[str, float]) -> None:
         """Append the values of an epoch; called by the task."""
         if not self._ready:
             return
-        row = {key: _text(value) for key, value in record.items()}
-        new = [key for key in row if key not in self._columns]
-        if new:
+        if new := [key for key in record if key not in self._columns]:
             rows = self._read() if self._columns else []
             self._columns += new
-            self._write([*rows, row])
-            return
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            file.write(_lines(self._columns, [row]))
+            self._write([*rows, record])
+        else:
+            with self.path.open("a", newline="", encoding="utf-8") as file:
+                file.write(self._lines([record]))
 
     def _read(self) -> list[dict[str, str]]:
-        """Complete rows of the file; a kill may have left half a line."""
+        """Complete rows of the file; a killed run may have left half a line."""
         if not self.path.exists():
             return []
         text = self.path.read_text(encoding="utf-8")
-        text = text[: text.rfind("\n") + 1]
-        rows = csv.DictReader(io.StringIO(text))
+        rows = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
         return [row for row in rows if row.get("epoch") and None not in row.values()]
 
-    def _write(self, rows: list[dict[str, str]]) -> None:
-        if not rows:
-            self.path.unlink(missing_ok=True)
-            return
-        header = _lines(self._columns, [{c: c for c in self._columns}])
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        temporary.write_text(header + _lines(self._columns, rows), encoding="utf-8", newline="")
-        os.replace(temporary, self.path)
+    def _write(self, rows: list[dict]) -> None:
+        header = dict(zip(self._columns, self._columns, strict=True))
+        write_file(self.path, self._lines([header, *rows]))
+
+    def _lines(self, rows: list[dict]) -> str:
+        buffer = io.StringIO()
+        csv.DictWriter(buffer, self._columns, lineterminator="\n").writerows(rows)
+        return buffer.getvalue()
 
 
 class WeightsProgressBar(ProgressBar):
-    """One bar over epochs: RMSE of energy, forces and stress in people's units, and the weights.
+    """One bar over epochs: RMSE of energy, forces and stress, and the weights of their losses.
 
     Lightning's bar redraws at every step, which takes longer than a step of a small network, and
     shows val_loss only. This one looks at the clock, and within long epochs counts batches.
 
     Args:
         refresh_s: seconds between two redraws on a terminal.
-        log_refresh_s: the same where the output goes to a file.
+        log_refresh_s: the same where it is written to a file.
     """
 
     def __init__(self, refresh_s: float = 0.3, log_refresh_s: float = 30.0):
         super().__init__()
-        terminal = sys.stderr.isatty()
-        self.refresh_s = refresh_s if terminal else log_refresh_s
+        self.refresh_s = refresh_s if sys.stderr.isatty() else log_refresh_s
         self._bar: tqdm | None = None
         self._text = ""
         self._drawn = 0.0
@@ -115,9 +107,8 @@ class WeightsProgressBar(ProgressBar):
 
     def on_train_start(self, trainer, pl_module) -> None:
         """Open the bar at the epoch that a resumed run has reached."""
-        total = trainer.max_epochs if trainer.max_epochs not in (None, -1) else None
         self._bar = tqdm(
-            total=total,
+            total=trainer.max_epochs if trainer.max_epochs not in (None, -1) else None,
             initial=trainer.current_epoch,
             desc="training",
             unit=" epochs",
@@ -129,10 +120,9 @@ class WeightsProgressBar(ProgressBar):
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         """Count batches while an epoch takes long."""
-        if self._bar is None or time.monotonic() - self._drawn < max(2.0, self.refresh_s):
-            return
-        self._draw(f"batch {batch_idx + 1}/{trainer.num_training_batches} {self._text}")
-        self._bar.refresh()
+        if self._bar is not None and time.monotonic() - self._drawn >= max(2.0, self.refresh_s):
+            self._draw(f"batch {batch_idx + 1}/{trainer.num_training_batches} {self._text}")
+            self._bar.refresh()
 
     def on_epoch_record(self, trainer, task, record: dict[str, float]) -> None:
         """Show what an epoch logged; called by the task."""
@@ -151,11 +141,13 @@ class WeightsProgressBar(ProgressBar):
         """Show the last epoch and close the bar."""
         if self._bar is not None:
             self._bar.set_postfix_str(describe(pl_module.active, pl_module.record))
-            self._bar.close()
-            self._bar = None
+        self._close()
 
     def on_exception(self, trainer, pl_module, exception) -> None:
         """Leave the terminal tidy."""
+        self._close()
+
+    def _close(self) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -176,27 +168,16 @@ class NoLogger(Logger):
 
 def describe(components, record: dict[str, float]) -> str:
     """RMSEs, of validation if there was one, and weights: `val E 4.1 meV/atom F ... | w ...`."""
-    errors, weights = [], []
     subset = "val" if any(key.startswith("val_") for key in record) else "train"
-    seen = set()
+    weights = [
+        f"{c.component} {record[key]:.2f}"
+        for c in components
+        if (key := f"weight_{c.component}") in record
+    ]
+    errors = {}
     for c in components:
-        weight = record.get(f"weight_{c.component}")
-        if weight is not None:
-            weights.append(f"{c.component} {weight:.2f}")
         rmse = record.get(f"{subset}_{c.name}_rmse")
-        if rmse is not None and c.name not in seen:
-            seen.add(c.name)
-            letter, unit, factor = SHOWN[c.kind]
-            errors.append(f"{letter} {rmse * factor:.3g} {unit}")
-    return f"{subset} {'  '.join(errors)} | weights {' '.join(weights)}"
-
-
-def _text(value: float) -> str:
-    return str(value) if isinstance(value, int) else repr(float(value))
-
-
-def _lines(columns: list[str], rows: list[dict[str, str]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, restval="", lineterminator="\n")
-    writer.writerows(rows)
-    return buffer.getvalue()
+        if rmse is not None:
+            q = BY_NAME[c.kind]
+            errors[c.name] = f"{q.letter} {rmse * q.shown_factor:.3g} {q.shown_unit}"
+    return f"{subset} {'  '.join(errors.values())} | weights {' '.join(weights)}"

@@ -9,6 +9,8 @@ import torch
 from pytorch_lightning.callbacks import Callback, Checkpoint
 from pytorch_lightning.callbacks import EarlyStopping as LightningEarlyStopping
 
+from schnetpack_softadapt.files import link_or_copy, replacing
+
 __all__ = ["AveragedWeights", "EarlyStopping", "RunCheckpoint"]
 
 log = logging.getLogger(__name__)
@@ -28,7 +30,6 @@ class RunCheckpoint(Checkpoint):
         monitor: logged value that decides which epoch is best; without it the last one is.
         mode: "min" or "max".
         model_path: where the best model goes, ready for inference; nowhere if None.
-        every_n_epochs: how often `last.ckpt` is written; best epochs always are.
 
     Attributes:
         best_model_path: checkpoint of the best epoch, read by `trainer.test(ckpt_path="best")`.
@@ -41,47 +42,30 @@ class RunCheckpoint(Checkpoint):
         monitor: str | None = "val_loss",
         mode: str = "min",
         model_path: str | None = "best_model",
-        every_n_epochs: int = 1,
     ):
         if mode not in ("min", "max"):
             raise ValueError(f"mode is min or max, not {mode!r}")
-        if every_n_epochs < 1:
-            raise ValueError(f"every_n_epochs is at least 1, not {every_n_epochs}")
         self.dirpath = Path(dirpath).resolve()
         self.monitor, self.mode, self.model_path = monitor, mode, model_path
-        self.every_n_epochs = every_n_epochs
         self.best_model_path = ""
         self.best_model_score: float | None = None
-        self._fresh = False
-
-    @property
-    def last_path(self) -> Path:
-        """Checkpoint of the last epoch."""
-        return self.dirpath / "last.ckpt"
+        self._validated = False  # since the last checkpoint
 
     def on_validation_end(self, trainer, pl_module) -> None:
         """A validation within an epoch can be the best; one at its end waits for the epoch's."""
         if trainer.state.fn != "fit" or trainer.sanity_checking or trainer.fast_dev_run:
             return
-        self._fresh = True
+        self._validated = True
         if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             if self._is_best(trainer):
                 self._write(trainer, pl_module, best=True, last=False)
-            self._fresh = False
+            self._validated = False
 
     def on_train_epoch_end(self, trainer, pl_module) -> None:
         """Write the checkpoints of the epoch."""
-        if trainer.fast_dev_run:
-            return
-        best = self._is_best(trainer)
-        due = (trainer.current_epoch + 1) % self.every_n_epochs == 0
-        ends = trainer.max_epochs not in (None, -1) and (
-            trainer.current_epoch + 1 >= trainer.max_epochs
-        )
-        last = due or ends or trainer.should_stop
-        if best or last:
-            self._write(trainer, pl_module, best, last)
-        self._fresh = False
+        if not trainer.fast_dev_run:
+            self._write(trainer, pl_module, best=self._is_best(trainer), last=True)
+            self._validated = False
 
     def _is_best(self, trainer) -> bool:
         if self.monitor is None:
@@ -89,15 +73,14 @@ class RunCheckpoint(Checkpoint):
         value = trainer.callback_metrics.get(self.monitor)
         if value is None:
             # without validation structures the last epoch is all there is
-            return not self._fresh and self.best_model_score is None
-        if not self._fresh and self.monitor.startswith("val"):
+            return not self._validated and self.best_model_score is None
+        if not self._validated and self.monitor.startswith("val"):
             return False
-        value = float(value)
-        old = self.best_model_score
         sign = 1.0 if self.mode == "min" else -1.0
-        if old is not None and not sign * value < sign * old:
+        old = self.best_model_score
+        if old is not None and not sign * float(value) < sign * old:
             return False
-        self.best_model_score = value
+        self.best_model_score = float(value)
         return True
 
     def _write(self, trainer, pl_module, best: bool, last: bool) -> None:
@@ -111,35 +94,25 @@ class RunCheckpoint(Checkpoint):
             pl_module.save_model(self.model_path, do_postprocessing=True)
         if trainer.is_global_zero:
             if best and last:
-                link = self.dirpath / "linking.tmp"
-                link.unlink(missing_ok=True)
-                try:
-                    os.link(temporary, link)
-                except OSError:  # a file system without hard links
-                    link.write_bytes(temporary.read_bytes())
-                os.replace(link, best_path)
-            os.replace(temporary, self.last_path if last else best_path)
+                with replacing(best_path) as link:
+                    link_or_copy(temporary, link)
+            os.replace(temporary, self.dirpath / "last.ckpt" if last else best_path)
         trainer.strategy.barrier("RunCheckpoint")
 
     def state_dict(self) -> dict[str, Any]:
         """Which epoch was best."""
-        return {
-            "best_model_path": self.best_model_path,
-            "best_model_score": self.best_model_score,
-            "monitor": self.monitor,
-            "mode": self.mode,
-        }
+        names = ("best_model_path", "best_model_score", "monitor", "mode")
+        return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the best epoch, wherever the folder of the run is now."""
         self.best_model_score = state_dict["best_model_score"]
-        judged = state_dict.get("monitor", self.monitor), state_dict.get("mode", self.mode)
-        if judged != (self.monitor, self.mode):
+        judged, judges = (state_dict["monitor"], state_dict["mode"]), (self.monitor, self.mode)
+        if judged != judges:
             log.warning(
                 "the best epoch was judged by %s (%s), now by %s (%s): the next one counts as best",
                 *judged,
-                self.monitor,
-                self.mode,
+                *judges,
             )
             self.best_model_score = None
         name = Path(state_dict["best_model_path"]).name
@@ -166,23 +139,19 @@ class AveragedWeights(Callback):
         self._raw: list[torch.Tensor] | None = None  # while the average is in the model
 
     def on_fit_start(self, trainer, pl_module) -> None:
-        """Start from the weights of the model, or from those of the checkpoint."""
-        parameters = self._parameters(pl_module)
+        """Start from the weights of the model, or from those of the checkpoint.
+
+        What a checkpoint calls weights of the model is the average, if it was taken after a
+        validation: the raw weights are kept here and go back when the next epoch starts.
+        """
+        parameters = _parameters(pl_module)
         if self._average is None:
-            self._average = [p.detach().clone() for p in parameters]
-            return
-        shapes = [tuple(p.shape) for p in parameters]
-        if shapes != [tuple(a.shape) for a in self._average]:
+            self._average = _copies(parameters)
+        if [p.shape for p in parameters] != [a.shape for a in self._average]:
             raise ValueError("the averaged weights of the checkpoint are of another model")
-        # what the checkpoint calls weights of the model is the average, if it was taken after a
-        # validation: the raw weights are kept here and go back when the next epoch starts
-        self._average = [
-            a.to(p.device, p.dtype) for a, p in zip(self._average, parameters, strict=True)
-        ]
+        self._average = [a.to(p) for a, p in zip(self._average, parameters, strict=True)]
         if self._raw is not None:
-            self._raw = [
-                r.to(p.device, p.dtype) for r, p in zip(self._raw, parameters, strict=True)
-            ]
+            self._raw = [r.to(p) for r, p in zip(self._raw, parameters, strict=True)]
 
     def on_train_epoch_start(self, trainer, pl_module) -> None:
         """Go on with the raw weights."""
@@ -193,35 +162,29 @@ class AveragedWeights(Callback):
         """Take the weights after a step into the average."""
         self.n_updates += 1
         decay = min(self.decay, (1 + self.n_updates) / (10 + self.n_updates))
-        parameters = self._parameters(pl_module)
         # one call for all of them: a loop costs more than the step of a small network
-        torch._foreach_lerp_(self._average, parameters, 1.0 - decay)
+        torch._foreach_lerp_(self._average, _parameters(pl_module), 1.0 - decay)
 
+    @torch.no_grad()
     def on_validation_start(self, trainer, pl_module) -> None:
         """Put the average into the model."""
         if self._average is None or self._raw is not None or trainer.state.fn != "fit":
             return
-        parameters = self._parameters(pl_module)
-        self._raw = [p.detach().clone() for p in parameters]
-        _copy(parameters, self._average)
+        parameters = _parameters(pl_module)
+        self._raw = _copies(parameters)
+        torch._foreach_copy_(parameters, self._average)
 
     def on_validation_end(self, trainer, pl_module) -> None:
         """Within an epoch, go on with the raw weights at once; at its end after the checkpoint."""
-        if trainer.state.fn != "fit":
-            return
-        if trainer.sanity_checking or (
-            not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        ):
+        ends_epoch = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if trainer.state.fn == "fit" and (trainer.sanity_checking or not ends_epoch):
             self._swap_out(pl_module)
 
+    @torch.no_grad()
     def _swap_out(self, pl_module) -> None:
         if self._raw is not None:
-            _copy(self._parameters(pl_module), self._raw)
+            torch._foreach_copy_(_parameters(pl_module), self._raw)
             self._raw = None
-
-    @staticmethod
-    def _parameters(pl_module) -> list[torch.Tensor]:
-        return [p for p in pl_module.model.parameters() if p.requires_grad]
 
     def state_dict(self) -> dict[str, Any]:
         """Average, raw weights and number of steps."""
@@ -251,7 +214,9 @@ class EarlyStopping(LightningEarlyStopping):
         super().load_state_dict({**state_dict, "patience": self.patience})
 
 
-@torch.no_grad()
-def _copy(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
-    for target, source in zip(targets, sources, strict=True):
-        target.copy_(source)
+def _parameters(pl_module) -> list[torch.Tensor]:
+    return [p for p in pl_module.model.parameters() if p.requires_grad]
+
+
+def _copies(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    return [t.detach().clone() for t in tensors]

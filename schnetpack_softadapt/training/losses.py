@@ -1,21 +1,23 @@
 """Loss components: energy per atom, forces, stress.
 
-Each is a SchNetPack `ModelOutput` of its own and is computed unweighted, once per step, for
+Each is a SchNetPack `ModelOutput` of its own, computed without the weight of the rule,
 
     loss = sum_i w_i f(x_i) / sum_i w_i      (rmse: the square root of it, with f(x) = x^2)
 
 over the residuals x of a batch: energies per atom in eV, force components in eV/Ang, six Voigt
 components of the stress in eV/Ang^3, or all of them without unit when they are standardised. Sums
-and the sums of weights are kept apart, so that means over an epoch, over ranks and over batches of
-unequal size are exact. Weights of the components belong to the task, not here.
+and the sums of weights are kept apart, so that means are exact (see `means`).
 """
 
+import copy
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
 import torch
+from ase.data import chemical_symbols
 from schnetpack import properties
 from schnetpack.task import ModelOutput
 
@@ -23,17 +25,23 @@ from schnetpack_softadapt import properties as keys
 from schnetpack_softadapt.data.statistics import TrainingTargets
 from schnetpack_softadapt.descriptors.elements import atomic_number
 from schnetpack_softadapt.neighbors.cells import volumes
-from schnetpack_softadapt.training.ranks import REAL_KEY
-from schnetpack_softadapt.training.standardize import VOIGT, Standardization
+from schnetpack_softadapt.quantities import ENERGY, FORCES, STRESS, VOIGT, full_to_voigt
+from schnetpack_softadapt.training.standardize import Standardization
 from schnetpack_softadapt.training.units import unit_factor
 
-__all__ = ["EnergyLoss", "ForcesLoss", "LossComponent", "StressLoss"]
+__all__ = ["REAL_KEY", "EnergyLoss", "ForcesLoss", "LossComponent", "StressLoss"]
+
+#: (n_structures,) 0 for a structure that a sampler has repeated, which must not count
+REAL_KEY = "_softadapt_real"
 
 Batch = Mapping[str, torch.Tensor]
 
 
 class LossComponent(ModelOutput):
     """Base of the components; use `EnergyLoss`, `ForcesLoss` or `StressLoss`.
+
+    Rows of a batch weigh as `properties.structure_weight` and `forces_weight` say, where it has
+    them.
 
     Args:
         name: key of the predicted property.
@@ -47,8 +55,10 @@ class LossComponent(ModelOutput):
             "meV", "kcal/mol/Ang", "GPa"); ASE units if None.
         groups: names of structure groups this component is restricted to (see
             `properties.group`); all structures if None.
-        structure_weight: batch key (n_structures,) of weights of structures, used where it exists.
-        loss_weight: what the component counts, for rules whose prior it is.
+        split: train a component, with a weight of its own, for each piece of this one: "groups",
+            "elements" (forces), "normal_shear" or "voigt" (stress); see `pieces`.
+        loss_weight: what the component counts, for rules whose prior it is; pieces share it by
+            their numbers of labels.
         auto: leave the component out, with a warning, where the data or the model lack it; False:
             an error.
     """
@@ -59,6 +69,10 @@ class LossComponent(ModelOutput):
     ase_unit: ClassVar[str | None]
     #: whether it has a loss
     is_trained = True
+    #: values of `split`
+    splits: ClassVar[tuple[str, ...]] = ("groups",)
+    #: residuals of a row: 1 for an energy, 3 for the force on an atom
+    n_columns = 1
 
     def __init__(
         self,
@@ -69,7 +83,7 @@ class LossComponent(ModelOutput):
         delta: float = 1.0,
         unit: str | None = None,
         groups: Sequence[str] | None = None,
-        structure_weight: str | None = keys.structure_weight,
+        split: str | None = None,
         loss_weight: float = 1.0,
         auto: bool = False,
     ):
@@ -83,16 +97,45 @@ class LossComponent(ModelOutput):
             raise ValueError(f"loss is one of {', '.join(_FUNCTIONS)}, not {loss!r}")
         if not delta > 0:
             raise ValueError(f"delta must be positive, not {delta}")
-        self.component, self.auto = component or name, auto
+        if split not in (None, *self.splits):
+            raise ValueError(f"split is one of {', '.join(self.splits)}, not {split!r}")
+        self.component, self.auto, self.split = component or name, auto, split
+        #: name of the component that this one is a piece of; its own if it is whole
+        self.whole = self.component
         #: SchNetPack's output that this component was made of, with its metrics
-        self.output: ModelOutput | None = None
+        self.model_output: ModelOutput | None = None
         self.loss, self.delta = loss, float(delta)
         self.unit_factor = 1.0 if unit is None else unit_factor(self.ase_unit, unit)
         self.groups = None if groups is None else [str(g) for g in groups]
-        self.structure_weight = structure_weight
         self.group_ids: list[int] = []
         self.group_of: torch.Tensor | None = None
         self.to_ase = 1.0
+
+    # ---------------------------------------------------------------- before training
+
+    def pieces(self) -> list["LossComponent"]:
+        """The components that this one is split into, `{component}_{piece}`; itself if it is not.
+
+        Raises:
+            ValueError: the names of the groups or elements are not given.
+        """
+        if self.split is None:
+            return [self]
+        made = []
+        for piece, restriction in self._restrictions().items():
+            made.append(copy.deepcopy(self))
+            vars(made[-1]).update(component=f"{self.component}_{piece}", split=None, **restriction)
+        return made
+
+    def _restrictions(self) -> dict[str, dict]:
+        """Attributes of each piece, by the name of the piece."""
+        members = getattr(self, self.split)
+        if not members:
+            raise ValueError(
+                f"component {self.component}: split={self.split} needs the list `{self.split}`"
+            )
+        names = members if self.split == "groups" else [chemical_symbols[z] for z in members]
+        return {name: {self.split: [m]} for name, m in zip(names, members, strict=True)}
 
     def bind(self, dataset) -> None:
         """Take units and structure groups from a SchNetPack dataset.
@@ -121,6 +164,14 @@ class LossComponent(ModelOutput):
         # looked up by the index of the structure: SchNetPack's datamodule does not load groups
         self.group_of = torch.as_tensor(ids, dtype=torch.long)
 
+    def missing_in(self, available: Sequence[str], model_outputs: Sequence[str] | None) -> str:
+        """Why this component cannot be computed; empty if it can."""
+        if model_outputs is not None and self.name not in model_outputs:
+            return f"the model does not predict {self.name} but {', '.join(sorted(model_outputs))}"
+        if self.target_property not in available:
+            return f"the data have no {self.target_property} but {', '.join(available)}"
+        return ""
+
     def labels(self, targets: TrainingTargets) -> float:
         """Labels per structure, mean over a training set; those that do not count are left out."""
         inside = np.ones(len(targets.n_atoms), dtype=bool)
@@ -131,21 +182,20 @@ class LossComponent(ModelOutput):
         return float(self._labels(targets, inside).sum() / len(inside))
 
     def _labels(self, targets: TrainingTargets, inside: np.ndarray) -> np.ndarray:
-        """Labels of each structure that counts, (n_structures,) or fewer."""
-        raise NotImplementedError
+        """Labels of each structure or atom, those of structures that are not `inside` zero."""
+        return inside
 
     def settings(self) -> dict:
         """What its loss is of, in plain values."""
-        names = ("loss", "delta", "unit_factor", "groups", "elements")
+        names = ("loss", "delta", "unit_factor", "groups", "elements", "voigt")
         return {name: getattr(self, name) for name in names if hasattr(self, name)}
 
-    def missing_in(self, available: Sequence[str], model_outputs: Sequence[str] | None) -> str:
-        """Why this component cannot be computed; empty if it can."""
-        if model_outputs is not None and self.name not in model_outputs:
-            return f"the model does not predict {self.name} but {', '.join(sorted(model_outputs))}"
-        if self.target_property not in available:
-            return f"the data have no {self.target_property} but {', '.join(available)}"
-        return ""
+    def metric_names(self, subset: str) -> list[str]:
+        """Logged names of the metrics that came with SchNetPack's output."""
+        metrics = {} if self.model_output is None else self.model_output.metrics[subset]
+        return [f"{subset}_{self.name}_{metric}" for metric in metrics]
+
+    # ---------------------------------------------------------------- of a batch
 
     def error(self, pred: Batch, batch: Batch) -> torch.Tensor:
         """Prediction less reference in the units of the data, (rows, columns)."""
@@ -157,19 +207,15 @@ class LossComponent(ModelOutput):
 
     def mask(self, batch: Batch) -> torch.Tensor | None:
         """(rows, 1) 1 where there is a reference that counts; None if everywhere."""
-        mask = self._has_reference(batch)
-        if REAL_KEY in batch:
-            mask = _times(mask, self._of_row(batch[REAL_KEY], batch))
-        return mask
+        return self._of_rows(batch, batch.get(REAL_KEY))
 
     def weights(self, batch: Batch) -> torch.Tensor | None:
         """Mask, group and weights together, (rows, 1); None if all are 1."""
-        weight = self.mask(batch)
-        if self.structure_weight is not None and self.structure_weight in batch:
-            weight = _times(weight, self._of_row(batch[self.structure_weight].reshape(-1), batch))
+        in_group = None
         if self.groups is not None:
-            weight = _times(weight, self._of_row(self._in_group(batch), batch))
-        return weight
+            in_group = _among(self._groups(batch), self.group_ids)
+        of_structures = (batch.get(keys.structure_weight), in_group)
+        return _product(self.mask(batch), *(self._of_rows(batch, w) for w in of_structures))
 
     def residuals(
         self, pred: Batch, batch: Batch, standardization: Standardization | None = None
@@ -207,13 +253,11 @@ class LossComponent(ModelOutput):
             raw_delta: `delta` is in the unit of raw residuals, though these are standardised.
         """
         error = self.error(pred, batch) if error is None else error
-        delta = self.standardized_delta(batch, standardization) if raw_delta else None
-        residual = self.scaled(error, batch, standardization)
+        residual, delta = self.scaled(error, batch, standardization), None
+        if raw_delta:  # (rows, 1)
+            per_raw = self.scale(batch, standardization) / (self.to_ase * self.unit_factor)
+            delta = per_raw * self.delta
         return self.sum(residual, self.weights(batch), delta)
-
-    def standardized_delta(self, batch: Batch, standardization: Standardization) -> torch.Tensor:
-        """`delta` of a task that trains on raw residuals, for standardised ones, (rows, 1)."""
-        return self.scale(batch, standardization) * (self.delta / (self.to_ase * self.unit_factor))
 
     def sum(
         self,
@@ -237,56 +281,37 @@ class LossComponent(ModelOutput):
         """The loss from the mean of f: the square root for rmse, else the mean itself."""
         if self.loss != "rmse":
             return mean
-        if isinstance(mean, torch.Tensor):
-            # the slope of the root at a mean of exactly zero is infinite
-            return (mean + torch.finfo(mean.dtype).tiny).sqrt()
-        return mean**0.5
+        # the slope of the root at a mean of exactly zero is infinite
+        return (mean + torch.finfo(torch.float32).tiny) ** 0.5
 
     def slope(self, mean: torch.Tensor) -> torch.Tensor | float:
         """Derivative of the loss by the mean of f."""
         return 0.5 / self.finish(mean) if self.loss == "rmse" else 1.0
 
     def calculate_loss(self, pred, target):
-        """The unweighted loss, not standardised, of a batch; for tasks other than ours.
+        """Of SchNetPack's task, which passes labels alone and not what a loss per atom needs."""
+        raise ValueError(
+            f"the loss component {self.component} is for"
+            " task._target_=schnetpack_softadapt.SoftAdaptTask"
+        )
 
-        Raises:
-            ValueError: `target` is not the whole batch, which SchNetPack's own task does not pass.
-        """
-        try:
-            residual, weight = self.residuals(pred, target)
-        except KeyError as error:
-            raise ValueError(
-                f"the {self.component} loss needs the batch key {error}; use it with"
-                " schnetpack_softadapt.training.task.SoftAdaptTask"
-            ) from error
-        total, count = self.sum(residual, weight)
-        return self.finish(total / max(float(count), 1e-300)) * self.loss_weight
+    def _of_rows(self, batch: Batch, of_structures: torch.Tensor | None) -> torch.Tensor | None:
+        """Values of structures (n_structures,) for each row, (rows, 1)."""
+        return None if of_structures is None else of_structures.reshape(-1, 1)
 
-    def _has_reference(self, batch: Batch) -> torch.Tensor | None:
-        return None
-
-    def _of_row(self, of_structure: torch.Tensor, batch: Batch) -> torch.Tensor:
-        return of_structure[:, None]
-
-    def _in_group(self, batch: Batch) -> torch.Tensor:
+    def _groups(self, batch: Batch) -> torch.Tensor:
         if keys.group in batch:
-            group = batch[keys.group].reshape(-1)
-        else:
-            index = batch[properties.idx]
-            if self.group_of.device != index.device:
-                self.group_of = self.group_of.to(index.device)
-            group = self.group_of[index]
-        inside = group == self.group_ids[0]
-        for number in self.group_ids[1:]:
-            inside = inside | (group == number)
-        return inside
+            return batch[keys.group].reshape(-1)
+        index = batch[properties.idx]
+        self.group_of = self.group_of.to(index.device)
+        return self.group_of[index]
 
 
 class EnergyLoss(LossComponent):
     """Energy per atom, (E_pred - E_ref) / N; standardised, (E_pred - E_ref) / sqrt(sum sigma^2)."""
 
     kind = "energy"
-    ase_unit = "eV"
+    ase_unit = ENERGY.unit
 
     def __init__(self, name: str = properties.energy, **kwargs):
         super().__init__(name, **kwargs)
@@ -296,9 +321,6 @@ class EnergyLoss(LossComponent):
         energy = pred[self.name].reshape(-1).double()
         reference = batch[self.target_property].reshape(-1).double()
         return ((energy - reference) / batch[properties.n_atoms])[:, None]
-
-    def _labels(self, targets, inside):
-        return inside
 
     def scale(self, batch, standardization):
         n_atoms = batch[properties.n_atoms]
@@ -313,29 +335,25 @@ class ForcesLoss(LossComponent):
 
     Args:
         elements: symbols (or atomic numbers) of the atoms whose forces count; all if None.
-        atom_weight: batch key (n_atoms, 1) of weights of atoms, used where it exists.
         kwargs: those of `LossComponent`.
     """
 
     kind = "forces"
-    ase_unit = "eV/Ang"
+    ase_unit = FORCES.unit
+    splits = ("groups", "elements")
+    n_columns = 3
 
     def __init__(
-        self,
-        name: str = properties.forces,
-        elements: Sequence[str | int] | None = None,
-        atom_weight: str | None = keys.forces_weight,
-        **kwargs,
+        self, name: str = properties.forces, elements: Sequence[str | int] | None = None, **kwargs
     ):
         super().__init__(name, **kwargs)
         self.elements = None if elements is None else [atomic_number(e) for e in elements]
-        self.atom_weight = atom_weight
 
     def error(self, pred, batch):
         return pred[self.name] - batch[self.target_property]
 
     def _labels(self, targets, inside):
-        counts = inside[np.repeat(np.arange(len(inside)), targets.n_atoms)]
+        counts = np.repeat(inside, targets.n_atoms)
         if self.elements is not None:
             counts = counts & np.isin(targets.numbers, self.elements)
         return 3.0 * counts
@@ -344,55 +362,83 @@ class ForcesLoss(LossComponent):
         return standardization.force_scale[batch[properties.Z]].reciprocal()[:, None]
 
     def weights(self, batch):
-        weight = super().weights(batch)
-        if self.atom_weight is not None and self.atom_weight in batch:
-            weight = _times(weight, batch[self.atom_weight].reshape(-1, 1))
+        factors = [super().weights(batch)]
+        if keys.forces_weight in batch:
+            factors.append(batch[keys.forces_weight].reshape(-1, 1))
         if self.elements is not None:
-            numbers = batch[properties.Z]
-            inside = numbers == self.elements[0]
-            for number in self.elements[1:]:
-                inside = inside | (numbers == number)
-            weight = _times(weight, inside[:, None])
-        return weight
+            factors.append(_among(batch[properties.Z], self.elements)[:, None])
+        return _product(*factors)
 
-    def _of_row(self, of_structure, batch):
-        return of_structure[batch[properties.idx_m]][:, None]
+    def _of_rows(self, batch, of_structures):
+        if of_structures is None:
+            return None
+        return of_structures.reshape(-1)[batch[properties.idx_m]][:, None]
 
 
 class StressLoss(LossComponent):
     """Six Voigt components of the stress; standardised as virial, V sigma / (sqrt(N) tau).
 
-    Structures whose `stress_mask` is 0 do not count.
+    Structures whose `stress_mask` is 0 do not count. Elastic constants of shear, such as C44, may
+    want the shear stresses weighted apart: `split="normal_shear"`, or "voigt" for each of the six.
+
+    Args:
+        voigt: the components that count, among xx, yy, zz, yz, xz, xy; all if None.
+        kwargs: those of `LossComponent`.
     """
 
     kind = "stress"
-    ase_unit = "eV/Ang/Ang/Ang"
+    ase_unit = STRESS.unit
+    splits = ("groups", "normal_shear", "voigt")
 
-    def __init__(self, name: str = properties.stress, **kwargs):
+    def __init__(self, name: str = properties.stress, voigt: Sequence[str] | None = None, **kwargs):
         super().__init__(name, **kwargs)
-        # (9, 6) takes the symmetric part; deliberately no buffer, DDP would send it every step
-        unit = torch.eye(9).reshape(9, 3, 3)
-        self.to_voigt = (0.5 * (unit + unit.transpose(1, 2))).reshape(9, 9)[:, VOIGT]
+        if voigt is not None and (
+            not set(voigt) <= set(VOIGT) or not 0 < len(set(voigt)) == len(voigt)
+        ):
+            raise ValueError(
+                f"voigt names different components among {', '.join(VOIGT)}, not {voigt}"
+            )
+        self.voigt = None if voigt is None else list(voigt)
+
+    def _restrictions(self):
+        if self.split == "groups":
+            return super()._restrictions()
+        names = self.voigt or VOIGT
+        if self.split == "voigt":
+            return {name: {"voigt": [name]} for name in names}
+        normal = [name for name in names if name[0] == name[1]]
+        shear = [name for name in names if name[0] != name[1]]
+        return {k: {"voigt": v} for k, v in (("normal", normal), ("shear", shear)) if v}
+
+    @property
+    def n_columns(self) -> int:
+        """Number of Voigt components that count."""
+        return len(self.voigt or VOIGT)
+
+    def counted(self, values: torch.Tensor) -> torch.Tensor:
+        """The Voigt components that count, (rows, n_columns, ...), of all (rows, 6, ...)."""
+        if self.voigt is None:
+            return values
+        return values[:, [VOIGT.index(name) for name in self.voigt]]
 
     def error(self, pred, batch):
         # reshape, not view: the stress of schnetpack.atomistic.Forces is not contiguous
-        error = (pred[self.name] - batch[self.target_property]).reshape(-1, 9)
-        if self.to_voigt.device != error.device or self.to_voigt.dtype != error.dtype:
-            self.to_voigt = self.to_voigt.to(error)
-        return error @ self.to_voigt
+        return full_to_voigt((pred[self.name] - batch[self.target_property]).reshape(-1, 3, 3))
+
+    def scaled(self, error, batch, standardization):
+        return super().scaled(self.counted(error), batch, standardization)
 
     def _labels(self, targets, inside):
-        return float(self.to_voigt.shape[1]) * (inside & targets.stress_mask)
+        return float(self.n_columns) * (inside & targets.stress_mask)
 
     def scale(self, batch, standardization):
         cell = batch[properties.cell].detach().reshape(-1, 3, 3)
         factor = volumes(cell) / (batch[properties.n_atoms].sqrt() * standardization.stress_scale)
         return factor[:, None]
 
-    def _has_reference(self, batch):
-        if keys.stress_mask not in batch:
-            return None
-        return batch[keys.stress_mask].reshape(-1, 1)
+    def mask(self, batch):
+        known = batch.get(keys.stress_mask)
+        return _product(super().mask(batch), None if known is None else known.reshape(-1, 1))
 
 
 def _huber(x: torch.Tensor, delta: float | torch.Tensor) -> torch.Tensor:
@@ -409,6 +455,11 @@ _FUNCTIONS: dict[str, Callable[[torch.Tensor, float | torch.Tensor], torch.Tenso
 }
 
 
-def _times(weight: torch.Tensor | None, factor: torch.Tensor) -> torch.Tensor:
-    factor = factor.double()
-    return factor if weight is None else weight * factor
+def _product(*factors: torch.Tensor | None) -> torch.Tensor | None:
+    """Product in float64, None being one."""
+    known = [factor.double() for factor in factors if factor is not None]
+    return functools.reduce(torch.mul, known) if known else None
+
+
+def _among(values: torch.Tensor, chosen: Sequence[int]) -> torch.Tensor:
+    return functools.reduce(torch.logical_or, [values == number for number in chosen])

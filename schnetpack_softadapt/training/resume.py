@@ -1,4 +1,4 @@
-"""A task that can be killed at any moment and goes on as if nothing had happened, or be extended.
+"""A task that goes on after a kill as if nothing had happened, and can be extended.
 
 Works around what SchNetPack and Lightning do to checkpoints; each is named where it is met.
 """
@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from schnetpack.task import AtomisticTask
 
 from schnetpack_softadapt.errors import in_one_line
+from schnetpack_softadapt.files import replacing
 
 __all__ = ["ResumableTask", "plain", "plain_copy"]
 
@@ -48,17 +49,15 @@ class ResumableTask(AtomisticTask):
     run_seed: int | None = None
     #: settings that differ from those of the checkpoint: before and now
     _changes: dict[str, tuple[Any, Any]] | None = None
-    _plateau_turn = False
-    #: epoch that a resumed run starts with
-    _next_epoch = 0
-    _seeded_epoch: int | None = None
+    #: epoch that a process starts with, until it has started
+    _first_epoch: int | None = None
     #: the pickled hyperparameters
-    _packed_hparams: torch.Tensor | None = None
+    _hparams_bytes: torch.Tensor | None = None
 
     def setup(self, stage: str | None = None) -> None:
         """Let the data complete the model."""
         super().setup(stage)
-        self._packed_hparams = None
+        self._hparams_bytes = None
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -88,56 +87,43 @@ class ResumableTask(AtomisticTask):
         checkpoint[STATE_KEY] = self.run_state()
         # upstream puts the model object into the hyperparameters, and then torch >= 2.6 refuses to
         # load the checkpoint ("Weights only load failed") on every resume and in trainer.test
-        hparams = checkpoint.pop(self.CHECKPOINT_HYPER_PARAMS_KEY, None)
+        hparams = checkpoint.pop(self.CHECKPOINT_HYPER_PARAMS_KEY)
         checkpoint.pop(self.CHECKPOINT_HYPER_PARAMS_NAME, None)
         checkpoint.pop(self.CHECKPOINT_HYPER_PARAMS_TYPE, None)
-        if hparams is None:
-            return
-        if self._packed_hparams is None:
+        if self._hparams_bytes is None:
             # once per run: weights and weighting are in the checkpoint beside, and win
             buffer = io.BytesIO()
             torch.save(dict(hparams), buffer)
-            self._packed_hparams = torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
-        checkpoint[HPARAMS_KEY] = self._packed_hparams
+            self._hparams_bytes = torch.frombuffer(bytearray(buffer.getvalue()), dtype=torch.uint8)
+        checkpoint[HPARAMS_KEY] = self._hparams_bytes
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take over the state of the run."""
         state = checkpoint.get(STATE_KEY)
-        if state is not None:
-            trainer = self._trainer
-            fitting = trainer is not None and trainer.state.fn == "fit"
-            if fitting:
-                self._next_epoch = checkpoint["epoch"] + 1
-                settings = self.settings()
-                self._changes = _changes(state.get("settings", settings), settings)
-                for name, key in (
-                    ("optimizer_cls", "optimizer_states"),
-                    ("scheduler_cls", "lr_schedulers"),
-                ):
-                    if name in self._changes:
-                        checkpoint[key] = []  # upstream gives it to the new class, whatever it is
-            self.load_run_state(state, resume=fitting)
+        if state is None:
+            return
+        fitting = self._trainer is not None and self._trainer.state.fn == "fit"
+        if fitting:
+            self._first_epoch = checkpoint["epoch"] + 1
+            self._changes = _changes(state["settings"], self.settings())
+            # upstream gives the old state to the new class, whatever it is
+            if "optimizer_cls" in self._changes:
+                checkpoint["optimizer_states"] = []
+            if "scheduler_cls" in self._changes:
+                checkpoint["lr_schedulers"] = []
+        self.load_run_state(state, resume=fitting)
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path, map_location=None, strict=None, **kwargs):
-        """Build the task from a checkpoint alone.
+        """Build the task from a checkpoint alone; arguments as Lightning's.
 
         The hyperparameters are unpickled: open only checkpoints that you trust, as with
         `best_model`, which is a pickle too.
-
-        Args:
-            checkpoint_path: file of a checkpoint.
-            map_location: where tensors go, as in `torch.load`.
-            strict: whether keys of the state must match.
-            kwargs: override arguments of the constructor.
         """
-        checkpoint = torch.load(
-            checkpoint_path, map_location=map_location or "cpu", weights_only=True
-        )
-        if HPARAMS_KEY in checkpoint:
-            data = io.BytesIO(checkpoint[HPARAMS_KEY].cpu().numpy().tobytes())
-            hparams = torch.load(data, map_location=map_location or "cpu", weights_only=False)
-            kwargs = {**hparams, **kwargs}
+        device = map_location or "cpu"
+        checkpoint = torch.load(checkpoint_path, map_location=device, weights_only=True)
+        data = io.BytesIO(checkpoint[HPARAMS_KEY].cpu().numpy().tobytes())
+        kwargs = {**torch.load(data, map_location=device, weights_only=False), **kwargs}
         return super().load_from_checkpoint(
             checkpoint_path, map_location=map_location, strict=strict, **kwargs
         )
@@ -159,10 +145,9 @@ class ResumableTask(AtomisticTask):
 
     def save_model(self, path: str, do_postprocessing: bool | None = None) -> None:
         """Write the model for inference; a kill leaves the old file or the new one, never half."""
-        temporary = f"{path}.tmp"
-        super().save_model(temporary, do_postprocessing)
         if self.global_rank == 0:
-            os.replace(temporary, path)
+            with replacing(path) as temporary:
+                super().save_model(str(temporary), do_postprocessing)
 
     # ---------------------------------------------------------------- random numbers
 
@@ -178,15 +163,14 @@ class ResumableTask(AtomisticTask):
             self._check_ranks_agree()
             self.run_seed = self.trainer.strategy.broadcast(self.run_seed)
         # the loader of the first epoch of a process, also of a resumed one, draws before the epoch
-        self._seed_epoch(self._next_epoch)
-        self._seeded_epoch = self._next_epoch
-        self._next_epoch = 0
+        self._first_epoch = self._first_epoch or 0
+        self._seed_epoch(self._first_epoch)
 
     def on_train_epoch_start(self) -> None:
         """Seed from run and epoch: the order of batches must not depend on interruptions."""
-        if self.current_epoch != self._seeded_epoch:
+        if self.current_epoch != self._first_epoch:
             self._seed_epoch(self.current_epoch)
-        self._seeded_epoch = None
+        self._first_epoch = None
 
     def _seed_epoch(self, epoch: int) -> None:
         # upstream restores no random state, and its loader draws the order from the global one
@@ -274,45 +258,43 @@ class ResumableTask(AtomisticTask):
         return optimizers[0].param_groups[0].get("lr") if optimizers else None
 
     def lr_scheduler_step(self, scheduler, metric) -> None:
-        """Step a scheduler, but plateau schedulers of epochs only on `step_plateaus`."""
-        if metric is not None and not self._plateau_turn:
-            for config in self.trainer.lr_scheduler_configs:
-                if config.scheduler is scheduler and config.interval == "epoch":
-                    return
-        super().lr_scheduler_step(scheduler, metric)
+        """Step a scheduler, but for those that `step_schedulers` steps."""
+        if not any(
+            c.scheduler is scheduler and _waits(c) for c in self.trainer.lr_scheduler_configs
+        ):
+            super().lr_scheduler_step(scheduler, metric)
 
-    def step_plateaus(self, values: dict[str, Any]) -> None:
-        """Step plateau schedulers with the values of the epoch that ends.
+    def step_schedulers(self, values: dict[str, Any]) -> None:
+        """Step at the end of an epoch the schedulers that upstream steps too late or never.
 
-        Upstream steps them after the checkpoint of the epoch is written, so a resumed run would
-        miss one step and go on with another learning rate.
+        Those that wait for a plateau it steps after the checkpoint of the epoch is written: a
+        resumed run would miss one step and go on with another learning rate. Where a task steps its
+        optimizer itself it steps none.
+
+        Args:
+            values: of the epoch that ends, by logged name.
 
         Raises:
             ValueError: the monitored value was not logged.
         """
         for config in self.trainer.lr_scheduler_configs:
-            due = (self.current_epoch + 1) % config.frequency == 0
-            if not (config.reduce_on_plateau and config.interval == "epoch" and due):
+            if config.interval != "epoch" or (self.current_epoch + 1) % config.frequency:
                 continue
-            value = values.get(config.monitor)
-            if value is None:
-                raise ValueError(
-                    f"scheduler_monitor {config.monitor!r} was not logged (those of val need"
-                    f" validation structures); there are {', '.join(sorted(values))}"
-                )
-            self._plateau_turn = True
-            self.lr_scheduler_step(config.scheduler, value)
-            self._plateau_turn = False
+            if _waits(config):
+                value = values.get(config.monitor)
+                if value is None:
+                    raise ValueError(
+                        f"scheduler_monitor {config.monitor!r} was not logged (those of val need"
+                        f" validation structures); there are {', '.join(sorted(values))}"
+                    )
+                super().lr_scheduler_step(config.scheduler, value)
+            elif not self.automatic_optimization:
+                super().lr_scheduler_step(config.scheduler, None)
 
-    def step_epoch_schedulers(self) -> None:
-        """Step the other schedulers of epochs; for tasks that step their optimizer themselves.
 
-        Upstream steps no scheduler for those.
-        """
-        for config in self.trainer.lr_scheduler_configs:
-            due = (self.current_epoch + 1) % config.frequency == 0
-            if due and config.interval == "epoch" and not config.reduce_on_plateau:
-                self.lr_scheduler_step(config.scheduler, None)
+def _waits(config) -> bool:
+    """Whether a scheduler waits for a plateau of a value of epochs."""
+    return config.reduce_on_plateau and config.interval == "epoch"
 
 
 def plain(value: Any) -> Any:

@@ -1,15 +1,23 @@
-"""Settings of a run that cannot work, found before its data are read."""
+"""Settings of a run: what cannot work is found before data are read, what is used is written."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 import torch
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf, open_dict
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from schnetpack_softadapt.files import write_file
 from schnetpack_softadapt.training.losses import LossComponent
 
-__all__ = ["check_monitor", "check_optimizer", "logged_names"]
+__all__ = ["check_monitor", "check_optimizer", "logged_names", "update_config"]
+
+#: a step of this length leaves nothing of float32 parameters of order one
+LARGEST_LR = 1e6
 
 
 def check_optimizer(
@@ -26,11 +34,14 @@ def check_optimizer(
         logged: names that `scheduler_monitor` may be.
 
     Raises:
-        ValueError: no learning rate, arguments that do not fit, or a scheduler that waits for a
-            plateau of something that is not logged.
+        ValueError: no learning rate or an impossible one, arguments that do not fit, or a scheduler
+            that waits for a plateau of something that is not logged.
     """
     if "lr" not in optimizer_args:
         raise ValueError("task.optimizer_args needs lr, the learning rate")
+    lr = optimizer_args["lr"]
+    if not (isinstance(lr, int | float) and 0 <= lr < LARGEST_LR):
+        raise ValueError(f"task.optimizer_args.lr={lr} is no learning rate; usual are 1e-4 to 1")
     parameters = [torch.nn.Parameter(torch.zeros(1, 1))]
     optimizer = _made("optimizer_args", optimizer_cls, parameters, optimizer_args)
     if scheduler_cls is None:
@@ -66,6 +77,25 @@ def logged_names(components: Sequence[LossComponent]) -> set[str]:
             names.add(f"{subset}_{c.component}_loss")
             if c.kind is not None:
                 names |= {f"{subset}_{c.name}_{metric}" for metric in ("rmse", "mae")}
-            if c.output is not None:
-                names |= {f"{subset}_{c.name}_{metric}" for metric in c.output.metrics[subset]}
+            names.update(c.metric_names(subset))
     return names
+
+
+def update_config(path: Path, resumed: bool) -> None:
+    """Write the settings of this start of `spktrain` into config.yaml.
+
+    Upstream writes the file on the first start only, and on others copies it to config.old.N.yaml:
+    an extended run would keep the settings of the shorter one, and a run whose first start has
+    failed those that were wrong. A resumed run keeps its first seed.
+    """
+    if not path.is_file() or not HydraConfig.initialized():
+        return
+    hydra = HydraConfig.get()
+    config = compose(hydra.job.config_name, list(hydra.overrides.task))
+    if resumed:
+        first = OmegaConf.load(path)
+        with open_dict(config):
+            config.pop("seed", None)
+            if "seed" in first:
+                config.seed = first.seed
+    write_file(path, OmegaConf.to_yaml(config))

@@ -20,14 +20,13 @@ from ase.data import chemical_symbols
 from torch import nn
 
 from schnetpack_softadapt.data.statistics import TrainingTargets, composition_fit
+from schnetpack_softadapt.quantities import full_to_voigt
 
 __all__ = ["Standardization", "energy_variances", "force_scales", "virial_scale"]
 
 log = logging.getLogger(__name__)
 
 N_NUMBERS = len(chemical_symbols)
-#: indices of the Voigt components xx yy zz yz xz xy in a flattened 3x3 matrix
-VOIGT = (0, 4, 8, 5, 2, 1)
 
 
 def energy_variances(compositions: np.ndarray, residuals: np.ndarray) -> np.ndarray | None:
@@ -83,7 +82,7 @@ def force_scales(numbers: np.ndarray, forces: np.ndarray, elements) -> np.ndarra
     if not overall > 0:
         return None
     of = [squares[numbers == z] for z in elements]
-    return np.sqrt(np.array([(s.sum() + overall) / (len(s) + 1) for s in of]))
+    return np.sqrt([(s.sum() + overall) / (len(s) + 1) for s in of])
 
 
 def virial_scale(compositions: np.ndarray, stress: np.ndarray, volume: np.ndarray) -> float | None:
@@ -99,7 +98,7 @@ def virial_scale(compositions: np.ndarray, stress: np.ndarray, volume: np.ndarra
     """
     n = np.asarray(compositions, dtype=np.float64)
     n_atoms = n.sum(axis=1)
-    virial = np.asarray(stress, dtype=np.float64).reshape(-1, 9)[:, VOIGT] * volume[:, None]
+    virial = full_to_voigt(np.asarray(stress, dtype=np.float64)) * volume[:, None]
     # rows divided by sqrt(N) have equal variance
     root = np.sqrt(n_atoms)
     pressure = virial[:, :3].mean(axis=1)
@@ -120,7 +119,6 @@ class Standardization(nn.Module):
     Elements that the training set lacks have the scale of the whole set.
     """
 
-    energy_mean: torch.Tensor  # (119,) mu_Z
     energy_variance: torch.Tensor  # (119,) sigma_Z^2
     force_scale: torch.Tensor  # (119,) eta_Z
     stress_scale: torch.Tensor  # () tau
@@ -128,7 +126,6 @@ class Standardization(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.register_buffer("energy_mean", torch.zeros(N_NUMBERS, dtype=torch.float64))
         self.register_buffer("energy_variance", torch.ones(N_NUMBERS, dtype=torch.float64))
         self.register_buffer("force_scale", torch.ones(N_NUMBERS, dtype=torch.float64))
         self.register_buffer("stress_scale", torch.ones((), dtype=torch.float64))
@@ -137,66 +134,49 @@ class Standardization(nn.Module):
     def fit(self, targets: TrainingTargets) -> None:
         """Estimate all scales from a training set; a quantity without spread keeps its unit."""
         elements = torch.as_tensor(targets.elements, dtype=torch.long)
-        for name, default in (("energy_mean", 0), ("energy_variance", 1), ("force_scale", 1)):
-            getattr(self, name).fill_(default)
-        self.stress_scale.fill_(1.0)
+
+        def set_table(table: torch.Tensor, overall: float, values: np.ndarray | None) -> None:
+            table.fill_(overall)
+            if values is not None:
+                table[elements] = torch.as_tensor(values, dtype=table.dtype, device=table.device)
+
+        variances = forces = tau = None
         if targets.energy is not None:
-            self._fit_energy(targets, elements)
+            variances = _energy_scales(targets)
+            if variances is None:
+                _warn("energies", "energy differences")
         if targets.forces is not None:
-            scales = force_scales(targets.numbers, targets.forces, targets.elements)
-            if scales is None:
+            forces = force_scales(targets.numbers, targets.forces, targets.elements)
+            if forces is None:
                 _warn("forces", "forces that are not zero")
-            else:
-                self.force_scale.fill_(float(np.sqrt(np.mean(targets.forces**2))))
-                self.force_scale[elements] = _tensor(scales, self.force_scale)
         if targets.stress is not None and targets.stress_mask.any():
             use = targets.stress_mask
             tau = virial_scale(targets.compositions[use], targets.stress[use], targets.volumes[use])
             if tau is None:
                 _warn("stresses", "stress differences")
-            else:
-                self.stress_scale.fill_(tau)
+        counts = targets.compositions.sum(axis=0)
+        mean_variance = 1.0 if variances is None else counts @ variances / counts.sum()
+        mean_force = 1.0 if forces is None else np.sqrt(np.mean(targets.forces**2))
+        set_table(self.energy_variance, mean_variance, variances)
+        set_table(self.force_scale, mean_force, forces)
+        self.stress_scale.fill_(1.0 if tau is None else tau)
         self.fitted.fill_(True)
-
-    def _fit_energy(self, targets: TrainingTargets, elements: torch.Tensor) -> None:
-        _, means = composition_fit(targets)
-        self.energy_mean[elements] = _tensor(means, self.energy_mean)
-        residuals = targets.energy - targets.compositions @ means
-        variances = None
-        # the fit leaves rounding of this order in energies that it explains entirely
-        rounding = 1e-12 * (1.0 + np.abs(means).max())
-        if np.abs(residuals / targets.n_atoms).max() > rounding:
-            variances = energy_variances(targets.compositions, residuals)
-        if variances is None:
-            _warn("energies", "energy differences")
-            return
-        weight = targets.compositions.sum(axis=0)
-        self.energy_variance.fill_(float(weight @ variances / weight.sum()))
-        self.energy_variance[elements] = _tensor(variances, self.energy_variance)
 
     def energy_spread(self, numbers: torch.Tensor, idx_m: torch.Tensor, n: int) -> torch.Tensor:
         """sqrt(sum_i sigma_Zi^2) of each structure, (n,), from atoms (N,) and their structures."""
         variance = self.energy_variance.new_zeros(n)
         return variance.index_add(0, idx_m, self.energy_variance[numbers]).sqrt()
 
-    def metadata(self, elements) -> dict:
-        """The scales of these elements as plain Python values, for the metadata of a model."""
-        symbols = [chemical_symbols[int(z)] for z in elements]
-        index = torch.as_tensor([int(z) for z in elements], dtype=torch.long)
 
-        def table(values: torch.Tensor) -> dict[str, float]:
-            return dict(zip(symbols, values.cpu()[index].tolist(), strict=True))
-
-        return {
-            "energy_mean": table(self.energy_mean),
-            "energy_spread": table(self.energy_variance.sqrt()),
-            "force_spread": table(self.force_scale),
-            "virial_spread_per_sqrt_atom": float(self.stress_scale),
-        }
-
-
-def _tensor(values: np.ndarray, like: torch.Tensor) -> torch.Tensor:
-    return torch.as_tensor(np.asarray(values, dtype=np.float64), device=like.device)
+def _energy_scales(targets: TrainingTargets) -> np.ndarray | None:
+    """sigma_Z^2 of the elements, None if energies have no spread."""
+    _, means = composition_fit(targets)
+    residuals = targets.energy - targets.compositions @ means
+    # the fit leaves rounding of this order in energies that it explains entirely
+    rounding = 1e-12 * (1.0 + np.abs(means).max())
+    if np.abs(residuals / targets.n_atoms).max() <= rounding:
+        return None
+    return energy_variances(targets.compositions, residuals)
 
 
 def _warn(what: str, remedy: str) -> None:

@@ -1,27 +1,39 @@
 """The learning task: components computed once, weighted by a rule, everything in the checkpoint."""
 
 import logging
+import math
 import time
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from pytorch_lightning.callbacks import Timer
 from schnetpack import properties
 
 from schnetpack_softadapt.data.statistics import TrainingTargets, training_targets
 from schnetpack_softadapt.errors import in_one_line
-from schnetpack_softadapt.training.averages import EpochSums, epoch_record, error_sums, sum_names
 from schnetpack_softadapt.training.losses import LossComponent
-from schnetpack_softadapt.training.outputs import components_of, constrained
-from schnetpack_softadapt.training.ranks import batch_loss, mark_repeated
-from schnetpack_softadapt.training.residuals import BatchResiduals, least_squares_weight
+from schnetpack_softadapt.training.means import (
+    EpochMeans,
+    EpochSums,
+    batch_loss,
+    error_sums,
+    mark_repeated,
+)
+from schnetpack_softadapt.training.model_outputs import components_of, constrained
+from schnetpack_softadapt.training.optimizers.residuals import BatchResiduals, least_squares_weight
 from schnetpack_softadapt.training.resume import ResumableTask, plain, plain_copy
-from schnetpack_softadapt.training.settings import check_monitor, check_optimizer, logged_names
+from schnetpack_softadapt.training.rules import Likelihood, Rule
+from schnetpack_softadapt.training.settings import (
+    check_monitor,
+    check_optimizer,
+    logged_names,
+    update_config,
+)
 from schnetpack_softadapt.training.standardize import Standardization
 from schnetpack_softadapt.training.units import record_units
-from schnetpack_softadapt.training.weighting import Likelihood, Rule
 
 __all__ = ["SoftAdaptTask"]
 
@@ -31,11 +43,10 @@ log = logging.getLogger(__name__)
 class SoftAdaptTask(ResumableTask):
     """SchNetPack's task with loss weights that follow a rule.
 
-    Every component is computed raw, the sum over components with the rule's weights is what is
-    differentiated. `val_loss` is the sum of the standardised components without weights, so it
-    means the same in all epochs whatever the weights do. All values are logged once per epoch,
-    as exact means over its structures and over all ranks, those of training at the parameters that
-    each step starts from:
+    The sum over components with the rule's weights is what is differentiated. `val_loss` is the sum
+    of the standardised components without weights, so it means the same in all epochs. All values
+    are logged once per epoch, as exact means over its structures and over all ranks, those of
+    training at the parameters that each step starts from:
 
     - `train_loss` (weighted), `val_loss`, `test_loss`
     - `{subset}_{component}_loss`: unweighted, standardised if `standardize`
@@ -43,16 +54,14 @@ class SoftAdaptTask(ResumableTask):
     - `weight_{component}`, `rate_{component}`: the weights used in the epoch, the rule's rates
     - `lr`, `wall_s`
 
-    Global random numbers are seeded anew at the start of each epoch, from the seed of the run and
-    the number of the epoch, so that a resumed run draws the same batches as an uninterrupted one.
     For settings that are changed on a resume see `ResumableTask`. A changed rule goes on from the
     weights and losses of the checkpoint if it remembers any; with other losses of the components
     `val_loss` has another meaning from there on.
 
     Args:
         model: any SchNetPack model.
-        outputs: components, see `losses`. Those that the data or the model lack are left out.
-        weighting: rule that sets the weights; equal weights if None.
+        outputs: components, see `losses`, or SchNetPack's own.
+        weighting: rule that sets the weights; `Likelihood` if None.
         standardize: train on standardised components; False trains on raw squared errors.
         optimizer_cls: optimizer. One with a true attribute `uses_residuals` is stepped by hand, see
             `residual_vectors`.
@@ -60,7 +69,7 @@ class SoftAdaptTask(ResumableTask):
         kwargs: those of `schnetpack.task.AtomisticTask`.
 
     Raises:
-        ValueError: outputs that are no `LossComponent`, or two with one name; weights, arguments of
+        ValueError: outputs that are no `ModelOutput`, or two with one name; weights, arguments of
             optimizer or scheduler, or a `scheduler_monitor` that do not fit.
     """
 
@@ -75,7 +84,7 @@ class SoftAdaptTask(ResumableTask):
         **kwargs,
     ):
         outputs = components_of(outputs, model)
-        names = [output.component for output in outputs]
+        names = [c.component for c in outputs]
         if len(set(names)) < len(names):
             raise ValueError(f"components need different names, not {names}")
         weighting = Likelihood() if weighting is None else weighting
@@ -106,30 +115,18 @@ class SoftAdaptTask(ResumableTask):
         self.epochs_done, self.wall_s = 0, 0.0
         #: what the last epoch logged
         self.record: dict[str, float] = {}
-        self._metric_names = {
-            f"{subset}_{c.name}_{metric}"
-            for c in outputs
-            if c.output is not None
-            for subset, metrics in c.output.metrics.items()
-            for metric in metrics
-        }
-        self._sums = {subset: EpochSums() for subset in ("train", "val", "test")}
+        self._sums: Mapping[str, EpochSums] = defaultdict(EpochSums)  # by subset
         self._counted = False  # whether the sums have the batch of this step
         self._validation: dict[str, float] = {}
         self._clock = time.monotonic()
         self._epoch_lr = float(optimizer_args["lr"])
-        self._check_components()
+        if self.warmup_steps and not self.automatic_optimization:
+            raise ValueError(f"{optimizer_cls.__name__} knows no warm-up; use warmup_steps=0")
+        trained = [c for c in outputs if self._is_there(c, [c.target_property])]
+        optional = [c.component for c in trained if c.auto]
+        self._ignored = weighting.check([c.component for c in trained], optional)
 
     # ---------------------------------------------------------------- before the first step
-
-    def _check_components(self) -> None:
-        """Refuse what no data could make right."""
-        if not self.automatic_optimization and self.warmup_steps:
-            name = self.optimizer_cls.__name__
-            raise ValueError(f"{name} knows no warm-up; use warmup_steps=0")
-        trained = [c for c in self.outputs if self._is_there(c, [c.target_property])]
-        names = [c.component for c in trained]
-        self._ignored = self.rule.check(names, [c.component for c in trained if c.auto])
 
     @in_one_line
     def setup(self, stage: str | None = None) -> None:
@@ -167,37 +164,18 @@ class SoftAdaptTask(ResumableTask):
                 check_monitor(f"{type(callback).__name__}.monitor", callback.monitor, watchable)
         for c in self.outputs:
             self._is_there(c, available)
+            if c.kind is None and c.is_trained and not self.automatic_optimization:
+                raise ValueError(
+                    f"{self.optimizer_cls.__name__} trains energy, forces and stress by their"
+                    f" residuals; the output {c.component} has a loss of its own ({c.loss}):"
+                    " choose another optimizer"
+                )
         if self._ignored:
             log.warning(
                 "the weights of %s have no effect: the loss components are %s",
                 ", ".join(self._ignored),
                 ", ".join(c.component for c in self.outputs),
             )
-
-    def _prepare(self, datamodule) -> None:
-        record_units(self.model, datamodule.dataset, self.outputs)
-        targets = training_targets(datamodule).named(**self._target_keys())
-        available = datamodule.dataset.load_properties
-        self.active = [c for c in self.outputs if self._is_there(c, available, targets)]
-        if not self.active:
-            raise ValueError("none of the task's outputs is in both the data and the model")
-        self.standardization.fit(targets)
-        for c in self.active:
-            if c.kind is None:
-                c.fit(targets)
-                if not self.automatic_optimization:
-                    raise ValueError(
-                        f"{self.optimizer_cls.__name__} trains energy, forces and stress by their"
-                        f" residuals; the output {c.component} has a loss of its own ({c.loss}):"
-                        " choose another optimizer"
-                    )
-        self.model.loss_standardization = self.standardization.metadata(targets.elements)
-        self._begin_rule(targets)
-        self.epochs_done, self.wall_s = 0, 0.0
-
-    def _target_keys(self) -> dict[str, str]:
-        """Keys of the references of energy, forces and stress, where there are components."""
-        return {c.kind: c.target_property for c in reversed(self.outputs) if c.kind is not None}
 
     def _is_there(
         self, c: LossComponent, available: Sequence[str], targets: TrainingTargets | None = None
@@ -210,13 +188,8 @@ class SoftAdaptTask(ResumableTask):
         if not c.is_trained:
             return False
         missing = c.missing_in(available, self.model.model_outputs)
-        if (
-            not missing
-            and targets is not None
-            and c.kind == "stress"
-            and not np.any(targets.stress_mask)
-        ):
-            missing = "no training structure has a stress"
+        if not missing and targets is not None and not c.labels(targets):
+            missing = f"no training structure has a {c.target_property} that counts in it"
         if missing and not c.auto:
             raise ValueError(
                 f"loss component {c.component}: {missing}. Correct the name, or leave the output"
@@ -226,20 +199,43 @@ class SoftAdaptTask(ResumableTask):
             log.warning("loss component %s is left out: %s", c.component, missing)
         return not missing
 
-    def _begin_rule(self, targets: TrainingTargets) -> None:
-        self.rule.begin(
-            [c.component for c in self.active],
-            lr=self.lr,
-            labels={c.component: c.labels(targets) for c in self.active},
-            loss_weights={c.component: c.loss_weight for c in self.active},
-        )
-
-    # ---------------------------------------------------------------- steps
+    def _prepare(self, datamodule) -> None:
+        """Fit scales to the training set and begin the rule."""
+        record_units(self.model, datamodule.dataset, self.outputs)
+        keys = {c.kind: c.target_property for c in reversed(self.outputs) if c.kind is not None}
+        targets = training_targets(datamodule).named(**keys)
+        available = datamodule.dataset.load_properties
+        self.active = [c for c in self.outputs if self._is_there(c, available, targets)]
+        if not self.active:
+            raise ValueError("none of the task's outputs is in both the data and the model")
+        self.standardization.fit(targets)
+        for c in self.active:
+            if c.kind is None:
+                c.fit(targets)
+        labels, of_whole = {c.component: c.labels(targets) for c in self.active}, Counter()
+        for c in self.active:
+            of_whole[c.whole] += labels[c.component]
+        loss_weights = None
+        if len({c.loss_weight for c in self.active}) > 1:
+            loss_weights = {
+                c.component: c.loss_weight * labels[c.component] / of_whole[c.whole]
+                for c in self.active
+            }
+        self.rule.begin(list(labels), self.lr, labels, loss_weights)
+        self.epochs_done, self.wall_s = 0, 0.0
 
     @in_one_line
     def configure_optimizers(self):
         """Optimizer and scheduler, as SchNetPack's task makes them."""
         return super().configure_optimizers()
+
+    def on_fit_start(self) -> None:
+        """Write the settings of this start into config.yaml."""
+        super().on_fit_start()
+        if self.trainer.is_global_zero:
+            update_config(Path("config.yaml"), resumed=self.trainer.ckpt_path is not None)
+
+    # ---------------------------------------------------------------- steps
 
     @in_one_line
     def training_step(self, batch, batch_idx):
@@ -252,19 +248,18 @@ class SoftAdaptTask(ResumableTask):
         self.optimizers().step(closure=lambda: self.residual_vectors(batch))
         return None
 
-    @in_one_line
     def validation_step(self, batch, batch_idx):
         """Add a batch to the sums of the epoch."""
-        batch = mark_repeated(batch, batch_idx, self.trainer.val_dataloaders)
-        with torch.set_grad_enabled(self.grad_enabled):
-            self._terms(self._predict(batch), batch, "val")
+        self._evaluate(mark_repeated(batch, batch_idx, self.trainer.val_dataloaders), "val")
 
-    @in_one_line
     def test_step(self, batch, batch_idx):
         """Add a batch to the sums of the test."""
-        batch = mark_repeated(batch, batch_idx, self.trainer.test_dataloaders)
+        self._evaluate(mark_repeated(batch, batch_idx, self.trainer.test_dataloaders), "test")
+
+    @in_one_line
+    def _evaluate(self, batch, subset: str) -> None:
         with torch.set_grad_enabled(self.grad_enabled):
-            self._terms(self._predict(batch), batch, "test")
+            self._terms(self._predict(batch), batch, subset)
 
     def on_train_batch_start(self, batch, batch_idx) -> None:
         """The first evaluation of a batch counts in the sums of the epoch.
@@ -280,9 +275,6 @@ class SoftAdaptTask(ResumableTask):
         Huber losses, has its gradient). An optimizer class with `uses_residuals = True` is called
         once per batch as `optimizer.step(closure)`; each call of the closure computes this anew at
         the current parameters. It may differentiate, move them and call it again.
-
-        Args:
-            batch: left as it is.
         """
         pred = self._predict(batch)
         if not self._counted:
@@ -329,30 +321,21 @@ class SoftAdaptTask(ResumableTask):
                 if not self.standardize:
                     standardized, _ = c.terms(*source, self.standardization, error, raw_delta=True)
                 sums[f"{c.component}/std"] = standardized
-        self._update_metrics(*theirs, subset)
-        if subset == "train":
-            if self._counted:
-                return terms
+        if subset != "train" or not self._counted:
+            self._update_metrics(*theirs, subset)
+            self._sums[subset].add({**sums, **error_sums(errors)})
             self._counted = True
-        self._sums[subset].add({**sums, **error_sums(errors)})
         return terms
 
     def _update_metrics(self, pred, batch, subset: str) -> None:
         """Metrics that came with SchNetPack's outputs, under their names and in their units."""
-        if subset == "train" and self._counted:
-            return
-        for output in (c.output for c in self.outputs if c.output is not None):
-            if not output.metrics[subset]:
-                continue
-            output.update_metrics({output.name: pred[output.name].detach()}, batch, subset)
-            for name, metric in output.metrics[subset].items():
-                self.log(
-                    f"{subset}_{output.name}_{name}",
-                    metric,
-                    on_step=False,
-                    on_epoch=True,
-                    batch_size=len(batch[properties.n_atoms]),
-                )
+        n = len(batch[properties.n_atoms])
+        for c in self.outputs:
+            if names := c.metric_names(subset):
+                c.model_output.update_metrics({c.name: pred[c.name].detach()}, batch, subset)
+                metrics = c.model_output.metrics[subset].values()
+                for name, metric in zip(names, metrics, strict=True):
+                    self.log(name, metric, on_step=False, on_epoch=True, batch_size=n)
 
     # ---------------------------------------------------------------- epochs
 
@@ -367,26 +350,23 @@ class SoftAdaptTask(ResumableTask):
     def on_train_epoch_start(self) -> None:
         """Forget the sums of the last epoch."""
         super().on_train_epoch_start()
-        self._sums["train"].reset()
-        self._validation = {}
+        self._sums, self._validation = defaultdict(EpochSums), {}
         self._epoch_lr = self.current_lr()
-
-    def on_validation_epoch_start(self) -> None:
-        """Forget the sums of the last validation."""
-        self._sums["val"].reset()
-
-    def on_test_epoch_start(self) -> None:
-        """Forget the sums of the last test."""
-        self._sums["test"].reset()
 
     def on_validation_epoch_end(self) -> None:
         """Log `val_loss` and what belongs to it."""
-        self._validation = self._finish("val")
-        self._log(self._validation)
+        means = self._means("val")
+        self._validation = {"val_loss": means.standardized, **means.values}
+        if not self.trainer.sanity_checking:
+            # for other progress bars than ours
+            self.log("val_loss", means.standardized, prog_bar=True, logger=False, batch_size=1)
+            self._log(self._validation)
 
     def on_test_epoch_end(self) -> None:
         """Log `test_loss` and what belongs to it."""
-        self.log_dict(self._without_users_names(self._finish("test")), batch_size=1)
+        means = self._means("test")
+        record = {"test_loss": means.standardized, **means.values}
+        self.log_dict(self._without_users_names(record), batch_size=1)
 
     @in_one_line
     def on_train_epoch_end(self) -> None:
@@ -397,24 +377,20 @@ class SoftAdaptTask(ResumableTask):
         Raises:
             ValueError: a loss is not finite.
         """
-        used = dict(self.rule.weights)
-        record = self._finish("train")
-        losses = {}
+        used, means = dict(self.rule.weights), self._means("train")
         for c in self.active:
-            if f"train_{c.component}_loss" not in record:
+            if c.component not in means.losses:
                 raise ValueError(
                     f"no training structure counts in the loss component {c.component}; remove it"
                     " from task.outputs"
                 )
-            losses[c.component] = record[f"train_{c.component}_loss"]
-        values = {**self.trainer.callback_metrics, **record, **self._validation}
-        self.step_plateaus(values)
-        if not self.automatic_optimization:
-            self.step_epoch_schedulers()
+        loss = sum(used[name] * value for name, value in means.losses.items())
+        record = {"train_loss": loss, **means.values}
+        self.step_schedulers({**self.trainer.callback_metrics, **record, **self._validation})
         # refuses nan and inf
-        self.rule.update(self.current_epoch, losses, self.current_lr(), self.progress())
+        self.rule.update(self.current_epoch, means.losses, self.current_lr(), self.progress())
         for name, value in self._validation.items():
-            if not np.isfinite(value):
+            if not math.isfinite(value):
                 raise ValueError(
                     f"{name} of epoch {self.current_epoch} is {value}: the model has diverged, or"
                     " the data hold broken structures"
@@ -423,9 +399,9 @@ class SoftAdaptTask(ResumableTask):
         self.wall_s += now - self._clock
         self._clock = now
         self.epochs_done = self.current_epoch + 1
-        record.update({f"weight_{name}": alpha for name, alpha in used.items()})
-        record.update({f"rate_{name}": rate for name, rate in self.rule.rates.items()})
-        record.update(lr=self._epoch_lr, wall_s=self.wall_s)
+        record |= {f"weight_{name}": alpha for name, alpha in used.items()}
+        record |= {f"rate_{name}": rate for name, rate in self.rule.rates.items()}
+        record |= {"lr": self._epoch_lr, "wall_s": self.wall_s}
         self._log(record)
         self.record = {"epoch": self.current_epoch, **record, **self._validation}
         for callback in self.trainer.callbacks:
@@ -443,23 +419,16 @@ class SoftAdaptTask(ResumableTask):
                 done = max(done, elapsed / (elapsed + left))
         return min(done, 1.0)
 
-    def _finish(self, subset: str) -> dict[str, float]:
-        """What an epoch logs of a subset, from its sums over all ranks."""
+    def _means(self, subset: str) -> EpochMeans:
+        """Means of an epoch over all ranks, whose sums are then forgotten."""
         reduce = self.sum_over_ranks if self.trainer.world_size > 1 else None
-        sums = self._sums[subset].reduce(sum_names(self.active), reduce)
-        record = epoch_record(subset, self.active, sums)
-        if subset == "train":
-            parts = [self.rule.weights[c.component] * loss for c, loss in record.losses]
-        else:
-            parts = [loss for _, loss in record.standardized]
-        return {f"{subset}_loss": sum(parts), **record.values}
+        sums = self._sums.pop(subset, EpochSums())
+        return EpochMeans.of(
+            subset, self.active, sums.reduce(EpochMeans.names(self.active), reduce)
+        )
 
     def _log(self, record: dict[str, float]) -> None:
         """Hand values to callbacks and loggers."""
-        if self.trainer.sanity_checking:
-            return
-        if "val_loss" in record:  # for other progress bars than ours
-            self.log("val_loss", record["val_loss"], prog_bar=True, logger=False, batch_size=1)
         record = self._without_users_names(record)
         # not self.log: it takes a millisecond for each value, of 30 in an epoch of 0.1 s
         tensors = {name: torch.tensor(value) for name, value in record.items()}
@@ -472,7 +441,9 @@ class SoftAdaptTask(ResumableTask):
 
     def _without_users_names(self, record: dict[str, float]) -> dict[str, float]:
         """For callbacks and loggers, what a metric of the user's is called is that metric."""
-        return {name: v for name, v in record.items() if name not in self._metric_names}
+        subsets = ("train", "val", "test")
+        users = {name for c in self.outputs for s in subsets for name in c.metric_names(s)}
+        return {name: value for name, value in record.items() if name not in users}
 
     # ---------------------------------------------------------------- resume
 
@@ -489,16 +460,12 @@ class SoftAdaptTask(ResumableTask):
     def settings(self) -> dict[str, Any]:
         """Those of the optimizer, the rule and the components."""
         rule = {k: v for k, v in vars(self.rule).items() if k not in self.rule.state_dict()}
-        return {
-            **super().settings(),
-            **plain_copy(
-                {
-                    "standardize": self.standardize,
-                    "weighting": {"rule": type(self.rule), **rule},
-                    "outputs": {c.component: c.settings() for c in self.outputs},
-                }
-            ),
+        ours = {
+            "standardize": self.standardize,
+            "weighting": {"rule": type(self.rule), **rule},
+            "outputs": {c.component: c.settings() for c in self.outputs},
         }
+        return {**super().settings(), **plain_copy(ours)}
 
     def apply_changes(self, changes: dict[str, tuple[Any, Any]]) -> None:
         """Also say which changes come too late."""

@@ -1,4 +1,4 @@
-"""Units by name: those that SchNetPack reads, and the prefixed ones that people use."""
+"""Units by name: those that SchNetPack reads, and meV, MPa and kbar."""
 
 from schnetpack.units import convert_units
 

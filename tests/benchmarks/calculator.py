@@ -38,12 +38,13 @@ from schnetpack_softadapt.descriptors.acsf.grids import default_layout  # noqa: 
 from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction  # noqa: E402
 from schnetpack_softadapt.model import (  # noqa: E402
     ACSF,
-    ACSFPotential,
+    DescriptorPotential,
     ElementalAtomwise,
     ForcesAndStress,
 )
 from schnetpack_softadapt.model.compiled_networks import CompiledNetworks  # noqa: E402
-from schnetpack_softadapt.neighbors.pair_sums import pair_forces  # noqa: E402
+from schnetpack_softadapt.model.composition import take_apart  # noqa: E402
+from schnetpack_softadapt.neighbors.pair_sums import add_pair_forces  # noqa: E402
 
 CUTOFF = 5.0
 #: largest displacement per step, Ang: 300 K and 2 fs
@@ -77,11 +78,11 @@ def recipe(elements: list[str]) -> Layout:
     return default_layout(elements, 6.0, n_radial=20, n_angular_widths=4, zetas=[1, 2, 4, 8, 16])
 
 
-def acsf_model(atoms: Atoms, functions: Layout | None = None) -> ACSFPotential:
+def acsf_model(atoms: Atoms, functions: Layout | None = None) -> DescriptorPotential:
     """Untrained, with a scaling that fits no structure badly."""
     torch.manual_seed(0)
     elements = sorted(set(atoms.get_chemical_symbols()))
-    model = ACSFPotential(
+    model = DescriptorPotential(
         representation=ACSF(layout=functions or layout(elements)),
         input_modules=[Strain(), PairwiseDistances()],
         output_modules=[
@@ -89,7 +90,7 @@ def acsf_model(atoms: Atoms, functions: Layout | None = None) -> ACSFPotential:
             ForcesAndStress(calc_forces=True, calc_stress=True),
         ],
     ).double()
-    n = model.representation.layout.n_columns
+    n = model.representation.descriptor.n_columns
     table = np.broadcast_to(np.arange(1.0, n + 1), (len(elements), n))
     model.representation.scaling.set_statistics(0 * table, 10 * table, 5 * table, table)
     model.metadata = {"units": {"energy": "eV", "length": "Ang"}}
@@ -153,10 +154,10 @@ def overhead(atoms: Atoms, functions: Layout, n: int) -> dict[str, float]:
     atoms = atoms.copy()
     atoms.calc = calculator
     atoms.get_forces()
-    composed, neighbors = calculator._evaluators[0], calculator.neighbors
-    part, backend = composed.parts[0], composed.backend
-    networks = CompiledNetworks(part.networks, part.scaling)
-    rows = part.scaling.rows_of(atoms.numbers)
+    evaluator, neighbors = calculator._evaluators[0].evaluator, calculator.neighbors
+    model, engine = take_apart(calculator.model), evaluator.engine
+    networks = CompiledNetworks(model.networks, model.scaling)
+    rows = model.scaling.index.rows.numpy()[atoms.numbers]
     idx_m = np.zeros(len(atoms), np.int64)
     moves = np.random.default_rng(0).uniform(-STEP, STEP, (n, *atoms.positions.shape)) / 10
     times = {name: [] for name in ("step", "descriptors", "network", "pair list", "force sums")}
@@ -174,11 +175,13 @@ def overhead(atoms: Atoms, functions: Layout, n: int) -> dict[str, float]:
     def parts():
         pairs = timed("pair list", neighbors.update, atoms.positions, atoms.cell.array, atoms.pbc)
         arrays = pairs.r_ij, pairs.idx_i, pairs.idx_j, atoms.numbers
-        ready = timed("descriptors", backend.prepare, *arrays)
-        values = timed("descriptors", backend.values_of, ready)
-        _, gradient = timed("network", networks, rows, values)
-        gradient = timed("descriptors", backend.vjp_of, ready, gradient)
-        timed("force sums", pair_forces, pairs.idx_i, pairs.idx_j, pairs.r_ij, gradient, idx_m, 1)
+        ready = timed("descriptors", engine.prepare, *arrays)
+        values = timed("descriptors", engine.values, ready)
+        _, gradient = timed("network", networks, rows, values.numpy())
+        gradient = timed("descriptors", engine.vjp, ready, torch.from_numpy(gradient)).numpy()
+        sums = np.zeros((len(atoms), 3)), np.zeros((1, 3, 3))
+        arrays = pairs.idx_i, pairs.idx_j, pairs.r_ij, gradient
+        timed("force sums", add_pair_forces, *arrays, idx_m, *sums)
 
     # in turns, so that what else runs on the machine disturbs all alike; each at new positions,
     # since a second time at the same ones is faster

@@ -41,10 +41,10 @@ from schnetpack.atomistic import Atomwise, PairwiseDistances, Strain
 from schnetpack.model import NeuralNetworkPotential
 from schnetpack.representation import PaiNN, SchNet
 
-from schnetpack_softadapt.descriptors.acsf.kernels.engine import KernelBackend
+from schnetpack_softadapt.descriptors.acsf.kernels.engine import KernelEngine
 from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
-from schnetpack_softadapt.descriptors.acsf.reference import ReferenceBackend
-from schnetpack_softadapt.model import ACSF, ACSFPotential, ElementalAtomwise, ForcesAndStress
+from schnetpack_softadapt.descriptors.acsf.reference import ReferenceEngine
+from schnetpack_softadapt.model import ACSF, DescriptorPotential, ElementalAtomwise, ForcesAndStress
 from schnetpack_softadapt.neighbors.pair_list import neighbor_pairs
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the readers of the tests
@@ -130,11 +130,11 @@ def systems() -> list[System]:
     return found
 
 
-def our_model(system: System, dtype: torch.dtype) -> ACSFPotential:
+def our_model(system: System, dtype: torch.dtype) -> DescriptorPotential:
     """An untrained potential whose scaling fits the structure."""
     torch.manual_seed(0)
     elements = system.layout.elements
-    model = ACSFPotential(
+    model = DescriptorPotential(
         representation=ACSF(layout=system.layout),
         input_modules=[Strain(), PairwiseDistances()],
         output_modules=[
@@ -142,7 +142,7 @@ def our_model(system: System, dtype: torch.dtype) -> ACSFPotential:
             ForcesAndStress(calc_forces=True, calc_stress=True),
         ],
     ).to(dtype)
-    n = model.representation.layout.n_columns
+    n = model.representation.descriptor.n_columns
     table = np.broadcast_to(np.arange(1.0, n + 1), (len(elements), n))
     model.representation.scaling.set_statistics(0 * table, 10 * table, 5 * table, table)
     return model.eval()
@@ -188,12 +188,13 @@ def codes(system: System) -> dict[str, Callable]:
     numbers = torch.from_numpy(system.atoms.numbers)
     indices = (idx_i, idx_j, numbers)
     single = r_ij.float()
-    kernels, reference = KernelBackend(system.layout), ReferenceBackend(system.layout)
+    kernels, reference = KernelEngine(system.layout), ReferenceEngine(system.layout)
     grad_g = torch.randn(len(numbers), system.layout.n_columns, dtype=torch.float64)
 
-    def both(backend, r_ij):
-        backend.values(r_ij, *indices)
-        backend.vjp(r_ij, *indices, grad_g.to(r_ij.dtype))
+    def both(engine, r_ij):
+        pairs = engine.prepare(r_ij, *indices)
+        engine.values(pairs)
+        engine.vjp(pairs, grad_g.to(r_ij.dtype))
 
     def evaluate(model, dtype):
         inputs = system.inputs(dtype)
@@ -201,7 +202,7 @@ def codes(system: System) -> dict[str, Callable]:
 
     cutoff = system.layout.cutoff
     found = {
-        "kernels, values, float64": lambda: kernels.values(r_ij, *indices),
+        "kernels, values, float64": lambda: kernels.values(kernels.prepare(r_ij, *indices)),
         "kernels, values + VJP, float64": lambda: both(kernels, r_ij),
         "kernels, values + VJP, float32": lambda: both(kernels, single),
         "reference, values + VJP, float64": lambda: both(reference, r_ij),

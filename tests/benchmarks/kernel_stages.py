@@ -11,7 +11,7 @@ from machine_code import Work, work_per_element
 from numba import njit
 
 from schnetpack_softadapt.descriptors.acsf.kernels import loops, neighbors, products, triples
-from schnetpack_softadapt.descriptors.acsf.kernels.engine import KernelBackend
+from schnetpack_softadapt.descriptors.acsf.kernels.engine import KernelEngine
 from schnetpack_softadapt.descriptors.acsf.kernels.neighbors import (
     FIRST,
     channel_range,
@@ -244,14 +244,14 @@ def stage_work(plan: Plan, counts: np.ndarray) -> dict[str, Work]:
 
 def measure_stages(system: System, limits: tuple[float, ...], repeat: int) -> list[dict]:
     """Rows of the roofline of a system, printed on the way; `limits` of `machine_limits`."""
-    backend = KernelBackend(system.layout)
-    plan = backend._plan
+    engine = KernelEngine(system.layout)
+    plan = engine._plan
     r_ij, idx_i, idx_j, _ = system.pairs()
-    pairs = backend.prepare(r_ij, idx_i, idx_j, system.atoms.numbers)
-    n_atoms = len(pairs.numbers)
+    pairs = engine.prepare(r_ij, idx_i, idx_j, system.atoms.numbers)
+    n_atoms = len(pairs.arrays.numbers)
     grad = np.random.default_rng(0).normal(size=(n_atoms, system.layout.n_columns))
     # the same without the condition on r_jk, which leaves all pairs of neighbours
-    wide = KernelBackend(
+    wide = KernelEngine(
         Layout(
             {
                 z: [replace(f, kind=f.kind.replace("G4", "G5")) for f in functions]
@@ -262,15 +262,15 @@ def measure_stages(system: System, limits: tuple[float, ...], repeat: int) -> li
 
     def run(plan: Plan, last: int, derivative: bool) -> np.ndarray:
         counts = np.zeros((len(plan.groups), 3), np.int64)
-        _run_stages(plan, pairs, last, derivative, grad, counts)
+        _run_stages(plan, pairs.arrays, last, derivative, grad, counts)
         return counts
 
     def prefixes(last: int, derivative: bool) -> list[Callable]:
         begin = [partial(run, plan, 0, derivative), partial(run, wide, 1, derivative)]
         return begin + [partial(run, plan, k, derivative) for k in range(1, last + 1)]
 
-    values = [*prefixes(4, False), lambda: backend.values_of(pairs)]
-    vjp = [*prefixes(6, True), lambda: backend.vjp_of(pairs, grad)]
+    values = [*prefixes(4, False), lambda: engine.values(pairs)]
+    vjp = [*prefixes(6, True), lambda: engine.vjp(pairs, grad)]
     times = best_times(values + vjp, repeat)
     counts = run(plan, 1, False)
     work = stage_work(plan, counts)

@@ -25,7 +25,7 @@ from evaluation import systems
 from kernel_stages import machine_limits, measure_loops, measure_stages
 from machine_code import count_instructions
 
-from schnetpack_softadapt.descriptors.acsf.kernels.engine import KernelBackend
+from schnetpack_softadapt.descriptors.acsf.kernels.engine import KernelEngine
 from schnetpack_softadapt.descriptors.acsf.kernels.products import values, vjp
 from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
 
@@ -46,10 +46,11 @@ _CODE_COLUMNS = (
 def measure_code() -> list[dict]:
     """Rows of instruction counts, printed on the way."""
     layout = Layout({42: [SymmetryFunction("G4", (42, 42), 5.0, 0.1)]})
-    backend = KernelBackend(layout)
+    engine = KernelEngine(layout)
     nothing = torch.zeros(0, dtype=torch.int64)
     inputs = (torch.zeros((0, 3), dtype=torch.float64), nothing, nothing, torch.tensor([42]))
-    backend.vjp(*inputs, backend.values(*inputs))  # the signatures
+    pairs = engine.prepare(*inputs)
+    engine.vjp(pairs, engine.values(pairs))  # the signatures
     rows = []
     for name, kernel in {"values": values, "VJP": vjp}.items():
         print(

@@ -25,14 +25,14 @@ from schnetpack import atomistic
 from schnetpack.transform import CastTo32
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from schnetpack_softadapt.data.convert import convert_files
 from schnetpack_softadapt.data.datamodule import SoftAdaptDataModule
+from schnetpack_softadapt.data.importing.convert import convert_files
 from schnetpack_softadapt.data.neighborlist import NeighborList
-from schnetpack_softadapt.model import ACSF, ACSFPotential, ElementalAtomwise, ForcesAndStress
-from schnetpack_softadapt.training.kalman import KalmanFilter
+from schnetpack_softadapt.model import ACSF, DescriptorPotential, ElementalAtomwise, ForcesAndStress
 from schnetpack_softadapt.training.losses import EnergyLoss, ForcesLoss, StressLoss
+from schnetpack_softadapt.training.optimizers import KalmanFilter
+from schnetpack_softadapt.training.rules import Fixed
 from schnetpack_softadapt.training.task import SoftAdaptTask
-from schnetpack_softadapt.training.weighting import Fixed
 
 THRESHOLDS = (0.1, 0.05, 0.03, 0.025, 0.02, 0.015)
 CUTOFF = 6.0
@@ -96,7 +96,7 @@ def measure(database: Path, folder: Path, case: tuple, limit: float) -> dict:
         transforms=[NeighborList(CUTOFF), CastTo32()],
         store=True,
     )
-    model = ACSFPotential(
+    model = DescriptorPotential(
         representation=ACSF(cutoff=CUTOFF),
         input_modules=[atomistic.Strain(), atomistic.PairwiseDistances()],
         output_modules=[ElementalAtomwise(n_hidden=[16, 16]), ForcesAndStress(True, True)],

@@ -163,7 +163,12 @@ def measure_training(job: dict) -> dict:
 
     from schnetpack_softadapt.data.datamodule import SoftAdaptDataModule
     from schnetpack_softadapt.data.neighborlist import NeighborList
-    from schnetpack_softadapt.model import ACSF, ACSFPotential, ElementalAtomwise, ForcesAndStress
+    from schnetpack_softadapt.model import (
+        ACSF,
+        DescriptorPotential,
+        ElementalAtomwise,
+        ForcesAndStress,
+    )
 
     now = clock(job)
     layout = molybdenum_functions(CUTOFF, (0.01, 0.05), 0)
@@ -187,7 +192,7 @@ def measure_training(job: dict) -> dict:
         times.append(now())
         data.attach_descriptors(layout)
         times.append(now())
-        model = ACSFPotential(
+        model = DescriptorPotential(
             representation=ACSF(layout=layout),
             input_modules=[Strain(), PairwiseDistances()],
             output_modules=[ElementalAtomwise(n_hidden=(16, 16)), ForcesAndStress(True, True)],

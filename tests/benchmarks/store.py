@@ -42,7 +42,7 @@ from ase.io import read  # noqa: E402
 
 from schnetpack_softadapt import properties as keys  # noqa: E402
 from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction  # noqa: E402
-from schnetpack_softadapt.descriptors.store.autograd import stored_descriptors  # noqa: E402
+from schnetpack_softadapt.descriptors.store.batch import stored_descriptors  # noqa: E402
 from schnetpack_softadapt.descriptors.store.store import DescriptorStore  # noqa: E402
 
 CUTOFF = 5.2

@@ -23,12 +23,12 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 from environment import write_result
 
-from schnetpack_softadapt.data.convert import convert_files
 from schnetpack_softadapt.data.database import write_database
+from schnetpack_softadapt.data.importing.convert import convert_files
 from schnetpack_softadapt.data.structures import Structure
 
 ACSF = ["experiment=acsf_softadapt", "globals.cutoff=5.2"]
-STOCK = ["experiment=mote2_painn_softadapt", "data=acsf_data", "data.store=false"]
+STOCK = ["experiment=painn_softadapt"]
 SMALL = ["globals.n_hidden=[16,16]", "model.representation.grid.n_radial=15"]
 CASES = {
     "ACSF 39-16-16-1, store": [*ACSF, *SMALL],

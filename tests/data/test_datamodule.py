@@ -25,16 +25,15 @@ from schnetpack.transform import (
 from torch.utils.data import DistributedSampler
 
 from schnetpack_softadapt import properties as keys
-from schnetpack_softadapt.data import partition as partition_module
+from schnetpack_softadapt.data import splitting as splitting_module
 from schnetpack_softadapt.data.database import write_database
 from schnetpack_softadapt.data.datamodule import SoftAdaptDataModule
-from schnetpack_softadapt.data.loading import EpochSampler
-from schnetpack_softadapt.data.split_file import Split, load_split, save_split
+from schnetpack_softadapt.data.loader import EpochSampler
+from schnetpack_softadapt.data.splitting import Split, load_split, save_split
 from schnetpack_softadapt.data.statistics import training_targets
 from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
-from schnetpack_softadapt.descriptors.acsf.reference import ReferenceBackend
+from schnetpack_softadapt.descriptors.acsf.reference import ReferenceEngine
 from schnetpack_softadapt.descriptors.elements import UnknownElementError
-from schnetpack_softadapt.descriptors.store import store as store_module
 from schnetpack_softadapt.descriptors.store.store import DescriptorStore
 
 
@@ -219,8 +218,9 @@ def test_blocks_of_each_group():
     # groups that the user names
     by_state = made(20, splitting="blocks", num_train=0.5, num_val=0.5, num_test=0, split_file=None)
     assert parts(by_state) == [list(range(0, 20, 2)), list(range(1, 20, 2)), []]
-    with pytest.raises(ValueError, match="no groups 'runs' to split by"):
-        made(20, splitting="blocks", split_key="runs", split_file=None)
+    for splitting in ("blocks", "grouped"):
+        with pytest.raises(ValueError, match=r"no groups 'runs' to split by.*splitting=random"):
+            made(20, splitting=splitting, split_key="runs", split_file=None)
 
 
 def test_the_split_beside_the_database_is_taken():
@@ -344,14 +344,14 @@ class Unrepeatable(RandomSplit):
 
 def test_processes_that_start_together_get_one_split(tmp_path, monkeypatch):
     write_database("my.db", labelled_structures(20), "test")
-    save = partition_module.save_split
+    save = splitting_module.save_split
 
     def late(path, split, **kwargs):
         """While this process made its split, another has saved one."""
         save(path, Split([0], [1], [2], split.request, split.fingerprint))
         save(path, split, **kwargs)
 
-    monkeypatch.setattr(partition_module, "save_split", late)
+    monkeypatch.setattr(splitting_module, "save_split", late)
     datamodule = SoftAdaptDataModule("my.db", splitting=Unrepeatable())
     datamodule.setup()
     assert parts(datamodule) == [[0], [1], [2]]
@@ -520,12 +520,11 @@ def test_missing_stress_is_masked():
 def test_structures_come_back_with_their_labels():
     datamodule = made()
     originals = labelled_structures(20)
-    for structure, k in zip(datamodule.train_structures, datamodule.train_idx, strict=True):
+    train = datamodule.train_dataset.structures()
+    for structure, k in zip(train, datamodule.train_idx, strict=True):
         assert structure.energy == originals[k].energy
         assert np.array_equal(structure.stress, originals[k].stress)
         assert structure.group == originals[k].group
-    assert len(datamodule.val_structures) == len(datamodule.val_idx)
-    assert len(datamodule.test_structures) == len(datamodule.test_idx)
 
 
 # SchNetPack's own transforms
@@ -541,12 +540,11 @@ def test_offsets_of_a_fixed_composition():
         "my.db", num_train=6, num_val=2, num_test=2, splitting="random", transforms=[transform]
     )
     datamodule.setup()
-    per_atom = [s.energy / 4 for s in datamodule.train_structures]
+    per_atom = [s.energy / 4 for s in datamodule.train_dataset.structures()]
     assert transform.mean.item() == pytest.approx(np.mean(per_atom), rel=1e-6)
     references = datamodule.get_atomrefs("energy", is_extensive=True)["energy"]
     assert references[29].item() == pytest.approx(references[79].item(), rel=1e-12)
     assert references[[29, 79]].sum().item() / 2 == pytest.approx(np.mean(per_atom), rel=1e-12)
-    datamodule._stats.clear()
     mean, _ = datamodule.get_stats("energy", True, True)
     assert mean.item() == pytest.approx(0.0, abs=1e-6)
 
@@ -561,7 +559,7 @@ def test_transforms_are_told_about_the_data_module():
 
     transform = Asking()
     datamodule = made(transforms=[transform])
-    per_atom = np.array([s.energy / s.n_atoms for s in datamodule.train_structures])
+    per_atom = np.array([s.energy / s.n_atoms for s in datamodule.train_dataset.structures()])
     assert transform.mean.item() == pytest.approx(per_atom.mean(), rel=1e-6)
     assert transform.std.item() == pytest.approx(per_atom.std(), rel=1e-4)
 
@@ -591,7 +589,7 @@ def builds(monkeypatch):
         return original(cls, folder, *args, **kwargs)
 
     monkeypatch.setattr(DescriptorStore, "open_or_build", classmethod(recorded))
-    monkeypatch.setattr(store_module, "_default_backend", ReferenceBackend)
+    monkeypatch.setattr(Layout, "engine", lambda self, *args: ReferenceEngine(self))
     return folders
 
 
@@ -649,7 +647,7 @@ def test_the_loader_decides_what_batches_carry(builds, num_workers):
     datamodule = with_store(num_workers=num_workers)
     datamodule.attach_descriptors(LAYOUT)
     batch = next(iter(datamodule.train_dataloader()))
-    is_whole = len(batch[keys.store_dg_dstrain]) == len(datamodule.dataset.numbers)
+    is_whole = len(batch[keys.store_dg_dstrain]) == len(datamodule.dataset.raw.values(properties.Z))
     assert is_whole == (num_workers == 0)
 
 
@@ -747,7 +745,8 @@ def test_the_store_holds_each_structures_own_descriptors(builds):
     assert torch.equal(batch[properties.idx], pairs[properties.idx])
     idx_i, idx_j = pairs[properties.idx_i], pairs[properties.idx_j]
     r_ij = pairs[properties.R][idx_j] - pairs[properties.R][idx_i] + pairs[properties.offsets]
-    values = ReferenceBackend(LAYOUT).values(r_ij, idx_i, idx_j, pairs[properties.Z])
+    engine = ReferenceEngine(LAYOUT)
+    values = engine.values(engine.prepare(r_ij, idx_i, idx_j, pairs[properties.Z]))
     # float64 on both sides; sums over neighbours in another order
     assert torch.allclose(batch[keys.descriptors], values, rtol=1e-12, atol=1e-14)
 

@@ -5,6 +5,10 @@ same. EMT's stress of the sheared cells is first checked against what a shear mu
 """
 
 import json
+import sys
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,8 +21,16 @@ from shared import shared_path
 
 from schnetpack_softadapt.cli.main import main
 from schnetpack_softadapt.data.dataset import read_database
-from schnetpack_softadapt.data.formats.registry import ImportOptions, format_of, read_files
-from schnetpack_softadapt.data.sources import find_sources
+from schnetpack_softadapt.data.formats import format as format_module
+from schnetpack_softadapt.data.formats.format import (
+    Format,
+    ImportOptions,
+    format_of,
+    known_formats,
+    read_files,
+)
+from schnetpack_softadapt.data.formats.units import LabelUnits
+from schnetpack_softadapt.data.importing.sources import find_sources
 
 SHEARS = {"yz": (1, 2), "xz": (0, 2), "xy": (0, 1)}
 KBAR = 1e3 * units.bar
@@ -194,8 +206,8 @@ def test_formats_are_known_by_their_content(kind, tmp_path):
     _, write = WRITERS[kind]
     other = tmp_path / "anything.txt"
     other.write_text("\n" * (kind != "fitsnap") + write(sheared(0, 1)))
-    assert format_of(other, ImportOptions()) == kind
-    assert format_of(other, ImportOptions(format="ase")) == "ase"
+    assert format_of(other, ImportOptions()).name == kind
+    assert format_of(other, ImportOptions(format="ase")).name == "ase"
 
 
 def test_other_files_are_left_to_ase(tmp_path):
@@ -203,14 +215,14 @@ def test_other_files_are_left_to_ase(tmp_path):
 
     for name in ("a.extxyz", "a.traj", "a.json", "a.db"):
         write(tmp_path / name, sheared(0, 1))
-        assert format_of(tmp_path / name, ImportOptions()) == "ase"
+        assert format_of(tmp_path / name, ImportOptions()).name == "ase"
 
 
 def test_forces_before_the_structure_do_not_hide_mlearn(tmp_path):
     member = mlearn_member(sheared(0, 1))
     member = {"outputs": {"forces": [[0.0] * 3] * 2000}, **{k: member[k] for k in ("structure",)}}
     (tmp_path / "a.json").write_text(json.dumps([member]))
-    assert format_of(tmp_path / "a.json", ImportOptions()) == "mlearn"
+    assert format_of(tmp_path / "a.json", ImportOptions()).name == "mlearn"
 
 
 # input.data
@@ -225,7 +237,7 @@ def test_input_data_in_other_units():
     assert structure.stress == pytest.approx(stress_of(atoms), abs=1e-9)
     assert not any("Bohr" in remark for remark in remarks)
     _, remarks = read_one("input.data")
-    assert "lengths in Bohr, energies in Ha" in remarks[0]
+    assert any("lengths in Bohr, energies in Ha" in remark for remark in remarks)
     assert any("positive = tension" in remark for remark in remarks)
 
 
@@ -290,11 +302,9 @@ def test_what_stands_outside_the_blocks_is_refused():
         read_files(find_sources(["input.data"]), ImportOptions())
 
 
-def test_keys_are_refused_where_names_are_fixed():
-    with open("input.data", "w") as file:
-        file.write(runner_text(sheared(0, 1)))
-    with pytest.raises(ValueError, match="fixed names"):
-        read_files(find_sources(["input.data"]), ImportOptions(energy_key="E0"))
+def test_keys_hold_for_every_format():
+    problem = problem_of("input.data", runner_text(sheared(0, 1)), energy_key="E0")
+    assert "there is no 'E0' among energy, forces, stress" in problem
     structure, _ = read_one("input.data", stress_key="none", forces_key="none")
     assert structure.stress is None
     assert structure.forces is None
@@ -303,14 +313,13 @@ def test_keys_are_refused_where_names_are_fixed():
 # mlearn
 
 
-def test_group_description_and_split_entries_of_mlearn():
+def test_group_and_split_entries_of_mlearn():
     member = mlearn_member(sheared(0, 1))
     with open("a.json", "w") as file:
         json.dump([member, {**member, "group": "Surface", "tag": "test"}], file)
     structures, _, _ = read_files(find_sources(["a.json"]), ImportOptions(split_keys=("tag",)))
     assert [s.group for s in structures] == ["Elastic", "Surface"]
     assert [s.info["strain_state"] for s in structures] == ["train", "test"]
-    assert structures[0].info["description"] == "sheared"
 
 
 def test_the_published_molybdenum_set_has_its_shear_where_it_was_found():
@@ -340,7 +349,7 @@ def without(member: dict, *path: str) -> dict:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda m: without(m, "outputs", "energy"), "there is no 'energy' in outputs"),
+        (lambda m: without(m, "outputs", "energy"), "there is no 'energy' among forces"),
         (lambda m: without(m, "structure", "sites"), "no 'sites'"),
         (lambda m: {**m, "num_atoms": 7}, "num_atoms is 7, but the structure has 4 sites"),
         (lambda m: {**m, "outputs": {**m["outputs"], "forces": [[0, 0, 0]]}}, "shape (1, 3)"),
@@ -450,3 +459,176 @@ def test_problems_stop_the_import(capsys):
         file.write(fitsnap_text(sheared(0, 1), Energy=None))
     assert main(["import", "a.json", "--out", "my.db"]) == 2
     assert "a.json, structure 0: no Energy" in capsys.readouterr().err
+
+
+# formats of other packages
+
+
+def lines_of(file):
+    yield from (line.split() for line in file.path.read_text().splitlines()[1:])
+
+
+def dimer(words, file):
+    """One line a structure: distance, energy, force along z, stress of a box of 8 Bohr."""
+    distance, energy, force, pressure = map(float, words)
+    return {
+        "numbers": [1, 1],
+        "positions": [[0, 0, 0], [0, 0, distance]],
+        "cell": 8 * np.eye(3),
+        "pbc": True,
+        "labels": [
+            {
+                "energy": energy,
+                "forces": [[0, 0, -force], [0, 0, force]],
+                "stress": pressure * np.eye(3),
+            }
+        ],
+        "entries": {"group": "dimers"},
+    }
+
+
+@pytest.fixture
+def dimers(monkeypatch):
+    """A package with a format of its own is installed, and one that is broken."""
+    units = LabelUnits("Ha", "Bohr", stress_unit="GPa", stress_sign=-1)
+    record = Format(
+        "dimers", "hydrogen", lines_of, dimer, lambda _, text: text.startswith("#dimers"), units
+    )
+    package = ModuleType("other_package")
+    package.FORMAT = record
+    monkeypatch.setitem(sys.modules, "other_package", package)
+    points = [
+        EntryPoint("dimers", "other_package:FORMAT", "schnetpack_softadapt.formats"),
+        EntryPoint("broken", "no_such_package:FORMAT", "schnetpack_softadapt.formats"),
+    ]
+
+    def entry_points(group):
+        return [point for point in points if point.group == group]
+
+    monkeypatch.setattr(format_module, "entry_points", entry_points)
+    known_formats.cache_clear()
+    yield record
+    known_formats.cache_clear()
+
+
+def test_another_package_adds_a_format(dimers, caplog, capsys):
+    Path("h2.txt").write_text("#dimers\n1.4 -1.17 0.01 2\n1.5 -1.16 0.02 3\n")
+    assert main(["import", "h2.txt", "--out", "my.db"]) == 0
+    assert "the format broken (no_such_package:FORMAT) cannot be used" in caplog.text
+    structure = read_database("my.db")[1]
+    assert structure.positions[1, 2] == pytest.approx(1.5 * units.Bohr, rel=1e-12)
+    assert structure.cell[0, 0] == pytest.approx(8 * units.Bohr, rel=1e-12)
+    assert structure.energy == pytest.approx(-1.16 * units.Hartree, rel=1e-12)
+    force = 0.02 * units.Hartree / units.Bohr
+    assert structure.forces == pytest.approx(np.array([[0, 0, -force], [0, 0, force]]), rel=1e-12)
+    assert structure.stress == pytest.approx(-3 * units.GPa * np.eye(3), rel=1e-12)
+    assert structure.group == "dimers"
+    # the user's word goes before the format's
+    options = ["--format", "dimers", "--stress-sign", "1", "--energy-unit", "Ry"]
+    assert main(["import", "h2.txt", "--out", "b.db", *options]) == 0
+    structure = read_database("b.db")[1]
+    assert structure.stress[0, 0] == pytest.approx(3 * units.GPa, rel=1e-12)
+    assert structure.energy == pytest.approx(-1.16 * units.Rydberg, rel=1e-12)
+
+
+def test_the_help_is_made_from_the_records(dimers, capsys):
+    with pytest.raises(SystemExit):
+        main(["import", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "dimers (hydrogen)" in text
+    assert "dpdata:FMT (through dpdata" in text
+    assert "default: eV, but Ha in runner, Ha in dimers, what the file states in fitsnap" in text
+    assert "default: 1, but -1 in mlearn, -1 in fitsnap, -1 in dimers" in text
+
+
+def test_every_format_of_the_package_is_an_entry_point():
+    import tomllib
+
+    text = Path(__file__).parents[2].joinpath("pyproject.toml").read_text()
+    declared = tomllib.loads(text)["project"]["entry-points"]["schnetpack_softadapt.formats"]
+    for name, record in known_formats().items():
+        point = EntryPoint(name, declared.pop(name), "schnetpack_softadapt.formats")
+        assert point.load() is record
+    assert declared == {}
+
+
+# dpdata
+
+
+class LabeledSystem:
+    """As much of dpdata's class as is used: the documented arrays, in eV and Ang."""
+
+    def __init__(self, file_name, fmt):
+        assert fmt == "deepmd/npy"
+        frames = [sheared(1, 2), sheared(0, 1)]
+        self.data = {
+            "atom_names": ["Au", "Cu"],
+            "atom_types": np.ones(4, dtype=int),
+            "cells": np.array([a.cell.array for a in frames]),
+            "coords": np.array([a.positions for a in frames]),
+            "energies": np.array([a.get_potential_energy() for a in frames]),
+            "forces": np.array([a.get_forces() for a in frames]),
+            # dpdata's convention: -volume * stress
+            "virials": np.array([-a.get_volume() * stress_of(a) for a in frames]),
+            "nopbc": "molecule" in file_name,
+        }
+        if "molecule" in file_name:
+            del self.data["virials"]
+
+
+@pytest.mark.parametrize("frames", ["", "@1"])
+def test_dpdata_reads_a_folder(frames, monkeypatch):
+    monkeypatch.setitem(sys.modules, "dpdata", SimpleNamespace(LabeledSystem=LabeledSystem))
+    for name in ("copper", "molecule"):
+        Path(name).mkdir()
+    args = ["import", f"copper{frames}", "--format", "dpdata:deepmd/npy", "--out"]
+    assert main([*args, "my.db"]) == 0
+    structures = read_database("my.db")
+    expected = [sheared(1, 2), sheared(0, 1)][1 if frames else 0 :]
+    for structure, atoms in zip(structures, expected, strict=True):
+        assert structure.stress == pytest.approx(stress_of(atoms), abs=1e-12)
+        assert structure.energy == pytest.approx(atoms.get_potential_energy(), abs=1e-12)
+        assert structure.forces == pytest.approx(atoms.get_forces(), abs=1e-12)
+        assert structure.positions == pytest.approx(atoms.positions, abs=1e-12)
+        assert structure.cell == pytest.approx(atoms.cell.array, abs=1e-12)
+        assert structure.numbers.tolist() == [29] * 4
+        assert structure.group == "copper"
+        assert structure.pbc.all()
+    assert main([*args[:1], "mol*", *args[2:], "b.db"]) == 0
+    structure = read_database("b.db")[0]
+    assert not structure.pbc.any()
+    assert structure.stress is None
+    assert structure.group == "molecule"
+
+
+def test_what_dpdata_itself_writes_comes_back():
+    dpdata = pytest.importorskip("dpdata")
+    data = LabeledSystem("copper", "deepmd/npy").data
+    data.update(atom_numbs=[0, 4], orig=np.zeros(3))
+    dpdata.LabeledSystem(data=data).to("deepmd/npy", "copper", prec=np.float64)
+    assert main(["import", "copper", "--format", "dpdata:deepmd/npy", "--out", "my.db"]) == 0
+    for structure, atoms in zip(
+        read_database("my.db"), (sheared(1, 2), sheared(0, 1)), strict=True
+    ):
+        assert structure.stress == pytest.approx(stress_of(atoms), abs=1e-9)
+        assert structure.forces == pytest.approx(atoms.get_forces(), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("format", "message"),
+    [
+        (
+            "dpdata:deepmd/npy",
+            "needs the package dpdata: pip install 'schnetpack-softadapt[dpdata]'",
+        ),
+        ("dpdata", "--format dpdata: give dpdata:FMT"),
+        ("runner:x", "--format runner:x: give runner"),
+    ],
+)
+def test_what_is_missing_is_one_line(format, message, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "dpdata", None)
+    Path("a.raw").touch()
+    assert main(["import", "a.raw", "--format", format, "--out", "my.db"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1

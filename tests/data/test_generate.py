@@ -17,13 +17,16 @@ from ase.io import read, write
 
 from schnetpack_softadapt.cli.main import main
 from schnetpack_softadapt.data.dataset import read_database
-from schnetpack_softadapt.data.generate.recipe import STRAINS, Prototype, Recipe, build, samples
-from schnetpack_softadapt.data.generate.settings import (
-    load_config,
+from schnetpack_softadapt.data.generate.recipe import (
+    Prototype,
+    Recipe,
+    build,
     parse_grid,
     parse_strain,
     read_recipe,
+    samples,
 )
+from schnetpack_softadapt.quantities import VOIGT
 
 #: calculators for the tests, imported by the workers from the current directory
 CALCULATORS = '''
@@ -116,16 +119,16 @@ def same(first: list[Atoms], second: list[Atoms]) -> bool:
 def test_strain_deforms_the_cell_as_its_name_says(component):
     strain = np.zeros(6)
     strain[component] = 0.02
-    (sample,) = samples(recipe(strains=strain))
+    (sample,) = samples(recipe(strain=strain))
     atoms = build(sample, recipe())
-    a, b = ("xyz".index(letter) for letter in STRAINS[component])
+    a, b = ("xyz".index(letter) for letter in VOIGT[component])
     deformation = np.eye(3)
     deformation[a, b] += 0.02
     if a != b:
         deformation[b, a] += 0.02
     assert atoms.cell.array == pytest.approx(copper().cell.array @ deformation)
     assert atoms.positions == pytest.approx(copper().positions @ deformation)
-    assert sample.strain_state == f"{STRAINS[component]}+0.02"
+    assert sample.strain_state == f"{VOIGT[component]}+0.02"
     # tensor components: the energy's derivative by one shear holds sigma_ab and sigma_ba
     assert atoms.info["strain"] == pytest.approx(strain)
 
@@ -144,7 +147,7 @@ def test_grids_of_strain():
 
 
 def test_the_mote2_recipe_is_the_grid_of_the_paper():
-    mote2 = read_recipe(*load_config("mote2"))
+    mote2 = read_recipe("mote2")
     found = list(samples(mote2))
     assert len(found) == 2 * 121 * 13
     assert len({sample.key for sample in found}) == len(found)
@@ -167,14 +170,14 @@ def test_the_mote2_recipe_is_the_grid_of_the_paper():
 
 
 def test_displacements_have_the_asked_for_spread():
-    asked = recipe(sigmas=(0.05,), supercells=((6, 6, 6),), seed=1)
+    asked = recipe(sigma=(0.05,), supercell=((6, 6, 6),), seed=1)
     (sample,) = samples(asked)
     atoms = build(sample, asked)
     displacements = atoms.positions - copper().repeat(6).positions
     # 2592 numbers: the standard deviation is known to 1.4 %
     assert displacements.std() == pytest.approx(0.05, rel=0.05)
     assert abs(displacements.mean()) < 4 * 0.05 / np.sqrt(displacements.size)
-    short = recipe(sigmas=(0.05,), supercells=((6, 6, 6),), seed=1, max_displacement=0.04)
+    short = recipe(sigma=(0.05,), supercell=((6, 6, 6),), seed=1, max_displacement=0.04)
     clipped = build(sample, short).positions - copper().repeat(6).positions
     assert np.linalg.norm(clipped, axis=1).max() == pytest.approx(0.04)
 
@@ -186,7 +189,7 @@ def test_vacancies_and_supercells():
         [Prototype("alloy", alloy)],
         vacancies=(0, 2),
         vacancy_element="Au",
-        supercells=((1, 1, 2), (2, 1, 1)),
+        supercell=((1, 1, 2), (2, 1, 1)),
         repeats=3,
     )
     made = [build(sample, asked) for sample in samples(asked)]
@@ -195,15 +198,15 @@ def test_vacancies_and_supercells():
     assert all(a.symbols.count("Au") == 2 - a.info["vacancies"] for a in made)
     assert made[0].cell.lengths() == pytest.approx([3.6, 3.6, 7.2])
     assert made[4].cell.lengths() == pytest.approx([7.2, 3.6, 3.6])
-    choices = recipe(vacancies=(1,), supercells=((2, 2, 2),), repeats=5)
+    choices = recipe(vacancies=(1,), supercell=((2, 2, 2),), repeats=5)
     places = {build(s, choices).positions.sum().round(6) for s in samples(choices)}
     assert len(places) > 1
 
 
 def test_a_structure_does_not_depend_on_the_others():
-    small = recipe(sigmas=(0.1,), seed=3)
+    small = recipe(sigma=(0.1,), seed=3)
     large = recipe(
-        strains=parse_strain({"xx": "-0.02:0.02:0.01"}), sigmas=(0.2, 0.1), repeats=2, seed=3
+        strain=parse_strain({"xx": "-0.02:0.02:0.01"}), sigma=(0.2, 0.1), repeats=2, seed=3
     )
     (wanted,) = samples(small)
     (found,) = (s for s in samples(large) if s.key == wanted.key)
@@ -215,7 +218,7 @@ def test_a_structure_does_not_depend_on_the_others():
         crystal = copper().get_scaled_positions() @ atoms.cell.array
         drawn.append(tuple(((atoms.positions - crystal) / sample.sigma).ravel().round(6)))
     assert len(set(drawn)) == len(drawn) == 5 * 2 * 2
-    another = recipe(sigmas=(0.1,), seed=4)
+    another = recipe(sigma=(0.1,), seed=4)
     assert not np.array_equal(build(wanted, another).positions, build(wanted, small).positions)
 
 
@@ -405,7 +408,7 @@ def test_settings_from_yaml_and_options_before_it():
 
 def test_two_processes_do_not_write_the_same_file(capsys):
     code = (
-        "import fasteners, time; lock = fasteners.InterProcessLock('.out.extxyz.journal.lock');"
+        "import filelock, time; lock = filelock.FileLock('.out.extxyz.journal.lock');"
         "lock.acquire(); print('locked', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)

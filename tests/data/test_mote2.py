@@ -10,8 +10,8 @@ from ase.db import connect
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from schnetpack_softadapt.data.checks import raise_problems
 from schnetpack_softadapt.data.dataset import read_database
+from schnetpack_softadapt.data.importing.checks import raise_problems
 from schnetpack_softadapt.data.mote2 import (
     MoTe2DataModule,
     create_mote2_database,
@@ -99,11 +99,3 @@ def test_the_config_needs_no_argument(database, tmp_path, monkeypatch):
     batch = next(iter(datamodule.train_dataloader()))
     assert len(batch["energy"]) == 10
     assert batch["_offsets"].dtype == batch["_positions"].dtype
-
-
-def test_another_version_of_the_set_is_pointed_out(tmp_path, monkeypatch, caplog):
-    monkeypatch.chdir(tmp_path)
-    create_mote2_database("mote2.db")
-    monkeypatch.setattr("schnetpack_softadapt.data.mote2._source_hash", lambda: "newer")
-    MoTe2DataModule("mote2.db").setup()
-    assert "another version of the MoTe2 set" in caplog.text

@@ -9,7 +9,7 @@ from emt_structures import labelled_atoms
 
 from schnetpack_softadapt.cli.main import main
 from schnetpack_softadapt.data.dataset import read_database
-from schnetpack_softadapt.data.sources import find_sources
+from schnetpack_softadapt.data.importing.sources import find_sources
 
 
 @pytest.fixture(autouse=True)

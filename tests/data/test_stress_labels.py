@@ -13,10 +13,10 @@ from shared import shared_path
 
 from schnetpack_softadapt.cli.main import main
 from schnetpack_softadapt.data.dataset import read_database
-from schnetpack_softadapt.data.formats.conventions import STRESS_ORDERS
-from schnetpack_softadapt.data.formats.registry import ImportOptions, read_files
-from schnetpack_softadapt.data.sources import find_sources
-from schnetpack_softadapt.data.stress_labels import (
+from schnetpack_softadapt.data.formats.format import ImportOptions, read_files
+from schnetpack_softadapt.data.formats.units import STRESS_ORDERS
+from schnetpack_softadapt.data.importing.sources import find_sources
+from schnetpack_softadapt.data.importing.stress_labels import (
     StressRepair,
     findings_from_predictions,
     findings_from_strained_cells,

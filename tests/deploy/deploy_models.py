@@ -8,8 +8,7 @@ from schnetpack.atomistic import PairwiseDistances, Strain
 
 from schnetpack_softadapt import properties as keys
 from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
-from schnetpack_softadapt.descriptors.autograd import descriptors
-from schnetpack_softadapt.model import ACSF, ACSFPotential, ElementalAtomwise, ForcesAndStress
+from schnetpack_softadapt.model import ACSF, DescriptorPotential, ElementalAtomwise, ForcesAndStress
 from schnetpack_softadapt.neighbors.pair_list import neighbor_pairs
 
 __all__ = ["CUTOFF", "make_layout", "make_model", "mo", "mote2"]
@@ -52,7 +51,7 @@ def make_model(
     activation: str = "tanh",
     layout: Layout | None = None,
     stress: bool = True,
-) -> ACSFPotential:
+) -> DescriptorPotential:
     """A float64 model with random weights whose scaling is fitted to a few rattled structures."""
     torch.manual_seed(seed)
     layout = layout or make_layout()
@@ -64,7 +63,7 @@ def make_model(
         shifts={"Mo": -10.0, "Te": -3.5},
         fit_scale=False,
     )
-    model = ACSFPotential(
+    model = DescriptorPotential(
         representation=ACSF(layout=layout, scaling=scaling),
         input_modules=[Strain(), PairwiseDistances()],
         output_modules=[networks, ForcesAndStress(calc_forces=True, calc_stress=stress)],
@@ -72,7 +71,7 @@ def make_model(
     for bias in networks.biases:
         torch.nn.init.normal_(bias, std=0.3)
     networks.scale = torch.tensor(0.7, dtype=torch.float64)
-    values, numbers = [], []
+    values = []
     for structure in (mo(0.3, seed=1), mote2(0.3, seed=2), mote2(0.2, seed=3)):
         if not set(structure.numbers) <= set(layout.elements):
             continue
@@ -80,10 +79,9 @@ def make_model(
             structure.positions, structure.cell.array, structure.pbc, layout.cutoff
         )
         z = torch.from_numpy(structure.numbers)
-        pairs = (torch.from_numpy(x) for x in (r_ij, idx_i, idx_j))
-        values.append(descriptors(*pairs, z, layout))
-        numbers.append(z)
-    model.representation.scaling.fit(torch.cat(values), torch.cat(numbers))
+        engine = layout.engine()
+        values.append((engine.values(engine.prepare(r_ij, idx_i, idx_j, z)), z))
+    model.representation.scaling.fit(values)
     model.metadata = {"units": {"energy": "eV", "length": "Ang"}}
     return model.eval()
 

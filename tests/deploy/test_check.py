@@ -22,11 +22,16 @@ from schnetpack_softadapt import data
 from schnetpack_softadapt.cli.main import main
 from schnetpack_softadapt.deploy.check import elastic as check_elastic_module
 from schnetpack_softadapt.deploy.check import structure as check_structure
-from schnetpack_softadapt.deploy.check.check import read_options, run_checks, summary
-from schnetpack_softadapt.deploy.check.dynamics import check_nve, check_phonons
+from schnetpack_softadapt.deploy.check.check import read_options, run_checks
+from schnetpack_softadapt.deploy.check.checks import (
+    check_derivatives,
+    check_eos,
+    check_nve,
+    check_phonons,
+    relax,
+)
 from schnetpack_softadapt.deploy.check.elastic import check_elastic, mean_moduli
-from schnetpack_softadapt.deploy.check.plots import plot_checks
-from schnetpack_softadapt.deploy.check.static import check_derivatives, check_eos, relax
+from schnetpack_softadapt.deploy.check.results import plot_checks, summary
 from schnetpack_softadapt.deploy.check.structure import bulk_directions
 
 

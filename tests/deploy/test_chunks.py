@@ -11,8 +11,8 @@ from deploy_models import make_layout, make_model, mo, mote2
 
 from schnetpack_softadapt.deploy import calculator
 from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator
-from schnetpack_softadapt.deploy.evaluate import ComposedModels
 from schnetpack_softadapt.deploy.extrapolation import ExtrapolationError
+from schnetpack_softadapt.model.pair_evaluator import PairEvaluator
 from schnetpack_softadapt.neighbors.pair_list import LinkedCells, neighbor_pairs
 
 
@@ -128,13 +128,13 @@ def test_committee_of_different_functions():
 
 def test_no_more_atoms_at_a_time(monkeypatch):
     seen = []
-    derivatives = ComposedModels.derivatives
+    evaluate = PairEvaluator.__call__
 
     def spy(self, r_ij, idx_i, idx_j, numbers, n_central, start=0):
         seen.append((start, n_central, len(numbers), len(np.unique(idx_i))))
-        return derivatives(self, r_ij, idx_i, idx_j, numbers, n_central, start)
+        return evaluate(self, r_ij, idx_i, idx_j, numbers, n_central, start)
 
-    monkeypatch.setattr(ComposedModels, "derivatives", spy)
+    monkeypatch.setattr(PairEvaluator, "__call__", spy)
     results(mote2(), make_model(), atoms_per_chunk=5)
     # one atom of each element stands for the neighbours
     assert seen == [(0, 5, 7, 5), (5, 5, 7, 5), (10, 2, 4, 2)]

@@ -12,13 +12,14 @@ from schnetpack.transform import AddOffsets
 from torch import nn
 
 from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator
-from schnetpack_softadapt.deploy.exchange.n2p2 import from_model, read_potential, write_potential
-from schnetpack_softadapt.deploy.exchange.n2p2_format import N2P2FormatError, resolve_unit
-from schnetpack_softadapt.deploy.exchange.n2p2_read import read_files
-from schnetpack_softadapt.deploy.exchange.n2p2_write import write_files
-from schnetpack_softadapt.deploy.parts import UnsupportedModelError
+from schnetpack_softadapt.deploy.exchange.n2p2 import read_potential, write_potential
+from schnetpack_softadapt.deploy.exchange.n2p2.format import N2P2FormatError
+from schnetpack_softadapt.deploy.exchange.n2p2.model import from_model
+from schnetpack_softadapt.deploy.exchange.n2p2.read import read_files
+from schnetpack_softadapt.deploy.exchange.n2p2.write import write_files
 from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
 from schnetpack_softadapt.model import ElementShift
+from schnetpack_softadapt.model.composition import UnsupportedModelError
 
 #: units of the reference potentials; the others state them themselves
 UNITS = {"HO": (None, None), "acsf24_Mo54": ("Ang", "eV"), "H2O_RPBE-D3": (None, None)}
@@ -66,7 +67,7 @@ def test_energy_and_forces_of_n2p2(name):
 def test_order_of_functions_and_rows(name):
     """The columns are those of n2p2's own listing, whatever the order of the lines."""
     reference = load(name)
-    potential = read_files(reference.folder)
+    potential = read_files(reference.folder, "Ang", "eV")  # as they stand in the file
     for number, data in potential.elements.items():
         assert data.functions == list(reference.layout.functions[number])
         np.testing.assert_array_equal(data.statistics, reference.scaling[number])
@@ -119,7 +120,7 @@ def test_round_trip_of_cutoff_functions(tmp_path, cutoff_fn):
     model = make_model(layout=make_layout(cutoff_fn))
     write_potential(model, tmp_path)
     again = read_potential(tmp_path)
-    assert {f.cutoff_fn for f in again.representation.layout.functions[52]} == {cutoff_fn}
+    assert {f.cutoff_fn for f in again.representation.descriptor.functions[52]} == {cutoff_fn}
     assert_same_predictions(model, again)
 
 
@@ -128,7 +129,7 @@ def test_round_trip_of_a_reference_potential(tmp_path):
     model = read_potential(reference.folder, "Ang", "eV")
     write_potential(model, tmp_path)
     again = read_potential(tmp_path)
-    assert again.representation.layout == model.representation.layout
+    assert again.representation.descriptor == model.representation.descriptor
     for a, b in zip(model.output_modules[0].weights, again.output_modules[0].weights, strict=True):
         assert torch.equal(a, b)
 
@@ -207,8 +208,9 @@ def test_lines_in_any_order_and_comments(tmp_path):
 
 
 def test_normalize_nodes(tmp_path):
-    folder = edited(tmp_path, lambda text: text + "normalize_nodes\n")
-    plain, divided = read_files(folder), read_potential(folder)
+    write_potential(make_model(), tmp_path / "plain")
+    plain = read_files(tmp_path / "plain")
+    divided = read_potential(edited(tmp_path, lambda text: text + "normalize_nodes\n"))
     weights = divided.output_modules[0].weights
     np.testing.assert_allclose(weights[1][0].detach(), plain.elements[42].weights[1] / 6)
     np.testing.assert_allclose(weights[0][1, :5].detach(), plain.elements[52].weights[0] / 5)
@@ -248,7 +250,7 @@ def test_normalisation_and_units(tmp_path):
         ),
     )
     model = read_potential(folder)
-    assert model.representation.layout.cutoff == pytest.approx(4.5 * units.Bohr)
+    assert model.representation.descriptor.cutoff == pytest.approx(4.5 * units.Bohr)
     atoms = mo(0.2)
     original = predict(make_model(), atoms)
     atoms.set_cell(atoms.cell * units.Bohr, scale_atoms=True)
@@ -289,11 +291,12 @@ def test_unstated_units_warn(tmp_path):
     folder = edited(tmp_path, lambda text: text.replace("unit ", "whatever "))
     with pytest.warns(UserWarning, match="units of the files are not stated.*Bohr and Ha"):
         model = read_potential(folder)
-    assert model.representation.layout.cutoff == pytest.approx(4.5 * units.Bohr)
-    assert read_potential(folder, "Ang", "eV").representation.layout.cutoff == 4.5
-    with pytest.raises(ValueError, match=r"unknown unit 'furlong'.*Bohr"):
+    assert model.representation.descriptor.cutoff == pytest.approx(4.5 * units.Bohr)
+    assert read_potential(folder, "Ang", "eV").representation.descriptor.cutoff == 4.5
+    with pytest.raises(ValueError, match=r"unknown length unit 'furlong'.*Bohr"):
         read_potential(folder, "furlong", "eV")
-    assert resolve_unit("Hartree", {"Ha": 1.0}) == "Ha"
+    cutoff = read_potential(folder, "bohr.", "HARTREE").representation.descriptor.cutoff
+    assert cutoff == pytest.approx(4.5 * units.Bohr)
 
 
 REFUSED = {
@@ -311,7 +314,7 @@ REFUSED = {
     "short Te 2 Te 0.2->short Te 2 Mo 0.2": "Te has a function twice",
     "t t l->t t t": "output layer must be linear",
     "t t l->r t l": "activation r cannot be expressed: forces of a ReLU network jump",
-    "t t l->z t l": "activation z cannot be expressed: no such letter",
+    "t t l->z t l": "activation z cannot be expressed: no such",
     "t t l->t": "2 hidden layers need",
     "_layers_short 2->_layers_short 0": "must be at least 1",
     "number_of_elements 2->number_of_elements 3": "number_of_elements 3",
@@ -356,7 +359,7 @@ def test_refused_files(tmp_path):
 
     with pytest.raises(N2P2FormatError, match=r"11 rows, but input.nn has 12"):
         read_potential(broken("a", "scaling.data", drop_last_line))
-    with pytest.raises(N2P2FormatError, match=r"line 3: not a row of numbers"):
+    with pytest.raises(N2P2FormatError, match=r"line 3: no row of numbers"):
         read_potential(broken("b", "scaling.data", lambda t: t.replace("         1", "x", 1)))
     with pytest.raises(N2P2FormatError, match="expected the row of function 1 of element 2"):
         read_potential(broken("c", "scaling.data", lambda t: t.replace("\n         2", "\n 3")))
@@ -393,7 +396,7 @@ def test_refused_files(tmp_path):
 
 
 def test_refused_models(tmp_path):
-    with pytest.raises(UnsupportedModelError, match="only models with the ACSF representation"):
+    with pytest.raises(UnsupportedModelError, match="representation is a descriptor"):
         write_potential(nn.Linear(1, 1), tmp_path)
     with pytest.raises(N2P2FormatError, match="no activation 'silu'; train with one of"):
         write_potential(make_model(activation="silu"), tmp_path)

@@ -161,7 +161,7 @@ def assert_columns_close(actual, expected, elements, tolerance: float) -> None:
 
 def pair_jacobian(backend, inputs) -> torch.Tensor:
     """dG_i/dr_ij of all columns by the backend's `vjp`, (P, 3, D); `inputs` as for `vjp`."""
-    n_columns = backend.layout.n_columns
+    n_columns = backend.descriptor.n_columns
     columns = []
     for column in range(n_columns):
         grad_g = inputs[0].new_zeros(len(inputs[3]), n_columns)

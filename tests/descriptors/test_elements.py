@@ -5,12 +5,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from engine_calls import KernelCalls, ReferenceCalls
 
 from schnetpack_softadapt.descriptors.acsf.grids import default_layout
-from schnetpack_softadapt.descriptors.acsf.kernels.engine import KernelBackend
 from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
-from schnetpack_softadapt.descriptors.acsf.reference import ReferenceBackend
 from schnetpack_softadapt.descriptors.elements import (
+    ElementIndex,
     UnknownElementError,
     atomic_number,
     check_elements,
@@ -18,7 +18,6 @@ from schnetpack_softadapt.descriptors.elements import (
 from schnetpack_softadapt.descriptors.scaling import Scaling
 from schnetpack_softadapt.descriptors.store.store import fingerprint
 from schnetpack_softadapt.model import ElementalAtomwise, ElementShift
-from schnetpack_softadapt.model.elements import ElementIndex
 from schnetpack_softadapt.training.losses import ForcesLoss
 
 FUNCTION = SymmetryFunction("G2", ("Te",), 4, 1)
@@ -53,10 +52,10 @@ def test_what_is_no_element(use, wrong):
 @pytest.mark.parametrize(
     "use",
     [
-        lambda z: ReferenceBackend(LAYOUT).values(torch.zeros(0, 3), z[:0], z[:0], z),
-        lambda z: KernelBackend(LAYOUT).values(torch.zeros(0, 3), z[:0], z[:0], z),
+        lambda z: ReferenceCalls(LAYOUT).values(torch.zeros(0, 3), z[:0], z[:0], z),
+        lambda z: KernelCalls(LAYOUT).values(torch.zeros(0, 3), z[:0], z[:0], z),
         lambda z: Scaling(LAYOUT.n_functions)(torch.zeros(len(z), 1), z),
-        lambda z: Scaling(LAYOUT.n_functions).fit(torch.zeros(len(z), 1), z),
+        lambda z: Scaling(LAYOUT.n_functions).fit([(torch.zeros(len(z), 1), z)]),
         lambda z: fingerprint([SimpleNamespace(numbers=z.numpy())], LAYOUT),
         lambda z: ElementIndex(["Te", "Mo"])(z),
     ],

@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 import torch
 from ase.build import bulk
+from engine_calls import ReferenceCalls
 from n2p2_reference import pair_list
 
 from schnetpack_softadapt.descriptors.acsf.cutoffs import CUTOFFS
 from schnetpack_softadapt.descriptors.acsf.grids import angular_grid, default_layout, radial_grid
 from schnetpack_softadapt.descriptors.acsf.layout import Layout
-from schnetpack_softadapt.descriptors.acsf.reference import ReferenceBackend
 
 
 def test_radial_grid():
@@ -107,7 +107,7 @@ def test_no_function_is_dead_in_a_crystal(atoms):
     layout = default_layout(set(atoms.symbols))
     atoms.rattle(0.1, seed=0)
     r_ij, idx_i, idx_j = pair_list(atoms.positions, atoms.cell.array, True, layout.cutoff)
-    g = ReferenceBackend(layout).values(
+    g = ReferenceCalls(layout).values(
         *(torch.tensor(x) for x in (r_ij, idx_i, idx_j, atoms.numbers))
     )
     for z in layout.elements:

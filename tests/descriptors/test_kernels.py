@@ -11,17 +11,17 @@ import brute_force as bf
 import numpy as np
 import pytest
 import torch
+from engine_calls import KernelCalls, ReferenceCalls
 from n2p2_reference import load
 from numba import njit
 
+from schnetpack_softadapt.descriptors import compiled as calls
 from schnetpack_softadapt.descriptors.acsf.cutoffs import CUTOFFS
 from schnetpack_softadapt.descriptors.acsf.kernels import engine, loops
-from schnetpack_softadapt.descriptors.acsf.kernels.engine import KernelBackend
 from schnetpack_softadapt.descriptors.acsf.kernels.neighbors import PAD
 from schnetpack_softadapt.descriptors.acsf.kernels.plan import compile_layout
 from schnetpack_softadapt.descriptors.acsf.kernels.triples import CHUNK, new_triples
 from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
-from schnetpack_softadapt.descriptors.acsf.reference import ReferenceBackend
 
 BOTH = [0, 1, 2, 1, 0, 0], [0, 1, 2, 2, 2, 1]  # Voigt order
 
@@ -124,7 +124,7 @@ def test_just_inside_the_cutoff(name):
             ]
         }
     )
-    backend, reference = KernelBackend(layout), ReferenceBackend(layout)
+    backend, reference = KernelCalls(layout), ReferenceCalls(layout)
     for k in range(3, 60, 3):
         r = 4.0 * (1.0 - 2.0**-k)
         v = torch.tensor([[r, 0, 0], [1.0, 1.0, 0], [0, r, 0]], dtype=torch.float64)
@@ -164,8 +164,8 @@ def test_exponentials_are_shared_where_widths_are_multiples(etas, n_bases):
     plan = compile_layout(layout)
     assert len(plan.bases) == 2 * n_bases  # two central elements
     inputs = ball(20, 4.2)
-    g = KernelBackend(layout).values(*inputs)
-    expected = ReferenceBackend(layout).values(*inputs)
+    g = KernelCalls(layout).values(*inputs)
+    expected = ReferenceCalls(layout).values(*inputs)
     torch.testing.assert_close(g, expected, rtol=1e-12, atol=0)
 
 
@@ -186,7 +186,7 @@ def test_exponentials_are_shared_where_widths_are_multiples(etas, n_bases):
 def test_any_number_of_neighbors(n_neighbors, layout):
     inputs = ball(n_neighbors, 4.3, seed=n_neighbors)
     numbers = inputs[3]
-    backend, reference = KernelBackend(layout), ReferenceBackend(layout)
+    backend, reference = KernelCalls(layout), ReferenceCalls(layout)
     g, expected = backend.values(*inputs), reference.values(*inputs)
     torch.testing.assert_close(g, expected, rtol=1e-12, atol=1e-14)
     found, expected = (bf.pair_jacobian(b, inputs) for b in (backend, reference))
@@ -203,7 +203,7 @@ def test_any_number_of_neighbors(n_neighbors, layout):
 def test_pairs_in_any_order():
     layout = bf.mixed_layout()
     r_ij, idx_i, idx_j, numbers = crystal(layout)
-    backend = KernelBackend(layout)
+    backend = KernelCalls(layout)
     g = backend.values(r_ij, idx_i, idx_j, numbers)
     order = torch.randperm(len(idx_i), generator=torch.manual_seed(0))
     inputs = r_ij[order], idx_i[order], idx_j[order], numbers
@@ -220,7 +220,7 @@ def test_nan_reaches_the_values_of_its_atom_only():
     bad[1, 2] = float("nan")
     idx_i, idx_j = torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([1, 2, 3, 0, 2, 3])
     numbers = torch.ones(4, dtype=int)
-    g = KernelBackend(layout).values(torch.cat([bad, v]), idx_i, idx_j, numbers)
+    g = KernelCalls(layout).values(torch.cat([bad, v]), idx_i, idx_j, numbers)
     assert torch.isnan(g[0, 0])
     assert torch.isfinite(g[1:]).all()
 
@@ -232,7 +232,7 @@ def test_what_an_earlier_call_left_in_memory_does_not_matter():
     poisoned[0] = poisoned[0] * float("nan")
     inputs = crystal(wide)
     for layout in (wide, narrow):
-        backend = KernelBackend(layout)
+        backend = KernelCalls(layout)
         grad_g = random_like(backend.values(*inputs))
         for call in (
             lambda b: [b.values(*inputs)],
@@ -242,7 +242,7 @@ def test_what_an_earlier_call_left_in_memory_does_not_matter():
         ):
             expected = call(backend)
             for _ in range(5):
-                KernelBackend(narrow).values(*poisoned)
+                KernelCalls(narrow).values(*poisoned)
                 assert all(map(np.array_equal, call(backend), expected))
             assert all(np.isfinite(np.asarray(x)).all() for x in expected)
 
@@ -253,13 +253,13 @@ def test_index_of_no_atom(wrong):
     inputs = crystal(layout)
     inputs[1 + wrong[0]][5] = wrong[1]
     with pytest.raises(ValueError, match="idx_i and idx_j must be from 0 to 2"):
-        KernelBackend(layout).values(*inputs)
+        KernelCalls(layout).values(*inputs)
 
 
 def test_tensors_of_the_wrong_shape_or_device():
     layout = bf.mixed_layout()
     r_ij, idx_i, idx_j, numbers = crystal(layout)
-    backend = KernelBackend(layout)
+    backend = KernelCalls(layout)
     with pytest.raises(ValueError, match="one row of three for each"):
         backend.values(r_ij[:-1], idx_i, idx_j, numbers)
     with pytest.raises(ValueError, match="run on the CPU, not on meta"):
@@ -279,13 +279,15 @@ def unpacked(found, n_atoms):
 
 def test_jacobian_against_values_and_vjp():
     layout = bf.mixed_layout()
-    backend = KernelBackend(layout)
+    backend = KernelCalls(layout)
     structure = load("HO")  # two atoms of each element: images alone would cancel
     pairs = bf.pairs_of(structure.positions, structure.cell, True, layout.cutoff)
     r_ij, idx_i, idx_j, numbers = inputs = [torch.tensor(x) for x in (*pairs, structure.numbers)]
     n_atoms = len(numbers)
     found = backend.jacobian(*(x.numpy() for x in inputs))
-    np.testing.assert_allclose(found.g, backend.values(*inputs).numpy(), rtol=1e-13, atol=1e-15)
+    np.testing.assert_allclose(
+        found.values, backend.values(*inputs).numpy(), rtol=1e-13, atol=1e-15
+    )
     # a small cell: every atom, also the central one, is within reach
     assert found.block_atom.tolist() == [*range(n_atoms)] * n_atoms
     jacobian = bf.pair_jacobian(backend, inputs).numpy()
@@ -300,7 +302,7 @@ def test_jacobian_against_values_and_vjp():
 def test_jacobian_agrees_with_another_code():
     potential = load("HO")
     pairs = bf.pairs_of(potential.positions, potential.cell, True, potential.layout.cutoff)
-    found = KernelBackend(potential.layout).jacobian(*pairs, potential.numbers)
+    found = KernelCalls(potential.layout).jacobian(*pairs, potential.numbers)
     dg_dr, dg_dstrain = potential.jacobian()
     blocks = unpacked(found, len(potential.numbers))
     bf.assert_columns_close(blocks, dg_dr, potential.numbers, 1e-13)
@@ -314,10 +316,10 @@ def test_jacobian_of_a_cluster_has_a_block_for_each_pair():
     positions[-1] += 30.0
     n = len(positions)
     idx_i, idx_j = np.nonzero(~np.eye(n, dtype=bool))
-    found = KernelBackend(layout).jacobian(
+    found = KernelCalls(layout).jacobian(
         positions[idx_j] - positions[idx_i], idx_i, idx_j, numbers, dtype=np.float32
     )
-    assert {x.dtype for x in (found.g, found.dg_dstrain, found.dg_dr)} == {np.dtype("float32")}
+    assert {x.dtype for x in (found.values, found.dg_dstrain, found.dg_dr)} == {np.dtype("float32")}
     np.testing.assert_array_equal(found.block_atom.reshape(n, n), np.tile(np.arange(n), (n, 1)))
     assert np.all(found.dg_dr[found.block_first[-2] :] == 0)  # of the atom beyond the cutoff
     # moving everything changes nothing; float32 sums of a few terms
@@ -331,7 +333,7 @@ def test_jacobian_of_a_cluster_has_a_block_for_each_pair():
 
 def test_float32_is_float64_rounded():
     layout = bf.mixed_layout()
-    backend = KernelBackend(layout)
+    backend = KernelCalls(layout)
     r_ij, *rest = crystal(layout)
     single = r_ij.float()
     assert torch.equal(
@@ -341,7 +343,7 @@ def test_float32_is_float64_rounded():
 
 def test_threads_give_identical_results(monkeypatch):
     layout = bf.mixed_layout()
-    backend = KernelBackend(layout)
+    backend = KernelCalls(layout)
     inputs = crystal(layout)
     n_copies = 40
     shift = 3 * torch.arange(n_copies).repeat_interleave(len(inputs[1]))
@@ -365,9 +367,9 @@ def test_threads_give_identical_results(monkeypatch):
     expected = results()
     monkeypatch.setattr(engine, "n_threads", lambda: 3)
     monkeypatch.setattr(engine, "_TRIPLES_PER_TASK", 1000)
-    assert engine._pool is None or engine._pool[1] != 3
+    assert calls._pool is None or calls._pool[1] != 3
     assert all(map(torch.equal, results(), expected))
-    assert engine._pool[1] == 3  # it did run in threads
+    assert calls._pool[1] == 3  # it did run in threads
     # and two callers at a time
     with ThreadPoolExecutor(2) as pool:
         for found in pool.map(lambda _: results(), range(2)):
@@ -375,18 +377,18 @@ def test_threads_give_identical_results(monkeypatch):
 
 
 def test_number_of_threads(monkeypatch):
-    monkeypatch.setattr(engine.config, "NUMBA_NUM_THREADS", 64)
+    monkeypatch.setattr(calls.config, "NUMBA_NUM_THREADS", 64)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
-    assert engine.n_threads() == 5
-    monkeypatch.setattr(engine.config, "NUMBA_NUM_THREADS", 2)
-    assert engine.n_threads() == 2
+    assert calls.n_threads() == 5
+    monkeypatch.setattr(calls.config, "NUMBA_NUM_THREADS", 2)
+    assert calls.n_threads() == 2
 
 
 def _values_in_threads(queue):
     engine.n_threads = lambda: 2
     engine._TRIPLES_PER_TASK = 10
     layout = bf.mixed_layout()
-    queue.put(KernelBackend(layout).values(*crystal(layout)).numpy())
+    queue.put(KernelCalls(layout).values(*crystal(layout)).numpy())
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
@@ -396,7 +398,7 @@ def test_threads_after_a_fork(monkeypatch):
     monkeypatch.setattr(engine, "n_threads", lambda: 2)
     monkeypatch.setattr(engine, "_TRIPLES_PER_TASK", 10)
     layout = bf.mixed_layout()
-    expected = KernelBackend(layout).values(*crystal(layout)).numpy()
+    expected = KernelCalls(layout).values(*crystal(layout)).numpy()
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     process = context.Process(target=_values_in_threads, args=(queue,))
@@ -409,15 +411,15 @@ def test_threads_after_a_fork(monkeypatch):
 
 
 def test_nothing_is_compiled_twice():
-    # `jacobian` comes in both precisions, `networks` has its own tests
-    kernel_list = [k for k in engine._KERNELS if k.__name__ not in ("jacobian", "networks")]
+    # `jacobian` comes in both precisions
+    kernel_list = [k for k in engine._KERNELS if k.__name__ != "jacobian"]
     for layout in (bf.mixed_layout(), angular_layout((0.1,)), angular_layout((0.2, 0.3), (1.5,))):
         for dtype in (torch.float32, torch.float64):
             r_ij, *rest = crystal(layout)
-            g = KernelBackend(layout).values(r_ij.to(dtype), *rest)
-            KernelBackend(layout).vjp(r_ij.to(dtype), *rest, g)
-            KernelBackend(layout).jvp(r_ij.to(dtype), *rest, r_ij.to(dtype))
-            KernelBackend(layout).jacobian(r_ij, *rest)
+            g = KernelCalls(layout).values(r_ij.to(dtype), *rest)
+            KernelCalls(layout).vjp(r_ij.to(dtype), *rest, g)
+            KernelCalls(layout).jvp(r_ij.to(dtype), *rest, r_ij.to(dtype))
+            KernelCalls(layout).jacobian(r_ij, *rest)
             assert [len(k.signatures) for k in kernel_list] == [1] * len(kernel_list)
 
 
@@ -431,7 +433,8 @@ def test_a_second_process_does_not_compile(tmp_path):
         layout = Layout({1: [SymmetryFunction("G4", (1, 1), 4.0, 0.1)]})
         v = torch.eye(3, dtype=torch.float64)
         zero = torch.zeros(3, dtype=int)
-        engine.KernelBackend(layout).values(v, zero, zero, torch.ones(1, dtype=int))
+        engine = engine.KernelEngine(layout)
+        engine.values(engine.prepare(v, zero, zero, torch.ones(1, dtype=int)))
         stats = values.stats
         print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
     """
@@ -448,7 +451,7 @@ def test_a_second_process_does_not_compile(tmp_path):
 
 def test_the_cache_expires_with_any_of_the_sources(monkeypatch):
     layout = angular_layout((0.1,))
-    KernelBackend(layout).values(*crystal(layout))
+    KernelCalls(layout).values(*crystal(layout))
     file = engine.values._cache._cache_file
     assert file._load_index()
     stat = os.stat
@@ -461,37 +464,35 @@ def test_the_cache_expires_with_any_of_the_sources(monkeypatch):
 
     stamp = file._source_stamp
     try:
-        monkeypatch.setattr(engine.os, "stat", newer)
-        engine._stamp_sources()
+        monkeypatch.setattr(calls.os, "stat", newer)
+        calls.stamp_sources(engine._KERNELS, engine._SOURCES)
         assert file._load_index() == {}
     finally:
         monkeypatch.undo()
-        engine._stamp_sources()
+        calls.stamp_sources(engine._KERNELS, engine._SOURCES)
     assert file._source_stamp == stamp
 
 
 def test_without_compilation_auto_is_the_reference():
     """A process of its own, because numba decides when the kernels are imported."""
     program = """
-        import torch
-        from schnetpack_softadapt.descriptors.autograd import choose_backend
         from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
         layout = Layout({1: [SymmetryFunction("G2", (1,), 4.0, 0.1)]})
-        print(type(choose_backend(layout, "auto", torch.device("cpu"))).__name__)
-        choose_backend(layout, "kernels", torch.device("cpu"))
+        print(type(layout.engine("cpu", "auto")).__name__)
+        layout.engine("cpu", "kernels")
     """
     env = dict(os.environ, NUMBA_DISABLE_JIT="1")
     command = [sys.executable, "-c", textwrap.dedent(program)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "ReferenceBackend"
+    assert done.stdout.strip() == "ReferenceEngine"
     assert "cannot be used (NUMBA_DISABLE_JIT is set)" in done.stderr
     assert done.stderr.strip().endswith("ImportError: NUMBA_DISABLE_JIT is set")
 
 
 def test_the_first_compilation_says_so(monkeypatch, capsys):
-    monkeypatch.setattr(engine._Announcer, "silent", False)
-    assert engine.call(njit(lambda x: x + 1), 1) == 2
-    assert engine.call(njit(lambda x: x + 2), 1) == 3
+    monkeypatch.setattr(calls._Announcer, "silent", False)
+    assert calls.call(njit(lambda x: x + 1), 1) == 2
+    assert calls.call(njit(lambda x: x + 2), 1) == 3
     assert capsys.readouterr().err.count("compiling the symmetry functions") == 1
 
 

@@ -8,14 +8,14 @@ import brute_force as bf
 import numpy as np
 import pytest
 import torch
+from engine_calls import ReferenceCalls, descriptors
 from n2p2_reference import load
 from test_backends import cluster_input, crystal_input, tensors
 
-from schnetpack_softadapt.descriptors import autograd
+from schnetpack_softadapt.descriptors.acsf import layout as layout_module
 from schnetpack_softadapt.descriptors.acsf import reference
 from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
-from schnetpack_softadapt.descriptors.acsf.reference import ReferenceBackend
-from schnetpack_softadapt.descriptors.autograd import descriptors
+from schnetpack_softadapt.descriptors.acsf.reference import ReferenceEngine
 
 HARMLESS = SymmetryFunction("G2", (1,), 4.0, 1.0)
 
@@ -23,7 +23,7 @@ HARMLESS = SymmetryFunction("G2", (1,), 4.0, 1.0)
 def energy_of(backend, inputs):
     """A function of r_ij (P, 3) that is nonlinear in every descriptor."""
     generator = torch.manual_seed(0)
-    w = torch.randn(backend.layout.n_columns, dtype=torch.float64, generator=generator)
+    w = torch.randn(backend.descriptor.n_columns, dtype=torch.float64, generator=generator)
 
     def energy(r_ij):
         return torch.tanh(0.1 * backend.values(r_ij, *inputs[1:]) * w).sum()
@@ -36,7 +36,7 @@ def test_gradcheck_to_third_order(max_triples):
     layout = bf.mixed_layout()
     inputs = cluster_input(layout, *bf.random_cluster(3))
     r_ij = inputs[0].requires_grad_()
-    energy = energy_of(ReferenceBackend(layout, max_triples), inputs)
+    energy = energy_of(ReferenceCalls(layout, max_triples), inputs)
 
     def gradient(r_ij):
         return torch.autograd.grad(energy(r_ij), r_ij, create_graph=True)[0]
@@ -54,7 +54,7 @@ def test_hessian_of_a_perfect_crystal():
             inputs = crystal_input(layout, displacement=0.0)
             r_ij = inputs[0].requires_grad_()
             tangent = torch.randn(r_ij.shape, dtype=torch.float64, generator=torch.manual_seed(1))
-            backend = ReferenceBackend(layout)
+            backend = ReferenceCalls(layout)
 
             def gradient(r_ij, backend=backend, inputs=inputs, z=z):
                 energy = backend.values(r_ij, *inputs[1:])[inputs[3] == z].square().sum()
@@ -75,15 +75,15 @@ def test_values_and_derivatives_do_not_depend_on_the_chunks():
     layout = bf.mixed_layout()
     inputs = crystal_input(layout)
     grad_g = torch.randn(3, layout.n_columns, dtype=torch.float64, generator=torch.manual_seed(0))
-    whole = ReferenceBackend(layout, 10**6)
-    chunked = ReferenceBackend(layout, 100)
+    whole = ReferenceCalls(layout, 10**6)
+    chunked = ReferenceCalls(layout, 100)
     for name, args in (("values", ()), ("vjp", (grad_g,)), ("jvp", (torch.ones_like(inputs[0]),))):
         a = getattr(chunked, name)(*inputs, *args)
         b = getattr(whole, name)(*inputs, *args)
         # the same terms in another order
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
     small = cluster_input(layout, *bf.random_cluster(4))
-    one_by_one = ReferenceBackend(layout, 1).values(*small)
+    one_by_one = ReferenceCalls(layout, 1).values(*small)
     torch.testing.assert_close(one_by_one, whole.values(*small), rtol=1e-13, atol=1e-15)
 
 
@@ -114,7 +114,7 @@ def test_autograd_keeps_no_triples():
     Held.alive.clear()
     held = []
     with torch.autograd.graph.saved_tensors_hooks(Held, lambda held: held.tensor):
-        g = ReferenceBackend(potential.layout, 3000).values(*inputs)
+        g = ReferenceCalls(potential.layout, 3000).values(*inputs)
         held.append(Held.bytes_held())
         (grad,) = torch.autograd.grad(g.square().sum(), r_ij, create_graph=True)
         held.append(Held.bytes_held())
@@ -144,31 +144,29 @@ def test_descriptors_by_name():
 
 
 def test_auto_falls_back_on_the_reference_with_a_warning(monkeypatch):
-    def fail(layout):
-        raise ImportError("no numba")
-
-    monkeypatch.setattr(autograd, "_kernels", fail)
-    autograd._warn_no_kernels.cache_clear()
-    layout, cpu = bf.mixed_layout(), torch.device("cpu")
-    with pytest.warns(UserWarning, match="no numba"):
-        backend = autograd.choose_backend(layout, "auto", cpu)
-    assert isinstance(backend, ReferenceBackend)
-    with pytest.raises(ImportError, match="no numba"):
-        autograd.choose_backend(layout, "kernels", cpu)
+    monkeypatch.setattr("numba.config.DISABLE_JIT", True)
+    layout_module._warn_no_kernels.cache_clear()
+    layout = Layout({"H": [SymmetryFunction("G2", (1,), 4.0, 0.123)]})  # no other test has it
+    with pytest.warns(UserWarning, match="NUMBA_DISABLE_JIT is set"):
+        engine = layout.engine("cpu", "auto")
+    assert isinstance(engine, ReferenceEngine)
+    assert not engine.is_exact
+    with pytest.raises(ImportError, match="NUMBA_DISABLE_JIT is set"):
+        layout.engine("cpu", "kernels")
     with pytest.raises(ValueError, match="CPU"):
-        autograd.choose_backend(layout, "kernels", torch.device("meta"))
+        layout.engine("meta", "kernels")
 
 
 def test_room_for_triples_is_checked():
     with pytest.raises(ValueError, match="max_triples"):
-        ReferenceBackend(bf.mixed_layout(), 0)
+        ReferenceCalls(bf.mixed_layout(), 0)
 
 
 def test_not_a_number_stays_in_the_sum():
     layout = bf.mixed_layout()
     r_ij, *rest = crystal_input(layout)
     r_ij[0] = torch.nan
-    g = ReferenceBackend(layout).values(r_ij, *rest)
+    g = ReferenceCalls(layout).values(r_ij, *rest)
     assert torch.isnan(g[rest[0][0]]).any()
 
 
@@ -179,7 +177,7 @@ def test_coinciding_atoms_give_finite_numbers():
     # two neighbours of one atom in the same place
     mine = (inputs[1] == inputs[1][0]).nonzero().squeeze(1)
     r_ij[mine[1]] = r_ij[mine[0]]
-    energy = energy_of(ReferenceBackend(layout), inputs)
+    energy = energy_of(ReferenceCalls(layout), inputs)
     near = r_ij.clone()
     near[mine[1]] += 1e-7
     torch.testing.assert_close(energy(r_ij), energy(near), rtol=0, atol=1e-6)
@@ -196,7 +194,7 @@ def test_gpu_agrees_with_cpu(dtype):
     layout = bf.mixed_layout()
     inputs = crystal_input(layout, dtype=dtype)
     on_gpu = [x.cuda() for x in inputs]
-    backend = ReferenceBackend(layout)
+    backend = ReferenceCalls(layout)
     grad_g = torch.randn(3, layout.n_columns, dtype=dtype, generator=torch.manual_seed(0))
     tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {}
     for name, args in (("values", ()), ("vjp", (grad_g,)), ("jvp", (torch.ones_like(inputs[0]),))):

@@ -41,7 +41,7 @@ def test_agrees_with_another_code(name):
 def test_modes(training, mode, limits):
     g, numbers = training
     scaling = Scaling({O: 2, H: 3}, mode, limits)
-    scaling.fit(g, numbers)
+    scaling.fit([(g, numbers)])
     assert scaling.is_fitted
     assert scaling.elements == (H, O)
     a, b = limits
@@ -72,11 +72,11 @@ def test_batches_give_the_statistics_of_the_whole(training):
     g, numbers = training
     g = 1e3 * g + 1e7  # a large mean, where the sum of squares would lose most digits
     whole, parts = Scaling({H: 3, O: 2}, "center"), Scaling({H: 3, O: 2}, "center")
-    whole.fit(g, numbers)
-    parts.fit_batches(
+    whole.fit([(g, numbers)])
+    parts.fit(
         (torch.tensor(g[s : s + 7]), torch.tensor(numbers[s : s + 7])) for s in range(0, 50, 7)
     )
-    for name, buffer in whole.named_buffers():
+    for name, buffer in whole.named_buffers(recurse=False):
         torch.testing.assert_close(getattr(parts, name), buffer, rtol=1e-9, atol=0)
     np.testing.assert_allclose(whole.sigma[0], g[numbers == H].std(0, ddof=1), rtol=1e-9)
 
@@ -89,29 +89,34 @@ def test_constant_descriptors_are_switched_off(training, mode, value):
     g[h, 1] = np.float32(value) * (1 + 1e-7 * (np.arange(h.sum()) % 2))  # float32 rounding
     scaling = Scaling({H: 3, O: 2}, mode)
     if mode in ("none", "center"):
-        scaling.fit(g, numbers)
+        scaling.fit([(g, numbers)])
         assert torch.all(scaling.factor[:, 1] == 1)
     else:
         with pytest.warns(UserWarning, match=r"descriptors \[1\] of H"):
-            scaling.fit(g, numbers)
+            scaling.fit([(g, numbers)])
         assert scaling.factor[0, 1] == 0
         assert scaling.factor[1, 1] > 0
         assert torch.all(scaling.factor[0, [0, 2]] > 0)
     assert all(torch.all(torch.isfinite(buffer.double())) for buffer in scaling.buffers())
 
 
+def outside(scaling, g, numbers):
+    low, high = (bound[scaling.index(numbers)] for bound in scaling.bounds())
+    return (g < low) | (g > high)
+
+
 def test_outside_the_training_range(training):
     g, numbers = training
     scaling = Scaling({H: 3, O: 2})
-    scaling.fit(g, numbers)
+    scaling.fit([(g, numbers)])
     for dtype in (torch.float64, torch.float32):
-        assert not scaling.outside(torch.tensor(g, dtype=dtype), torch.tensor(numbers)).any()
+        assert not outside(scaling, torch.tensor(g, dtype=dtype), torch.tensor(numbers)).any()
     moved = torch.tensor(g)
     h = int(np.flatnonzero(numbers == H)[0])
     o = int(np.flatnonzero(numbers == O)[0])
     moved[h, 0] = g[numbers == H, 0].max() + 1e-3
     moved[o, 1] = g[numbers == O, 1].min() - 1e-3
-    found = scaling.outside(moved, torch.tensor(numbers)).nonzero().tolist()
+    found = outside(scaling, moved, torch.tensor(numbers)).nonzero().tolist()
     assert sorted(found) == sorted([[h, 0], [o, 1]])
 
 
@@ -122,20 +127,20 @@ def test_errors_name_the_problem(training):
     with pytest.raises(ValueError, match="ascending"):
         Scaling({H: 3}, limits=(1.0, 0.0))
     with pytest.raises(ValueError, match="no training atom of Fe"):
-        Scaling({H: 3, O: 2, 26: 3}).fit(g, numbers)
+        Scaling({H: 3, O: 2, 26: 3}).fit([(g, numbers)])
     with pytest.raises(ValueError, match="does not know O; it was made for H"):
-        Scaling({H: 3}).fit(g, numbers)
+        Scaling({H: 3}).fit([(g, numbers)])
     with pytest.raises(ValueError, match="does not know O; it was made for H"):
         Scaling({H: 3})(torch.tensor(g), torch.tensor(numbers))
     g[3, 1] = np.nan
     with pytest.raises(ValueError, match=r"descriptors \[1\]"):
-        Scaling({H: 3, O: 2}).fit(g, numbers)
+        Scaling({H: 3, O: 2}).fit([(g, numbers)])
 
 
 def test_state_survives_saving_and_conversion(training):
     g, numbers = training
     scaling = Scaling({H: 3, O: 2}, "sigma")
-    scaling.fit(g, numbers)
+    scaling.fit([(g, numbers)])
     other = Scaling({H: 3, O: 2}, "sigma")
     other.load_state_dict(copy.deepcopy(scaling.state_dict()))
     inputs = torch.tensor(g), torch.tensor(numbers)
@@ -145,7 +150,7 @@ def test_state_survives_saving_and_conversion(training):
     single = inputs[0].float()
     found, exact = other(single, inputs[1]), scaling(single.double(), inputs[1])
     # (g - shift) * factor: each of the three numbers and of the two results is rounded once
-    rows = scaling.rows(inputs[1])
+    rows = scaling.index(inputs[1])
     factor, shift = scaling.factor[rows].abs(), scaling.shift[rows].abs()
     rounding = torch.finfo(torch.float32).eps * (factor * shift + 2 * exact.abs())
     assert ((found - exact).abs() <= rounding).all()

@@ -1,5 +1,6 @@
 """The store on disk: contents, damage, kills, processes at once, memory."""
 
+import errno
 import json
 import logging
 import multiprocessing
@@ -17,14 +18,14 @@ import torch
 from ase.build import bulk
 from small_store import CUTOFF, layout, structures
 
-from schnetpack_softadapt.descriptors.acsf.kernels.engine import KernelBackend
+from schnetpack_softadapt.descriptors.acsf.kernels.engine import KernelEngine
 from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
-from schnetpack_softadapt.descriptors.acsf.reference import ReferenceBackend
+from schnetpack_softadapt.descriptors.acsf.reference import ReferenceEngine
+from schnetpack_softadapt.descriptors.protocol import Descriptor, Engine, Jacobian
 from schnetpack_softadapt.descriptors.store import build as store_build
-from schnetpack_softadapt.descriptors.store import shards as store_shards
+from schnetpack_softadapt.descriptors.store import files as store_files
 from schnetpack_softadapt.descriptors.store import store as store_module
-from schnetpack_softadapt.descriptors.store.build import Build
-from schnetpack_softadapt.descriptors.store.jacobian import Columns
+from schnetpack_softadapt.descriptors.store.build import Columns
 from schnetpack_softadapt.descriptors.store.store import DescriptorStore, StoreError
 from schnetpack_softadapt.neighbors.pair_list import neighbor_pairs
 
@@ -36,19 +37,45 @@ def data():
     return structures()
 
 
-class Polynomials:
-    """A backend whose many atoms cost little: column k is the sum of (k + 1) |r_ij|^2."""
+class Polynomials(Descriptor):
+    """Many atoms cost little: column k is the sum of (k + 1) |r_ij|^2, of H, O and Au."""
 
-    def __init__(self, n_columns=4, delay=0.0):
-        self.scale = np.arange(1.0, n_columns + 1)
-        self.delay = delay
+    kind = "polynomials of the tests"
+    elements = (1, 8)
+
+    def __init__(self, n_columns=4, cutoff=CUTOFF, delay=0.0):
+        self.n_functions = dict.fromkeys(self.elements, n_columns)
+        self.cutoff, self.delay = cutoff, delay
         self.n_calls = 0
 
-    def jacobian(self, r_ij, idx_i, idx_j, numbers, dtype=np.float64, threads=None):
-        self.n_calls += 1
-        time.sleep(self.delay)
-        n = len(numbers)
-        r, i, j = r_ij.numpy(), idx_i.numpy(), idx_j.numpy()
+    def to_dict(self):
+        return {"kind": self.kind, "n_columns": self.n_columns, "cutoff": self.cutoff}
+
+    @classmethod
+    def from_dict(cls, data):
+        return cls(data["n_columns"], data["cutoff"])
+
+    def engine(self, device="cpu", name="auto"):
+        return PolynomialEngine(self)
+
+
+class PolynomialEngine(Engine):
+    def __init__(self, descriptor):
+        self.descriptor = descriptor
+
+    def values(self, pairs):
+        raise NotImplementedError
+
+    def vjp(self, pairs, grad_g):
+        raise NotImplementedError
+
+    def jacobian(self, pairs, dtype=np.float64, threads=None):
+        assert threads == 1
+        self.descriptor.n_calls += 1
+        time.sleep(self.descriptor.delay)
+        scale = np.arange(1.0, self.descriptor.n_columns + 1)
+        n = len(pairs.numbers)
+        r, i, j = pairs.r_ij.numpy(), pairs.idx_i.numpy(), pairs.idx_j.numpy()
         key, inverse = np.unique(i * n + j, return_inverse=True)
         vectors = np.zeros((len(key), 3))
         np.add.at(vectors, inverse, 2.0 * r)
@@ -56,17 +83,25 @@ class Polynomials:
         for v, (a, b) in enumerate(((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))):
             np.add.at(strain[:, v], i, 2.0 * r[:, a] * r[:, b])
         first = np.searchsorted(key, np.arange(n + 1) * n)
-        values = np.bincount(i, (r**2).sum(1), n)[:, None] * self.scale
-        dg_dr = vectors[:, :, None] * self.scale
-        assert threads == 1
-        strain = strain[:, :, None] * self.scale
-        return values.astype(dtype), strain.astype(dtype), first, key % n, dg_dr.astype(dtype)
+        values = np.bincount(i, (r**2).sum(1), n)[:, None] * scale
+        dg_dr, strain = vectors[:, :, None] * scale, strain[:, :, None] * scale
+        return Jacobian(
+            values.astype(dtype), strain.astype(dtype), first, key % n, dg_dr.astype(dtype)
+        )
 
 
-def plain_layout(n_columns=4, cutoff=CUTOFF):
-    """Radial functions of one element, in the place of the descriptors above."""
-    etas = np.linspace(0.1, 1.0, n_columns)
-    return Layout({"H": [SymmetryFunction("G2", (1,), cutoff, eta) for eta in etas]})
+class WithOtherJacobian(Polynomials):
+    """Polynomials whose Jacobian is changed by a function."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def engine(self, device="cpu", name="auto"):
+        engine = super().engine()
+        jacobian = engine.jacobian
+        engine.jacobian = lambda *args, **kwargs: self.change(jacobian(*args, **kwargs))
+        return engine
 
 
 def gas(n_structures=40, n_atoms=30, seed=0, size=7.0):
@@ -82,12 +117,10 @@ def gas(n_structures=40, n_atoms=30, seed=0, size=7.0):
     ]
 
 
-def build(folder, structures=None, backend=None, layout=None, **kwargs):
+def build(folder, structures=None, descriptor=None, **kwargs):
     kwargs = {"n_jobs": 1, "progress": False, **kwargs}
     structures = gas() if structures is None else structures
-    return DescriptorStore.open_or_build(
-        folder, structures, layout or plain_layout(), backend=backend or Polynomials(), **kwargs
-    )
+    return DescriptorStore.open_or_build(folder, structures, descriptor or Polynomials(), **kwargs)
 
 
 def arrays(store):
@@ -103,9 +136,24 @@ def assert_same(a, b):
 # --- contents
 
 
-@pytest.mark.parametrize("backend", [ReferenceBackend, KernelBackend])
-def test_contents_equal_those_of_autograd(data, tmp_path, backend):
-    store = build(tmp_path, data, backend(layout()), layout(), dtype="float64")
+class Formulas(Engine):
+    """The formulas with the defaults of the protocol."""
+
+    def __init__(self, descriptor):
+        self.descriptor = descriptor
+        self.exact = ReferenceEngine(descriptor)
+
+    def values(self, pairs):
+        return self.exact.values(self.exact.prepare(*pairs))
+
+    def vjp(self, pairs, grad_g):
+        return self.exact.vjp(self.exact.prepare(*pairs), grad_g)
+
+
+@pytest.mark.parametrize("engine", [ReferenceEngine, KernelEngine, Formulas])
+def test_contents_equal_those_of_autograd(data, tmp_path, monkeypatch, engine):
+    monkeypatch.setattr(Layout, "engine", lambda self, *args: engine(self))
+    store = build(tmp_path, data, layout(), dtype="float64")
     assert len(store) == len(data)
     n_columns = layout().n_columns
     for k, s in enumerate(data):
@@ -116,7 +164,8 @@ def test_contents_equal_those_of_autograd(data, tmp_path, backend):
         def values(moved, strain, i=i, j=j, r=r, numbers=numbers):
             r_ij = torch.from_numpy(r) + moved[j] - moved[i]
             r_ij = r_ij + r_ij @ (0.5 * (strain + strain.T))
-            return ReferenceBackend(layout()).values(r_ij, i, j, numbers)
+            exact = ReferenceEngine(layout())
+            return exact.values(exact.prepare(r_ij, i, j, numbers))
 
         zero = torch.zeros(len(numbers), 3, dtype=torch.float64), torch.zeros(3, 3).double()
         np.testing.assert_allclose(store.G[rows], values(*zero).numpy(), atol=1e-12)
@@ -138,7 +187,7 @@ def test_contents_equal_those_of_autograd(data, tmp_path, backend):
     assert store.dg_dr.shape[2] < n_columns
 
 
-def test_elements_with_cutoffs_of_their_own(data, tmp_path):
+def test_elements_with_cutoffs_of_their_own(data, tmp_path, monkeypatch):
     """The pair list reaches as far as O needs, the functions of H end before."""
     s = SymmetryFunction
     mixed = Layout(
@@ -147,10 +196,10 @@ def test_elements_with_cutoffs_of_their_own(data, tmp_path):
             "O": [s("G2", (1,), CUTOFF, 0.3), s("G5", (1, 1), 3.5, 0.1)],
         }
     )
-    stores = [
-        build(tmp_path / name.__name__, data, name(mixed), mixed, dtype="float64")
-        for name in (KernelBackend, ReferenceBackend)
-    ]
+    stores = []
+    for engine in (KernelEngine, ReferenceEngine):
+        monkeypatch.setattr(Layout, "engine", lambda self, *args, engine=engine: engine(self))
+        stores.append(build(tmp_path / engine.__name__, data, mixed, dtype="float64"))
     for (name, a), b in zip(arrays(stores[0]).items(), arrays(stores[1]).values(), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-12, err_msg=name)
 
@@ -164,8 +213,8 @@ def test_a_shell_at_the_cutoff(tmp_path, lattice, a, repeat, shell):
     crystal = bulk("Al", lattice, a=a).repeat(repeat)
     crystal.numbers[:] = 1
     cutoff = a * shell
-    functions = plain_layout(cutoff=cutoff)
-    store = build(tmp_path, [crystal], KernelBackend(functions), functions, dtype="float64")
+    functions = Layout({"H": [SymmetryFunction("G2", (1,), cutoff, eta) for eta in (0.1, 1.0)]})
+    store = build(tmp_path, [crystal], functions, dtype="float64")
     i, j, _, _ = neighbor_pairs(crystal.positions, crystal.cell.array, crystal.pbc, cutoff)
     expected = sorted({(int(a), int(b)) for a, b in zip(i, j, strict=True) if a != b})
     rows = np.repeat(np.arange(len(crystal)), np.diff(store.block_first))
@@ -180,41 +229,40 @@ def test_columns_by_elements():
     assert set(columns.lists[columns.list_of[1, 1]]) == {0, 2, 3, 5}
     assert set(columns.lists[columns.list_of[1, 8]]) == {1, 3, 4, 5}
     assert columns.lists.shape[1] == 4
-    columns = Columns(SimpleNamespace(elements=(1, 8), n_columns=3))
+    columns = Columns(Polynomials(3))
     np.testing.assert_array_equal(columns.lists, [[0, 1, 2]])
 
 
-def test_layout_that_denies_a_dependence(tmp_path):
+def test_descriptor_that_denies_a_dependence(tmp_path):
     """Columns that are dropped as zeros are zeros, or the build stops."""
-    data = gas(3)
-    for s in data:
-        s.numbers[::2] = 8
-    two = Layout(
-        {z: [SymmetryFunction("G2", (n,), CUTOFF, 1.0) for n in (1, 8)] for z in ("H", "O")}
-    )
-    with pytest.raises(RuntimeError, match="layout denies"):
-        build(tmp_path, data, Polynomials(2), two)
+
+    class Denying(Polynomials):
+        def columns(self, z_i, z_j):
+            return [0, 1] if z_j == 1 else [2, 3]
+
+    with pytest.raises(RuntimeError, match="columns` denies"):
+        build(tmp_path, gas(3), Denying())
 
 
-def test_backend_with_blocks_in_any_order_and_of_atoms_with_themselves(tmp_path):
-    class Shuffled(Polynomials):
-        def jacobian(self, *args, **kwargs):
-            values, strain, first, atom, dg_dr = super().jacobian(*args, **kwargs)
-            rng, order = np.random.default_rng(0), np.arange(len(atom))
-            for a, b in pairwise(first):
-                rng.shuffle(order[a:b])
-            return values, strain, first, atom[order], dg_dr[order]
+def test_blocks_in_any_order_and_of_atoms_with_themselves(tmp_path):
+    def shuffled(jacobian):
+        values, strain, first, atom, dg_dr = jacobian
+        rng, order = np.random.default_rng(0), np.arange(len(atom))
+        for a, b in pairwise(first):
+            rng.shuffle(order[a:b])
+        return Jacobian(values, strain, first, atom[order], dg_dr[order])
 
     data = gas(5, size=3.5)  # atoms see their own images
-    assert_same(build(tmp_path / "a", data, Shuffled()), build(tmp_path / "b", data))
+    other = WithOtherJacobian(shuffled)
+    assert_same(build(tmp_path / "a", data, other), build(tmp_path / "b", data))
 
 
 @pytest.mark.parametrize("rows", [7, 30, 64, 10_000])
-def test_shards_do_not_matter(tmp_path, monkeypatch, rows):
-    """Also when a structure is longer than a shard."""
+def test_portions_do_not_matter(tmp_path, monkeypatch, rows):
+    """Also when a structure is longer than a portion."""
     expected = build(tmp_path / "expected")
-    monkeypatch.setattr(store_shards, "_SHARD_NUMBERS", rows * 4)
-    monkeypatch.setattr(store_shards, "_LEAST_ROWS", 1)
+    monkeypatch.setattr(store_build, "PORTION_NUMBERS", rows * 4)
+    monkeypatch.setattr(store_build, "LEAST_ROWS", 1)
     assert_same(build(tmp_path / "other", n_jobs=3), expected)
 
 
@@ -275,11 +323,11 @@ def test_other_structures_make_another_store(tmp_path, what):
 
 def test_second_time_opens(tmp_path):
     first = build(tmp_path)
-    backend = Polynomials()
-    second = build(tmp_path, backend=backend)
-    assert backend.n_calls == 0
+    descriptor = Polynomials()
+    second = build(tmp_path, descriptor=descriptor)
+    assert descriptor.n_calls == 0
     assert_same(first, second)
-    assert build(tmp_path, layout=plain_layout(5), backend=Polynomials(5)).path != first.path
+    assert build(tmp_path, descriptor=Polynomials(5)).path != first.path
 
 
 def test_foreign_store_is_not_used(tmp_path, caplog):
@@ -348,28 +396,37 @@ def test_damaged_store_is_computed_again(tmp_path, caplog, how):
 
 
 def test_large_store_is_sampled(tmp_path, monkeypatch):
-    monkeypatch.setattr(store_shards, "_LEAST_ROWS", 1)
-    monkeypatch.setattr(store_shards, "_SHARD_NUMBERS", 30 * 4)  # one structure each
-    store = build(tmp_path)
-    monkeypatch.setattr(store_module, "CHECKED_BYTES", store.nbytes // 8)
+    for module in (store_files, store_module):
+        monkeypatch.setattr(module, "PART_BYTES", 1 << 20)
+    monkeypatch.setattr(store_module, "CHECKED_BYTES", 3 << 20)
+    store = build(tmp_path, gas(300), descriptor=Polynomials(8))
+    n_parts = {name: -(-size // (1 << 20)) for name, size in sizes(store.path).items()}
+    small = {(name, 0) for name, n in n_parts.items() if n == 1}
+    assert len(small) >= 4
+    assert sum(n_parts.values()) > 20
     checked = []
-    original = store_module.checksums
-    monkeypatch.setattr(
-        store_module, "checksums", lambda a, s: checked.append(s.rows[0] // 30) or original(a, s)
-    )
+    original = store_module.checksum
+
+    def watching(path, part):
+        checked.append((path.stem, part))
+        return original(path, part)
+
+    monkeypatch.setattr(store_module, "checksum", watching)
     DescriptorStore(store.path)
-    assert len(checked) == len(set(checked))
-    assert len(checked) in (4, 5)
-    assert {0, 39} < set(checked)
-    before = set(checked)
+    assert len(checked) == len(set(checked)) == len(small) + 3
+    assert small < set(checked)
     for _ in range(5):
         DescriptorStore(store.path)
-    assert len(set(checked)) > len(before)
-    with open(store.path / "G.npy", "r+b") as file:  # row 0 is always looked at
+    assert len(set(checked)) > len(small) + 3
+    with open(store.path / "block_first.npy", "r+b") as file:  # always looked at
         file.seek(130)
         file.write(b"\1")
     with pytest.raises(StoreError, match="checksum"):
         DescriptorStore(store.path)
+
+
+def sizes(folder):
+    return {path.stem: path.stat().st_size for path in folder.glob("*.npy")}
 
 
 # --- errors
@@ -389,60 +446,57 @@ def test_errors_name_the_structure(tmp_path):
     with pytest.raises(ValueError, match=r"structure 1.*not finite"):
         build(tmp_path, data)
 
-    class Broken(Polynomials):
-        def jacobian(self, *args, **kwargs):
-            values, *rest = super().jacobian(*args, **kwargs)
-            return values * np.inf, *rest
-
+    broken = WithOtherJacobian(lambda jacobian: jacobian._replace(values=jacobian.values * np.inf))
     with pytest.raises(ValueError, match="structures 0 to 1 are not finite"):
-        build(tmp_path, gas(2), Broken())
+        build(tmp_path, gas(2), broken)
     with pytest.raises(ValueError, match="dtype"):
         build(tmp_path, dtype="float16")
-    with pytest.raises(ValueError, match="rank"):
-        build(tmp_path, rank=2, world_size=2)
+    assert stores(tmp_path) == set()
 
 
 def test_full_disk_is_seen_before_the_work(tmp_path, monkeypatch):
-    usage = SimpleNamespace(free=1000)
-    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
-    backend = Polynomials()
-    for _ in range(2):  # and again when the empty arrays are there
-        with pytest.raises(OSError, match=r"needs 0\.00 GB.*data\.store=false"):
-            build(tmp_path, backend=backend)
-        monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1e9))
-        with pytest.raises(InterruptedError):
-            build(tmp_path, backend=Interrupted())
-        monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
-    assert backend.n_calls == 0
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    descriptor = Polynomials()
+    with pytest.raises(OSError, match=r"needs 0\.00 GB.*data\.store=false"):
+        build(tmp_path, descriptor=descriptor)
+    assert descriptor.n_calls == 0
+    assert stores(tmp_path) == set()
 
 
-class Interrupted(Polynomials):
-    """A build that ends before its first shard."""
+def test_a_disk_that_fills_up_meanwhile(tmp_path):
+    """The error of the system comes through, and nothing is left."""
 
-    def jacobian(self, *args, **kwargs):
-        raise InterruptedError
+    def full(jacobian):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        build(tmp_path, descriptor=WithOtherJacobian(full), n_jobs=2)
+    assert stores(tmp_path) == set()
 
 
 @pytest.mark.parametrize(("large", "level"), [(1e9, "INFO"), (1e3, "WARNING")])
 def test_size_and_place_are_said_before_the_work(tmp_path, caplog, monkeypatch, large, level):
     monkeypatch.setattr(store_build, "LARGE_BYTES", large)
     caplog.set_level(logging.INFO)
+    said = []
 
-    class Watching(Polynomials):
-        def jacobian(self, *args, **kwargs):
-            self.said = [r for r in caplog.records if "data.store=false" in r.getMessage()]
-            return super().jacobian(*args, **kwargs)
+    def watch(jacobian):
+        said[:] = [r for r in caplog.records if "data.store=false" in r.getMessage()]
+        return jacobian
 
-    backend = Watching()
-    store = build(tmp_path, backend=backend)
-    (record,) = backend.said
+    store = build(tmp_path, descriptor=WithOtherJacobian(watch))
+    (record,) = said
     assert record.levelname == level
+    size = sum(getattr(store, name).nbytes for name in WRITTEN)
     assert record.getMessage().startswith(
-        f"descriptor store: {store.nbytes / 1e9:.2f} GB in {store.path}, for 1200 atoms with 4"
+        f"descriptor store: {size / 1e9:.2f} GB in {store.path}, for 1200 atoms with 4"
     )
     caplog.clear()
     build(tmp_path)
     assert caplog.text == ""
+
+
+WRITTEN = ("G", "dg_dstrain", "block_atom", "block_columns", "dg_dr")
 
 
 # --- older stores
@@ -455,11 +509,8 @@ def stores(folder):
 def test_a_new_store_replaces_older_ones_of_its_database(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     older = build(tmp_path, database="a.db").path
-    with pytest.raises(InterruptedError):
-        build(tmp_path, gas(seed=1), Interrupted(), database="a.db")
-    assert len(list(tmp_path.glob("*.building"))) == 1
     new = build(tmp_path, gas(seed=2), database=os.path.abspath("a.db"))
-    assert [path for path in tmp_path.iterdir() if path.is_dir()] == [new.path]
+    assert stores(tmp_path) == {new.path.name}
     assert f"removed an older descriptor store, 0.00 GB: {older}" in caplog.text
     assert_same(new, build(tmp_path / "fresh", gas(seed=2)))
 
@@ -472,7 +523,7 @@ def test_what_is_not_certainly_an_older_store_of_the_database_stays(tmp_path):
     (new / "notes.txt").write_text("mine")
     damaged = tmp_path / "descriptors-damaged"
     damaged.mkdir()
-    (damaged / "origin.json").write_text("{")
+    (damaged / "manifest.json").write_text("{")
     newer = build(tmp_path, gas(seed=5), database="a.db").path
     kept = {path.name for path in (other, unknown, in_use.path, damaged, newer)}
     assert stores(tmp_path) == {*kept, new.name}
@@ -483,23 +534,6 @@ def test_what_is_not_certainly_an_older_store_of_the_database_stays(tmp_path):
     del in_use
     newest = build(tmp_path, gas(seed=6), database="a.db").path.name
     assert stores(tmp_path) == {*kept - {released, newer.name}, new.name, newest}
-
-
-def test_a_store_that_another_process_builds_stays(tmp_path, small_shards):
-    process = Company(tmp_path, delay=0.05, database="a.db")
-    wait_for(lambda: n_shards(tmp_path) >= 2)
-    build(tmp_path, gas(seed=1), database="a.db")
-    assert len(list(tmp_path.glob("*.building"))) == 1
-    assert process.n_calls() == 40
-    backend = Polynomials()
-    build(tmp_path, backend=backend)
-    assert backend.n_calls == 0
-
-
-def test_no_lock_files_are_left(tmp_path, small_shards):
-    processes = [Company(tmp_path, 0.01) for _ in range(3)]
-    assert sorted(process.n_calls() for process in processes) == [0, 0, 40]
-    assert stores(tmp_path) == {build(tmp_path).path.name}
 
 
 # --- interruptions and company
@@ -517,26 +551,26 @@ class Company:
 
     def _run(self, folder, delay, kwargs):
         logging.basicConfig(filename=self.log, level=logging.INFO, force=True)
-        backend = Polynomials(delay=delay)
-        build(folder, backend=backend, **kwargs)
-        logging.info("calls %d", backend.n_calls)
+        descriptor = Polynomials(delay=delay)
+        build(folder, descriptor=descriptor, **kwargs)
+        logging.info("calls %d", descriptor.n_calls)
 
     def kill(self):
         self.process.kill()  # SIGKILL
         self.process.join()
 
     def n_calls(self):
-        """Wait for the end; how many shards this process computed."""
+        """Wait for the end; how many portions this process computed."""
         self.process.join(60)
         assert self.process.exitcode == 0, self.log.read_text()
         return int(self.log.read_text().split("calls")[1])
 
 
 @pytest.fixture
-def small_shards(monkeypatch):
+def small_portions(monkeypatch):
     """One structure each, 40 in all, as in the processes."""
-    monkeypatch.setattr(store_shards, "_LEAST_ROWS", 1)
-    monkeypatch.setattr(store_shards, "_SHARD_NUMBERS", 120)
+    monkeypatch.setattr(store_build, "LEAST_ROWS", 1)
+    monkeypatch.setattr(store_build, "PORTION_NUMBERS", 120)
 
 
 def wait_for(ready):
@@ -547,106 +581,41 @@ def wait_for(ready):
     raise AssertionError("the build did not begin")
 
 
-def n_shards(folder):
-    return sum(len(p.read_text().split("\n")) - 1 for p in folder.glob("*.building/journal-*"))
+def is_writing(folder):
+    return lambda: (folder / "building" / "dg_dr.npy").exists()
 
 
-def test_killed_build_goes_on(tmp_path, small_shards, caplog):
+def test_after_a_kill_the_build_starts_again(tmp_path, small_portions):
     process = Company(tmp_path, delay=0.1)
-    wait_for(lambda: n_shards(tmp_path) >= 5)
+    wait_for(is_writing(tmp_path))
     process.kill()
-    (journal,) = tmp_path.glob("*.building/journal-*")
-    done = [json.loads(line) for line in journal.read_text().split("\n") if line]
-    # half a line, a finished shard whose data went bad, and one of another plan
-    with open(journal, "a") as file:
-        file.write("\n" + json.dumps({**done[0], "rows": [0, 31]}) + '\n{"rows": [3')
-    with open(journal.parent / "dg_dr.npy", "r+b") as file:
-        file.seek(128 + done[1]["blocks"][0] * 3 * 4 * 4 + 5)
-        byte = file.read(1)
-        file.seek(-1, 1)
-        file.write(bytes([byte[0] ^ 255]))
-    caplog.set_level(logging.INFO)
-    backend = Polynomials()
-    store = build(tmp_path, backend=backend)
-    assert 5 <= len(done) < 40
-    assert backend.n_calls == 40 - len(done) + 1
-    assert f"{30 * (len(done) - 1)} of 1200 atoms were done already" in caplog.text
-    assert not list(tmp_path.glob("*.building"))
+    assert (tmp_path / "building").exists()
+    descriptor = Polynomials()
+    store = build(tmp_path, descriptor=descriptor)
+    assert descriptor.n_calls == 40
+    assert stores(tmp_path) == {store.path.name}
     assert_same(store, build(tmp_path / "fresh"))
 
 
-def test_one_process_builds_and_the_others_wait(tmp_path, small_shards):
+def test_one_process_builds_and_the_others_wait(tmp_path, small_portions):
     first = Company(tmp_path, delay=0.03)
-    wait_for(lambda: n_shards(tmp_path) >= 1)
+    wait_for(is_writing(tmp_path))
     others = [Company(tmp_path) for _ in range(2)]
     assert first.n_calls() == 40
     for process in others:
         assert process.n_calls() == 0
         assert "waiting for it" in process.log.read_text()
-    DescriptorStore(build(tmp_path).path, full_check=True)
+    store = DescriptorStore(build(tmp_path).path, full_check=True)
+    assert stores(tmp_path) == {store.path.name}
 
 
-def test_waiting_process_takes_over_from_a_killed_one(tmp_path, small_shards):
+def test_waiting_process_takes_over_from_a_killed_one(tmp_path, small_portions):
     first = Company(tmp_path, delay=0.1)
-    wait_for(lambda: n_shards(tmp_path) >= 3)
+    wait_for(is_writing(tmp_path))
     second = Company(tmp_path)
     wait_for(lambda: second.log.exists() and "waiting for it" in second.log.read_text())
     first.kill()
-    assert 0 < second.n_calls() < 40
-    assert_same(build(tmp_path), build(tmp_path / "fresh"))
-
-
-def test_ranks_share_the_work(tmp_path, small_shards):
-    ranks = [Company(tmp_path, 0.01, rank=rank, world_size=3) for rank in range(3)]
-    assert [process.n_calls() for process in ranks] == [14, 13, 13]
-    assert_same(build(tmp_path), build(tmp_path / "fresh"))
-    # and the next time all of them open it
-    ranks = [Company(tmp_path, 0.01, rank=rank, world_size=3) for rank in range(3)]
-    assert [process.n_calls() for process in ranks] == [0, 0, 0]
-
-
-@pytest.fixture
-def impatient(monkeypatch):
-    monkeypatch.setattr(store_build, "PATIENCE_S", 0.5)
-
-
-def test_a_rank_that_does_not_come_is_not_waited_for_forever(tmp_path, small_shards, impatient):
-    message = r"rank 0 waits for the other ranks to count.*nothing was written.*data\.store=false"
-    with pytest.raises(StoreError, match=message):
-        build(tmp_path, rank=0, world_size=2)
-
-
-def test_a_process_that_hangs_is_not_waited_for_forever(tmp_path, small_shards, impatient):
-    process = Company(tmp_path, delay=60)
-    wait_for(lambda: list(tmp_path.glob("*.building/dg_dr.npy")))
-    with pytest.raises(StoreError, match=r"another process builds .*nothing was written"):
-        build(tmp_path)
-    process.kill()
-    assert len(build(tmp_path)) == 40
-
-
-def test_a_process_that_works_is_waited_for(tmp_path, small_shards, impatient):
-    """Much longer than the patience with one that does nothing."""
-    process = Company(tmp_path, delay=0.05)
-    wait_for(lambda: n_shards(tmp_path) >= 1)
-    began = time.monotonic()
-    build(tmp_path, backend=Interrupted())
-    assert time.monotonic() - began > 1
-    assert process.n_calls() == 40
-
-
-def test_damage_of_counts_is_found(tmp_path, small_shards, monkeypatch):
-    """A build whose counts of neighbours went bad starts from the beginning."""
-    monkeypatch.setattr(Build, "_finish", lambda *args: sys.exit(3))
-    with pytest.raises(SystemExit):
-        build(tmp_path)
-    monkeypatch.undo()
-    (path,) = tmp_path.glob("*.building/n_blocks.npy")
-    counts = np.load(path)
-    counts[-1] += 1
-    np.save(path, counts)
-    with pytest.raises(StoreError, match="start again"):
-        build(tmp_path)
+    assert second.n_calls() == 40
     assert_same(build(tmp_path), build(tmp_path / "fresh"))
 
 
@@ -656,8 +625,8 @@ sys.path.insert(0, {here!r})
 import numpy as np, torch
 import test_store as t
 from schnetpack_softadapt import properties as keys
-from schnetpack_softadapt.descriptors.store import shards as store_shards
-from schnetpack_softadapt.descriptors.store.autograd import _HostJacobian
+from schnetpack_softadapt.descriptors.store import build as store_build
+from schnetpack_softadapt.descriptors.store.batch import HostMap
 def used():
     with open("/proc/self/status") as file:
         return 1024 * int(next(line for line in file if line.startswith("VmData")).split()[1])
@@ -667,15 +636,15 @@ def products(store, data):
         batch = {{keys.descriptors: torch.from_numpy(store.G[rows]), keys.store_rows:
                  torch.from_numpy(rows), **store.tensors()}}
         n = len(rows)
-        product = _HostJacobian(torch.zeros(n, 3), 1, torch.zeros(n, dtype=int), batch)
+        product = HostMap(torch.zeros(n, 3), 1, torch.zeros(n, dtype=int), batch)
         product.vjp(torch.ones(n, 40)); product.jvp(torch.ones(n, 3), torch.ones(1, 3, 3))
 data = t.gas(160, 30)
-store_shards._LEAST_ROWS, store_shards._SHARD_NUMBERS = 1, 30 * 40
-layout, backend = t.plain_layout(40), t.Polynomials(40)
-products(t.build({folder!r}, data[:3], backend, layout), data)  # compiles
+store_build.LEAST_ROWS, store_build.PORTION_NUMBERS = 1, 30 * 40
+descriptor = t.Polynomials(40)
+products(t.build({folder!r}, data[:3], descriptor), data)  # compiles
 allowed = 16_000_000
 resource.setrlimit(resource.RLIMIT_DATA, (used() + allowed,) * 2)
-store = t.build({folder!r}, data, backend, layout)
+store = t.build({folder!r}, data, descriptor)
 products(store, data)
 try:
     np.ones(store.nbytes // 3, np.uint8)

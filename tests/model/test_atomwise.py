@@ -6,10 +6,9 @@ import torch
 from schnetpack import properties
 
 from schnetpack_softadapt import properties as keys
-from schnetpack_softadapt.descriptors.elements import UnknownElementError
+from schnetpack_softadapt.descriptors.elements import ElementIndex, UnknownElementError
 from schnetpack_softadapt.model import ElementalAtomwise
 from schnetpack_softadapt.model.atomwise import _tiles
-from schnetpack_softadapt.model.elements import ElementIndex
 
 MO, TE, H = 42, 52, 1
 

@@ -13,9 +13,9 @@ from schnetpack_softadapt.data.database import write_database
 from schnetpack_softadapt.data.datamodule import SoftAdaptDataModule
 from schnetpack_softadapt.data.neighborlist import NeighborList
 from schnetpack_softadapt.data.structures import Structure
-from schnetpack_softadapt.model import ACSF, ACSFPotential, ElementalAtomwise, ForcesAndStress
+from schnetpack_softadapt.model import ACSF, DescriptorPotential, ElementalAtomwise, ForcesAndStress
 from schnetpack_softadapt.training.losses import EnergyLoss, ForcesLoss, StressLoss
-from schnetpack_softadapt.training.residuals import BatchResiduals
+from schnetpack_softadapt.training.optimizers.residuals import BatchResiduals
 
 CUTOFF = 4.5
 VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
@@ -59,7 +59,7 @@ def potential_and_batch(database, stress=True, seed=0, **network):
         store_dtype="float64",
     )
     datamodule.setup()
-    model = ACSFPotential(
+    model = DescriptorPotential(
         representation=ACSF(cutoff=CUTOFF, grid={"n_radial": 3, "n_angular_widths": 1}),
         input_modules=[Strain(), PairwiseDistances()],
         output_modules=[ElementalAtomwise(**network), ForcesAndStress(True, stress)],

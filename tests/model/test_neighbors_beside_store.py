@@ -17,7 +17,7 @@ from schnetpack_softadapt.data.datamodule import SoftAdaptDataModule
 from schnetpack_softadapt.data.neighborlist import NeighborList
 from schnetpack_softadapt.data.structures import Structure
 from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator
-from schnetpack_softadapt.model import ACSF, ACSFPotential, ElementalAtomwise, ForcesAndStress
+from schnetpack_softadapt.model import ACSF, DescriptorPotential, ElementalAtomwise, ForcesAndStress
 
 CUTOFF = 4.0
 
@@ -84,7 +84,7 @@ def data(database, store):
 
 def potential(datamodule, extra, added):
     torch.manual_seed(0)
-    model = ACSFPotential(
+    model = DescriptorPotential(
         # plain torch: not to wait for the compiler
         representation=ACSF(CUTOFF, grid={"n_radial": 3}, backend="reference"),
         input_modules=[Strain(), PairwiseDistances()],
@@ -154,7 +154,7 @@ def test_models_that_read_no_pairs_get_none(database, caplog):
 
 
 def test_a_model_of_other_classes_keeps_its_pairs(database):
-    """Only ACSFPotential knows all its modules."""
+    """Only DescriptorPotential knows all its modules."""
     stored = data(database, True)
     ACSF(CUTOFF, grid={"n_radial": 3}, backend="reference").datamodule(stored)
     batch = stored.train_dataset.batch([0])

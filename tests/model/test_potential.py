@@ -24,7 +24,13 @@ from schnetpack_softadapt.data.datamodule import SoftAdaptDataModule
 from schnetpack_softadapt.data.neighborlist import NeighborList
 from schnetpack_softadapt.data.structures import Structure
 from schnetpack_softadapt.descriptors.elements import UnknownElementError
-from schnetpack_softadapt.model import ACSF, ACSFPotential, ElementalAtomwise, ForcesAndStress
+from schnetpack_softadapt.model import (
+    ACSF,
+    DescriptorPotential,
+    ElementalAtomwise,
+    EnergyScale,
+    ForcesAndStress,
+)
 
 CUTOFF = 4.5
 GRID = {"n_radial": 4}
@@ -80,7 +86,7 @@ def data(database, cls=SoftAdaptDataModule, **kwargs):
 
 def potential(datamodule=None, **kwargs):
     torch.manual_seed(0)
-    model = ACSFPotential(
+    model = DescriptorPotential(
         representation=ACSF(cutoff=CUTOFF, grid=GRID, **kwargs.pop("representation", {})),
         input_modules=[Strain(), PairwiseDistances()],
         output_modules=[
@@ -111,8 +117,8 @@ def evaluate(model, *atoms_list):
 
 
 def test_completed_from_the_data(model):
-    assert model.representation.layout.elements == (29, 79)
-    assert model.representation.n_atom_basis == model.representation.layout.n_columns
+    assert model.representation.descriptor.elements == (29, 79)
+    assert model.representation.n_atom_basis == model.representation.descriptor.n_columns
     assert model.metadata["elements"] == ["Cu", "Au"]
     assert model.metadata["units"]["energy"] == "eV"
     assert model.metadata["units"]["length"] == "Ang"
@@ -123,7 +129,7 @@ def test_completed_from_the_data(model):
 
 def test_a_run_says_little_of_its_many_functions(database, caplog):
     with caplog.at_level(logging.INFO, "schnetpack_softadapt"):
-        layout = potential(data(database)).representation.layout
+        layout = potential(data(database)).representation.descriptor
     assert layout.summary() in caplog.text
     assert "r_s=" not in caplog.text  # the table, of 160 lines for two elements
     with caplog.at_level(logging.DEBUG, "schnetpack_softadapt"):
@@ -140,7 +146,7 @@ def test_scaled_training_descriptors_have_mean_zero_and_range_one(model, databas
         scaled.append(inputs[keys.scalar_representation])
         numbers.append(sample[properties.Z])
     scaled, numbers = torch.cat(scaled), torch.cat(numbers)
-    for z, n in model.representation.layout.n_functions.items():
+    for z, n in model.representation.descriptor.n_functions.items():
         x = scaled[numbers == z, :n]
         # the data module gives positions in float32, of which the range magnifies the rounding
         torch.testing.assert_close(x.mean(0), torch.zeros(n).double(), rtol=0, atol=1e-6)
@@ -207,7 +213,7 @@ def test_batch_equals_single_structures(model):
 def test_stored_route_equals_computed_route(database, model):
     """The same model on batches from the store and on neighbour lists; float64 store."""
     datamodule = data(database, store=True, store_dtype="float64")
-    datamodule.attach_descriptors(model.representation.layout)
+    datamodule.attach_descriptors(model.representation.descriptor)
     with_pairs = data(database)
     for train in (False, True):
         model.train(train)
@@ -238,7 +244,7 @@ def test_stored_route_equals_computed_route(database, model):
 def test_training_step_under_detect_anomaly(database, model, store):
     """Through SchNetPack's modules: the second derivative by positions, which nobody reads."""
     datamodule = data(database, store=store)
-    datamodule.attach_descriptors(model.representation.layout)
+    datamodule.attach_descriptors(model.representation.descriptor)
     batch = next(iter(datamodule.val_dataloader()))
     assert (keys.descriptors in batch) == store
     batch = {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
@@ -270,7 +276,7 @@ def test_saved_model_holds_no_store(database, tmp_path):
 def test_stock_data_module(database):
     """The representation and the networks complete themselves from SchNetPack's data module too."""
     stock = potential(data(database, AtomsDataModule))
-    assert stock.representation.layout.elements == (29, 79)
+    assert stock.representation.descriptor.elements == (29, 79)
     assert stock.representation.scaling.is_fitted
     networks = stock.output_modules[0]
     assert networks.elements == (29, 79)
@@ -289,7 +295,7 @@ def test_pieces_in_a_stock_potential_with_offsets():
         representation=representation,
         input_modules=[PairwiseDistances()],
         output_modules=[
-            ElementalAtomwise(n_in=representation.layout.n_functions, elements=["Cu", "Au"]),
+            ElementalAtomwise(n_in=representation.descriptor.n_functions, elements=["Cu", "Au"]),
             ForcesAndStress(),
         ],
         postprocessors=[
@@ -386,3 +392,22 @@ def test_hessian_through_the_reference_backend_only(database):
     minus.positions[1, 2] -= h
     difference = evaluate(model, plus)["forces"][0, 0] - evaluate(model, minus)["forces"][0, 0]
     assert hessians["reference"][1, 2] == pytest.approx(-difference / (2 * h), abs=1e-5)
+
+
+def test_energy_scale_is_the_spread_of_an_atomic_energy(tmp_path):
+    """n independent atomic energies of this size sum to energies that spread by scale sqrt(n)."""
+    rng = np.random.default_rng(3)
+    structures = []
+    for n in rng.integers(2, 9, 400):
+        energy = -3.0 * n + 0.05 * np.sqrt(n) * rng.standard_normal()
+        positions = rng.uniform(0, 4, (n, 3))
+        structures.append(Structure([1] * n, positions, 9 * np.eye(3), [True] * 3, energy))
+    write_database(tmp_path / "h.db", structures, provenance="random")
+    training = SoftAdaptDataModule(str(tmp_path / "h.db"), 10, 380, 10, 10, store=False)
+    training.setup()
+    module = EnergyScale()
+    module.datamodule(training)
+    assert module.scale.item() == pytest.approx(0.05, rel=0.1)  # 380 samples: 3.6 % a sigma
+    energies = torch.tensor([2.0, -1.0])
+    after = module({"energy": energies.clone()})["energy"]
+    torch.testing.assert_close(after, energies * module.scale, rtol=0, atol=0)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from fake_run import write_history, write_run
 
+from schnetpack_softadapt.quantities import ENERGY, FORCES, STRESS
 from schnetpack_softadapt.reports.history import read_history
-from schnetpack_softadapt.reports.quantities import ENERGY, FORCES, STRESS
 from schnetpack_softadapt.reports.run import Run
 
 
@@ -41,7 +41,7 @@ def test_resumed_csv_logger_continues_from_its_checkpoint(tmp_path):
         folder.mkdir(parents=True)
         (folder / "metrics.csv").write_text(text)
     history = read_history(tmp_path)
-    assert history.source == "CSV logger"
+    assert history.source == "the CSV logger"
     assert history.get("val_loss").tolist() == [9.0, 7.0, 6.0]
     assert history.get("train_loss").tolist() == [5.0, 3.0, 2.0]  # steps of an epoch averaged
 
@@ -112,8 +112,8 @@ def test_keys_are_those_of_the_models_modules(tmp_path):
         "task:\n  outputs:\n  - {name: U, target_property: energy_label}\n"
     )
     run = Run.read(tmp_path)
-    assert [run.output_key(q) for q in (ENERGY, FORCES, STRESS)] == ["U", "F", "stress"]
-    assert [run.target_key(key) for key in ("U", "F")] == ["energy_label", "F"]
+    assert [run.model_key(q) for q in (ENERGY, FORCES, STRESS)] == ["U", "F", "stress"]
+    assert [run.data_key(key) for key in ("U", "F")] == ["energy_label", "F"]
 
 
 def test_loss_panel_sums_unweighted_components(tmp_path):

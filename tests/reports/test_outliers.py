@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from fake_run import make_arrays, write_run
 
-from schnetpack_softadapt.data.stress_labels import StressRepair
+from schnetpack_softadapt.data.importing.stress_labels import StressRepair
 from schnetpack_softadapt.reports.outliers import find_outliers, find_stress_order
 from schnetpack_softadapt.reports.predictions import Predictions
 from schnetpack_softadapt.reports.report import read_runs, terminal_summary, write_report
@@ -20,7 +20,7 @@ def subset(name="train", arrays=None, **changes):
 
 
 def test_sound_data_have_none():
-    assert find_outliers([subset()]) == []
+    assert find_outliers([subset()]).empty
 
 
 def test_exchanged_shear_components_are_found():
@@ -28,9 +28,9 @@ def test_exchanged_shear_components_are_found():
     k = int(np.argmax(np.abs(stress[:, 0, 2] - stress[:, 1, 2])))
     order = [1, 0, 2]
     stress[k] = stress[k][order][:, order]  # xx with yy, and xz with yz
-    (found,) = find_outliers([subset(stress_ref=stress)])
-    assert (found.index, found.quantity, found.subset) == (100 + k, "stress", "train")
-    assert found.times > 8
+    [found] = find_outliers([subset(stress_ref=stress)]).to_dict("records")
+    assert (found["index"], found["quantity"], found["subset"]) == (100 + k, "stress", "train")
+    assert found["times"] > 8
 
 
 def test_size_by_hand():
@@ -41,13 +41,20 @@ def test_size_by_hand():
     forces = np.full((4 * n, 3), 0.1)
     forces[-1] = [30.0, 0.0, 0.0]
     arrays |= {"forces": forces, "forces_ref": np.zeros_like(forces)}
-    large, force = find_outliers([Predictions.from_arrays("val", arrays)])
-    assert (force.quantity, force.index, force.group, force.n_atoms) == ("forces", None, "", 4)
+    large, force = find_outliers([Predictions.from_arrays("val", arrays)]).to_dict("records")
     rms = 1e3 * np.sqrt((900.0 + 9 * 0.01) / 12)
-    assert force.error == pytest.approx(rms)
-    assert force.times == pytest.approx(rms / 100.0)
+    assert force == {
+        "subset": "val",
+        "index": None,
+        "group": "",
+        "n_atoms": 4,
+        "quantity": "forces",
+        "error": pytest.approx(rms),
+        "unit": "meV/Å",
+        "times": pytest.approx(rms / 100.0),
+    }
     # relative to the median of the errors, which is -1 or 1 meV/atom or in between
-    assert large.error == pytest.approx(100.0, abs=1.0)
+    assert large["error"] == pytest.approx(100.0, abs=1.0)
 
 
 def test_masked_and_few_structures_do_not_count():
@@ -56,11 +63,11 @@ def test_masked_and_few_structures_do_not_count():
     stress = make_arrays()["stress_ref"]
     stress[0] += 10.0
     stress[7] += 10.0
-    assert find_outliers([subset(stress_ref=stress, stress_mask=mask)]) == []
+    assert find_outliers([subset(stress_ref=stress, stress_mask=mask)]).empty
     mask[:15] = 1.0
     mask[7] = 0.0
     found = find_outliers([subset(stress_ref=stress, stress_mask=mask)])
-    assert [o.index for o in found] == [100]
+    assert found["index"].tolist() == [100]
 
 
 def test_report_names_them(tmp_path):

@@ -12,7 +12,6 @@ from schnetpack.transform import AddOffsets, CastTo64
 
 from schnetpack_softadapt.cli.main import main
 from schnetpack_softadapt.reports.predict import predict_missing
-from schnetpack_softadapt.reports.predictions import Predictions
 
 KCAL = units.kcal / units.mol
 SPLIT = {"train_idx": [5, 0, 3], "val_idx": [1, 4], "test_idx": [2]}
@@ -97,29 +96,28 @@ def test_predictions_of_a_stock_run(stock, capsys):
         neighbor_list=schnetpack.transform.ASENeighborList(cutoff=4.0), dtype=torch.float32
     )
     for subset in ("train", "val", "test"):
-        predictions = Predictions.load(run / "predictions" / f"{subset}.npz")
+        arrays = dict(np.load(run / "predictions" / f"{subset}.npz"))
         indices = sorted(SPLIT[f"{subset}_idx"])
-        assert predictions.index.tolist() == indices
-        assert predictions.n_atoms.tolist() == [len(systems[k]) for k in indices]
+        assert arrays["index"].tolist() == indices
+        assert arrays["n_atoms"].tolist() == [len(systems[k]) for k in indices]
         # References are what went into the database: no offset taken off, units converted back.
         # float64 and two conversions: 1e-10
         energies = [references[k][0] for k in indices]
-        assert predictions.energy_ref == pytest.approx(energies, rel=1e-10)
+        assert arrays["energy_ref"] == pytest.approx(energies, rel=1e-10)
         forces = np.concatenate([references[k][1] for k in indices])
-        assert predictions.forces_ref == pytest.approx(forces, rel=1e-10)
-        assert predictions.stress is None
-        assert [predictions.group_names[g] for g in predictions.group] == [
-            ["gas", "liquid"][k % 2] for k in indices
-        ]
+        assert arrays["forces_ref"] == pytest.approx(forces, rel=1e-10)
+        assert "stress" not in arrays
+        names = arrays["group_names"][arrays["group"]].tolist()
+        assert names == [["gas", "liquid"][k % 2] for k in indices]
         # Predictions are those of the model on each structure alone; the network is float32 and
         # sums in another order in a batch.
-        for k, energy in zip(indices, predictions.energy, strict=True):
+        for k, energy in zip(indices, arrays["energy"], strict=True):
             result = model(converter(systems[k]))
             assert energy == pytest.approx(result["energy"].item() * KCAL, rel=1e-6)
     result = model(converter(systems[2]))
     expected = result["forces"].detach().numpy() * KCAL
     # forces below float32 rounding of sums around 1 kcal/mol/Ang do not count
-    assert predictions.forces == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert arrays["forces"] == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
 def test_existing_predictions_stay(stock):

@@ -2,27 +2,28 @@
 
 import csv
 import json
-import os
 import re
 import statistics
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 from fake_run import expected_rmse, write_run
+from matplotlib import rc_context
 
 from schnetpack_softadapt.cli.main import main
 from schnetpack_softadapt.reports import page as html
 from schnetpack_softadapt.reports import style
-from schnetpack_softadapt.reports.compare import Spread, group_runs
-from schnetpack_softadapt.reports.curves import training_picture
-from schnetpack_softadapt.reports.parity import interleaved
+from schnetpack_softadapt.reports.compare import group_runs, spread_text
+from schnetpack_softadapt.reports.errors import duration, figures
+from schnetpack_softadapt.reports.parity import draw_parity, interleaved
 from schnetpack_softadapt.reports.report import read_runs, terminal_summary, write_report
 from schnetpack_softadapt.reports.run import Run
-from schnetpack_softadapt.reports.tables import duration, figures
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -35,7 +36,7 @@ def quick_pictures(monkeypatch):
     """
 
     def drawn(draw, *args):
-        with style.styled():
+        with rc_context(style._RC):
             return None if draw(*args) is None else PNG
 
     monkeypatch.setattr(html, "png_bytes", drawn)
@@ -50,9 +51,9 @@ def one(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def several(tmp_path_factory):
+def four_runs(tmp_path_factory):
     """Two settings with two seeds each: folders, arrays by folder, folder of the report."""
-    base = tmp_path_factory.mktemp("several")
+    base = tmp_path_factory.mktemp("four_runs")
     arrays = {}
     for beta in (0.1, 1.0):
         for seed in (0, 1):
@@ -133,8 +134,8 @@ def test_numbers_in_json_and_csv(one):
     }
 
 
-def test_csv_and_json_agree(one, several):
-    for _, _, out in (one, several):
+def test_csv_and_json_agree(one, four_runs):
+    for _, _, out in (one, four_runs):
         table = _csv(out)
         rows = [{"run": run["name"], **row} for run in _json(out)["runs"] for row in run["errors"]]
         assert len(table) == len(rows) > 0
@@ -142,8 +143,8 @@ def test_csv_and_json_agree(one, several):
             assert line == {key: "" if value is None else str(value) for key, value in row.items()}
 
 
-def test_page_is_self_contained(one, several):
-    for _, _, out in (one, several):
+def test_page_is_self_contained(one, four_runs):
+    for _, _, out in (one, four_runs):
         page, text = _page(out)
         assert page.images
         for image in page.images:
@@ -158,10 +159,14 @@ def test_page_is_self_contained(one, several):
 
 
 def test_text_of_users_is_escaped():
-    text = html.table("<a>", ["<b>"], [["<c>", "<d>"]]) + html.points(["<e>"])
-    text += html.paragraph("<f>") + html.heading("<g>") + html.figure(PNG, '"<h>', "<i>")
-    text += html.page("<j>", [])
-    for letter in "abcdefghij":
+    cells = pd.DataFrame({"<b>": ["<d>"]}, index=pd.Index(["<c>"], name="<k>"))
+    text = html.table("<a>", cells) + html.points(["<e>"])
+    text += html.paragraph("<f>") + html.figure(PNG, '"<h>', "<i>") + html.page("<j>", [])
+    report = html.Report(Path("no_folder"))
+    report.heading("<g>")
+    report.add("text")
+    text += report.blocks[0]
+    for letter in "abcdefghijk":
         assert f"&lt;{letter}&gt;" in text
     assert 'alt="&quot;' in text
 
@@ -176,8 +181,8 @@ def test_page_shows_the_numbers(one):
     assert "best epoch 24" in text
 
 
-def test_pictures_stand_before_tables(one, several):
-    for _, _, out in (one, several):
+def test_pictures_stand_before_tables(one, four_runs):
+    for _, _, out in (one, four_runs):
         _, text = _page(out)
         assert text.rindex("<img") < text.index("<table")
 
@@ -211,10 +216,6 @@ def test_all_pictures_are_there(one):
     _, _, out = one
     expected = {
         "parity.png",
-        "parity_energy.png",
-        "parity_forces.png",
-        "parity_stress.png",
-        "differences.png",
         "histograms.png",
         "learning_curves.png",
         "loss_weights.png",
@@ -283,20 +284,10 @@ def test_metrics_only(tmp_path):
     assert (row["source"], row["mae"], row["n"]) == ("metrics.json", None, None)
 
 
-def test_disagreeing_files_are_noted(tmp_path):
-    write_run(tmp_path / "run")
-    file = tmp_path / "run" / "metrics.json"
-    metrics = json.loads(file.read_text())
-    metrics["val"]["forces_rmse_meV_per_Ang"] *= 1.5
-    file.write_text(json.dumps(metrics))
-    notes = Run.read(tmp_path / "run").notes
-    assert len(notes) == 1
-    assert "validation RMSE of forces" in notes[0]
-
-
-def test_not_finite_predictions_are_noted_and_json_is_valid(tmp_path):
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_not_finite_predictions_are_noted_and_json_is_valid(tmp_path, value):
     arrays = write_run(tmp_path / "run", metrics=False)["val"]
-    arrays["forces"][0, 0] = np.nan
+    arrays["forces"][0, 0] = value
     np.savez(tmp_path / "run" / "predictions" / "val.npz", **arrays)
     [run] = read_runs([tmp_path / "run"])
     assert any("forces values of the validation" in note for note in run.notes)
@@ -308,8 +299,8 @@ def test_not_finite_predictions_are_noted_and_json_is_valid(tmp_path):
     assert row["rmse"] is None
 
 
-def test_seeds_share_a_group(several):
-    _, arrays, out = several
+def test_seeds_share_a_group(four_runs):
+    _, arrays, out = four_runs
     content = _json(out)
     assert [group["label"] for group in content["groups"]] == ["beta 0.1", "beta 1.0"]
     assert [len(group["runs"]) for group in content["groups"]] == [2, 2]
@@ -328,12 +319,12 @@ def test_seeds_share_a_group(several):
     assert set(content["figures"]) == {"compared_errors.png", "compared_curves.png"}
     assert out == next(iter(arrays)).parent / "report"
     _, text = _page(out)
-    assert str(Spread(tuple(values))) in text
+    assert spread_text(np.mean(values), np.std(values, ddof=1)) in text
     assert "mean ± standard deviation over seeds" in text
 
 
-def test_summary_of_several_runs(several):
-    _, arrays, _ = several
+def test_summary_of_several_runs(four_runs):
+    _, arrays, _ = four_runs
     lines = terminal_summary(read_runs(list(arrays))).splitlines()
     assert lines[0].split()[0] == "RMSE"
     assert sum(line.startswith("beta 0.1, ") for line in lines) == 3
@@ -364,20 +355,6 @@ def test_stale_pictures_go_and_other_files_stay(tmp_path):
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
 
 
-def test_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):
-    file = tmp_path / "report.json"
-    file.write_text("old")
-
-    def fail(*_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        style.write_atomically(file, "new")
-    assert file.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [file]
-
-
 @pytest.mark.parametrize(
     ("prepare", "match"),
     [
@@ -395,15 +372,6 @@ def test_what_is_no_run_is_refused(tmp_path, capsys, prepare, match):
     assert str(tmp_path / "run") in message
 
 
-def test_training_picture(tmp_path):
-    write_run(tmp_path / "run", subsets=(), n_epochs=200)
-    training_picture(tmp_path / "run", tmp_path / "picture.png")
-    assert (tmp_path / "picture.png").read_bytes().startswith(PNG)
-    write_run(tmp_path / "none", subsets=(), n_epochs=None)
-    with pytest.raises(ValueError, match="no logged loss weights"):
-        training_picture(tmp_path / "none", tmp_path / "other.png")
-
-
 def test_one_epoch_one_structure_and_one_quantity(tmp_path):
     arrays = write_run(
         tmp_path / "run", subsets=("val",), n_epochs=1, metrics=False, sizes={"val": 1}
@@ -411,8 +379,10 @@ def test_one_epoch_one_structure_and_one_quantity(tmp_path):
     few = {key: arrays[key] for key in ("n_atoms", "numbers", "energy", "energy_ref")}
     np.savez(tmp_path / "run" / "predictions" / "val.npz", **few)
     out = write_report(read_runs([tmp_path / "run"]))
-    assert "parity_energy.png" in _json(out)["figures"]
-    assert "parity_forces.png" not in _json(out)["figures"]
+    assert "parity.png" in _json(out)["figures"]
+    run = Run.read(tmp_path / "run")
+    titles = [axes.get_title() for axes in draw_parity(list(run.predictions.values())).axes]
+    assert titles == ["Energy", ""]
 
 
 def test_matplotlib_of_the_caller_is_untouched(tmp_path):
@@ -439,14 +409,16 @@ def test_no_pyplot_and_light_help():
 def test_thinning_keeps_every_spot_and_all_outliers():
     rng = np.random.default_rng(1)
     x = np.concatenate([rng.normal(0, 0.1, 100_000), [-9.0, 9.0]])
-    y = x.copy()
-    px, py, colours = interleaved({"train": (x, y), "val": (x[:10], y[:10])}, (-10, 10), (-10, 10))
-    assert len(px) == len(py) == len(colours) < 200
-    assert {-9.0, 9.0} <= set(px.tolist())
-    assert set(colours) == {style.SUBSET_COLOURS["train"], style.SUBSET_COLOURS["val"]}
+    table = pd.DataFrame({"reference": x, "prediction": x, "error": 0.0})
+    table.loc[7, "error"] = 3.0
+    points = interleaved({"train": table, "val": table[:10]})
+    assert len(points) < 200
+    assert {-9.0, 9.0} <= set(points["reference"])
+    assert 3.0 in set(points["error"])
+    assert set(points["colour"]) == {style.SUBSET_COLOURS[name] for name in ("train", "val")}
 
 
-def test_numbers_for_people():
+def test_numbers_for_readers():
     assert [figures(v) for v in (None, float("nan"), 0.0, 2.345, 23.45, 2345.6, 1.2e-7)] == [
         "–",
         "–",
@@ -462,6 +434,6 @@ def test_numbers_for_people():
         "2 min 05 s",
         "2 h 03 min",
     ]
-    assert str(Spread((3.68, 3.70, 3.60))) == "3.66 ± 0.05"
-    assert str(Spread((40.0, 46.0, 52.0))) == "46.0 ± 6.0"
-    assert Spread((1.0, 2.0, 4.0)).deviation == pytest.approx(statistics.stdev([1, 2, 4]))
+    for values, text in (((3.68, 3.70, 3.60), "3.66 ± 0.05"), ((40.0, 46.0, 52.0), "46.0 ± 6.0")):
+        assert spread_text(statistics.mean(values), statistics.stdev(values)) == text
+    assert spread_text(3.68, np.nan) == "3.68"

@@ -1,6 +1,7 @@
 """SchNetPack's own experiments with one override, and its outputs in Python."""
 
 import csv
+import json
 import subprocess
 import sys
 
@@ -20,12 +21,18 @@ from toy_runs import toy_trainer
 
 import schnetpack_softadapt
 from schnetpack_softadapt.data.statistics import composition_fit, training_targets
-from schnetpack_softadapt.model import ACSF, ACSFPotential, ElementalAtomwise, ForcesAndStress
+from schnetpack_softadapt.model import (
+    ACSF,
+    DescriptorPotential,
+    ElementalAtomwise,
+    ElementShift,
+    ForcesAndStress,
+)
 from schnetpack_softadapt.model.outputs import property_kinds
 from schnetpack_softadapt.training.losses import EnergyLoss, ForcesLoss
-from schnetpack_softadapt.training.outputs import OutputLoss, components_of
+from schnetpack_softadapt.training.model_outputs import ModelOutputLoss, components_of
+from schnetpack_softadapt.training.rules import Likelihood
 from schnetpack_softadapt.training.task import SoftAdaptTask
-from schnetpack_softadapt.training.weighting import Likelihood
 
 KCAL = 23.060541945329334  # kcal/mol per eV
 
@@ -249,10 +256,78 @@ def test_components_are_recognised_by_the_modules_of_the_model():
         ModelOutput("F", torch.nn.MSELoss(), 0.0, metrics={}),
     ]
     made = components_of(outputs, model)
-    assert [type(c) for c in made] == [EnergyLoss, ForcesLoss, *[OutputLoss] * 4]
+    assert [type(c) for c in made] == [EnergyLoss, ForcesLoss, *[ModelOutputLoss] * 4]
     assert (made[0].loss, made[0].loss_weight) == ("mae", 2.0)
     assert made[1].target_property == "forces_label"
     assert [c.is_trained for c in made] == [True] * 5 + [False]
+
+
+def head(key, **kwargs):
+    return atomistic.Atomwise(n_in=8, output_key=key, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("heads", "kinds"),
+    [
+        ([head("energy_U0")], {"energy_U0": "energy"}),
+        ([head("enthalpy_H"), head("charge")], {"enthalpy_H": "energy"}),
+        ([head("U"), atomistic.DipoleMoment(8, predict_magnitude=True)], {"U": "energy"}),
+        ([ElementalAtomwise(output_key="label")], {"label": "energy"}),
+        ([head("y"), ElementShift("y")], {"y": "energy"}),
+        # any scalar: only its name can say
+        ([head("homo")], {}),
+        ([head("energy_gap")], {}),
+        ([head("isotropic_polarizability")], {}),
+        ([head("heat_capacity")], {}),
+        ([head("energy", aggregation_mode="avg")], {}),
+        ([head("energy", n_out=3)], {}),
+        ([atomistic.DipoleMoment(8, predict_magnitude=True, dipole_key="energy")], {}),
+        # which of the two
+        ([head("energy_U0"), head("energy_U")], {}),
+    ],
+    ids=str,
+)
+def test_energies_without_forces(heads, kinds):
+    model = painn(forces=False)
+    model.output_modules = torch.nn.ModuleList(heads)
+    assert property_kinds(model) == kinds
+
+
+def qm9(path, *more):
+    """SchNetPack's qm9 experiment on a data set of ours: no forces."""
+    return (
+        "experiment=qm9_atomwise",
+        f"data.datapath={path}",
+        "data._target_=schnetpack.data.AtomsDataModule",
+        "~data.remove_uncharacterized",
+        "~data.property_units",
+        "data.transforms.1.remove_atomrefs=false",
+        "model.postprocessors.1.add_atomrefs=false",
+        "data.num_train=16",
+        "data.num_val=4",
+        "+data.num_test=4",
+        "trainer.max_epochs=3",
+        *more,
+    )
+
+
+def test_schnetpacks_qm9_experiment_has_errors_per_atom(tmp_path, monkeypatch):
+    path = write_molecules(tmp_path / "named.db", "energy_U0", "F", "eV")
+    run = spktrain(
+        monkeypatch,
+        tmp_path,
+        *qm9(path, "task=softadapt_task", "callbacks=[acsf_callbacks]", "~callbacks.progress"),
+    )
+    values = logged(run)
+    # the user's metric is that of structures (3 to 6 atoms), ours per atom: both in eV here
+    theirs = values["test_energy_U0_mae"][-1]
+    assert 0.02 < values["train_energy_U0_loss"][0] < 20.0
+    metrics = json.loads((run / "metrics.json").read_text())["test"]
+    assert metrics.keys() >= {"energy_mae_meV_per_atom", "energy_rmse_meV_per_atom"}
+    assert 1 / 6 < metrics["energy_mae_meV_per_atom"] / 1e3 / theirs < 1 / 3
+    with np.load(run / "predictions/test.npz") as arrays:
+        mae = np.abs(arrays["energy"] - arrays["energy_ref"]).mean()
+    assert mae == pytest.approx(theirs, rel=1e-5)  # float32 energies of some eV
 
 
 class EnergySize(torch.nn.Module):
@@ -313,7 +388,7 @@ def test_constraints_hold_in_the_loss_and_in_the_count(molecules, tmp_path):
     forces = ModelOutput("forces", torch.nn.MSELoss(), metrics={}, constraints=[constraint])
     task = SoftAdaptTask(painn(), [energy(), forces], standardize=False)
     trainer, record = fit(task, molecules, tmp_path)
-    assert isinstance(task.outputs[1], OutputLoss)
+    assert isinstance(task.outputs[1], ModelOutputLoss)
     heavy = [float(s["selected"].sum()) for s in trainer.datamodule.train_dataset]
     labels = task.outputs[1].labels(training_targets(trainer.datamodule))
     assert labels == pytest.approx(3 * np.mean(heavy))
@@ -345,7 +420,7 @@ def test_loaders_without_a_data_module(molecules, tmp_path):
 
 
 def test_second_order_optimizers_refuse_losses_that_are_no_residuals(molecules, tmp_path):
-    from schnetpack_softadapt.training.kalman import KalmanFilter
+    from schnetpack_softadapt.training.optimizers import KalmanFilter
 
     outputs = [energy(), ModelOutput("forces", torch.nn.HuberLoss(), metrics={})]
     task = SoftAdaptTask(painn(), outputs, optimizer_cls=KalmanFilter, optimizer_args={"lr": 0.5})
@@ -379,7 +454,7 @@ def test_symmetry_functions_with_keys_of_any_name(tmp_path):
     """Shifts, scale, losses and labels all follow the names that the modules were given."""
     path = write_molecules(tmp_path / "named.db", "energy_U0", "F")
     torch.manual_seed(0)
-    potential = ACSFPotential(
+    potential = DescriptorPotential(
         ACSF(4.0, grid={"n_radial": 4, "n_angular_widths": 1, "zetas": [1]}),
         input_modules=[atomistic.PairwiseDistances()],
         output_modules=[

@@ -10,9 +10,9 @@ from omegaconf import OmegaConf
 from test_drop_in import KCAL, OTHER_NAMES, logged, md17, spktrain, write_molecules
 
 from schnetpack_softadapt.cli.main import main
+from schnetpack_softadapt.quantities import ENERGY, FORCES
 from schnetpack_softadapt.reports.curves import draw_learning, draw_weights
 from schnetpack_softadapt.reports.predict import predict_missing
-from schnetpack_softadapt.reports.quantities import ENERGY, FORCES
 from schnetpack_softadapt.reports.run import Run
 
 OURS = ("task=softadapt_task", "callbacks=[acsf_callbacks]", "~callbacks.progress")

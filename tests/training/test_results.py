@@ -18,14 +18,10 @@ from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunctio
 from schnetpack_softadapt.reports.outliers import find_outliers
 from schnetpack_softadapt.reports.predict import predict_missing
 from schnetpack_softadapt.reports.predictions import Predictions
-from schnetpack_softadapt.training.results import (
-    ResultsWriter,
-    format_table,
-    predict,
-    subset_metrics,
-)
+from schnetpack_softadapt.training.predictions import predict_subset, prediction_errors
+from schnetpack_softadapt.training.results import ResultsWriter, format_table
 
-OUTPUTS = {kind: (kind, kind) for kind in ("energy", "forces", "stress")}
+NAMES = {kind: (kind, kind) for kind in ("energy", "forces", "stress")}
 KEYS = {
     f"{kind}_{metric}_{unit}"
     for kind, unit in (("energy", "meV_per_atom"), ("forces", "meV_per_Ang"), ("stress", "MPa"))
@@ -66,7 +62,7 @@ def test_files_of_a_finished_run(database, tmp_path, stock, capsys):
         assert arrays["numbers"].shape == (n_atoms,)
         assert arrays["stress_mask"].dtype == bool
         assert list(arrays["index"]) == sorted(getattr(datamodule, f"{subset}_idx"))
-        found = subset_metrics(arrays)
+        found = prediction_errors(arrays)
         assert found == pytest.approx(metrics[subset], rel=1e-12)
         assert list(arrays["group_names"]) == ["small", "large"]
         assert list(arrays["group"]) == [i % 2 for i in arrays["index"]]
@@ -74,7 +70,7 @@ def test_files_of_a_finished_run(database, tmp_path, stock, capsys):
 
 def test_references_are_those_of_the_database(database, tmp_path):
     _, task, datamodule = toy_runs.run(tmp_path, database, 1)
-    arrays = predict(task.model, datamodule, "train", OUTPUTS)
+    arrays = predict_subset(task.model, datamodule, "train", NAMES)
     structures = toy_runs.emt_structures(18)
     first = 0
     for k, index in enumerate(arrays["index"]):
@@ -150,7 +146,7 @@ def test_training_and_report_write_the_same_file(database, tmp_path, cls):
         assert again.keys() == arrays.keys()
         for key, values in arrays.items():
             assert again[key].dtype == values.dtype
-            if key in OUTPUTS:
+            if key in NAMES:
                 # float32 networks, summed in batches of other structures
                 assert again[key] == pytest.approx(values, rel=1e-5, abs=1e-6)
             else:
@@ -159,13 +155,13 @@ def test_training_and_report_write_the_same_file(database, tmp_path, cls):
         assert arrays["energy_ref"] == pytest.approx(energies, rel=1e-12)
     # the loss saw energies without their mean, the file has it on both sides
     assert float(offsets.mean) > 0.1  # eV/atom, of errors of 0.3
-    rmse = subset_metrics(trained[1])["energy_rmse_meV_per_atom"]
+    rmse = prediction_errors(trained[1])["energy_rmse_meV_per_atom"]
     [row] = toy_runs.history(tmp_path)
     assert rmse == pytest.approx(1e3 * row["val_energy_rmse"], rel=1e-5)
     wrong = dict(trained[0])
     wrong["energy_ref"] = wrong["energy_ref"] + 100.0 * (wrong["index"] == wrong["index"][4])
     doubtful = Predictions.from_arrays("train", wrong)
-    assert wrong["index"][4] in {o.index for o in find_outliers([doubtful])}
+    assert wrong["index"][4] in set(find_outliers([doubtful])["index"])
 
 
 def test_metrics_by_hand():
@@ -179,7 +175,7 @@ def test_metrics_by_hand():
     }
     arrays["stress"][0, 0, 1] = arrays["stress"][0, 1, 0] = 6e-3 * units.GPa
     arrays["stress"][1] = 1e9
-    metrics = subset_metrics(arrays)
+    metrics = prediction_errors(arrays)
     assert metrics["energy_rmse_meV_per_atom"] == pytest.approx((2.5) ** 0.5)
     assert metrics["energy_mae_meV_per_atom"] == pytest.approx(1.5)
     assert metrics["stress_mae_MPa"] == pytest.approx(1.0)  # one of six components, not two of nine
@@ -196,8 +192,8 @@ def test_errors_in_the_unit_of_the_data_by_hand():
         "forces_ref": np.full((3, 3), 1e-3),
     }
     data_units = {"energy": "kcal/mol", "forces": "Hartree/Bohr"}
-    metrics = subset_metrics(arrays, data_units)
-    assert subset_metrics(arrays).items() < metrics.items()
+    metrics = prediction_errors(arrays, data_units)
+    assert prediction_errors(arrays).items() < metrics.items()
     # of whole structures: errors of 1 and 4 meV
     kcal = units.mol / units.kcal
     assert metrics["energy_mae_data_unit"] == pytest.approx(2.5e-3 * kcal, rel=1e-12)
@@ -245,7 +241,7 @@ def test_what_is_not_finite_stays_out_of_metrics(database, tmp_path, caplog):
 def test_evaluation_leaves_the_mode_of_the_task(database, tmp_path):
     _, task, datamodule = toy_runs.run(tmp_path, database, 1)
     task.train()
-    predict(task.model, datamodule, "val", OUTPUTS)
+    predict_subset(task.model, datamodule, "val", NAMES)
     assert task.training
     assert torch.is_grad_enabled()
 
@@ -253,7 +249,7 @@ def test_evaluation_leaves_the_mode_of_the_task(database, tmp_path):
 def test_table_of_symmetry_functions_is_a_file(tmp_path):
     functions = [SymmetryFunction("G2", (29,), 4.0, eta) for eta in (0.1, 0.2)]
     layout = Layout({"Cu": functions})
-    task = SimpleNamespace(model=SimpleNamespace(representation=SimpleNamespace(layout=layout)))
+    task = SimpleNamespace(model=SimpleNamespace(representation=SimpleNamespace(descriptor=layout)))
     writer = ResultsWriter(str(tmp_path))
     trainer = SimpleNamespace(is_global_zero=False, ckpt_path=None)
     writer.on_fit_start(trainer, task)
@@ -261,6 +257,6 @@ def test_table_of_symmetry_functions_is_a_file(tmp_path):
     trainer.is_global_zero = True
     writer.on_fit_start(trainer, task)
     [file] = tmp_path.iterdir()
-    assert file.name == "symmetry_functions.txt"
+    assert file.name == "descriptor.txt"
     assert file.read_text() == f"{layout}\n"
     writer.on_fit_start(trainer, SimpleNamespace(model=toy_runs.toy_model()))

@@ -10,7 +10,7 @@ import torch
 from ase.build import bulk, molecule
 from schnetpack import atomistic
 
-from schnetpack_softadapt.model import ACSF, ACSFPotential, ElementalAtomwise, ForcesAndStress
+from schnetpack_softadapt.model import ACSF, DescriptorPotential, ElementalAtomwise, ForcesAndStress
 
 
 @pytest.mark.parametrize("stress", [False, True])
@@ -18,11 +18,11 @@ def test_spkmd_with_and_without_a_cell(tmp_path, stress):
     elements = ["Cu"] if stress else ["C", "H", "O"]
     torch.manual_seed(0)
     representation = ACSF(4.0, elements, grid={"n_radial": 4, "n_angular_widths": 1, "zetas": [1]})
-    model = ACSFPotential(
+    model = DescriptorPotential(
         representation,
         input_modules=[atomistic.Strain(), atomistic.PairwiseDistances()],
         output_modules=[
-            ElementalAtomwise(representation.layout.n_functions, elements, n_hidden=[4]),
+            ElementalAtomwise(representation.descriptor.n_functions, elements, n_hidden=[4]),
             ForcesAndStress(calc_stress=stress),
         ],
     )

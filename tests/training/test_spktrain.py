@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import toy_runs
 from ase.calculators.singlepoint import SinglePointCalculator
+from schnetpack import cli
 
 from schnetpack_softadapt.cli.main import main
 from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator
@@ -82,3 +83,40 @@ def test_from_import_to_report(tmp_path, capsys):
     ]
     assert row["rmse"] == pytest.approx(rmse, rel=1e-5)
     assert row["n"] == sum(3 * len(atoms) for atoms in test)
+
+
+def test_shear_stress_has_a_weight_of_its_own(database, tmp_path, monkeypatch):
+    """One override of the recipe, with its Kalman filter; errors are those of the whole stress."""
+    settings = [
+        "experiment=mlearn_softadapt",
+        "+task.outputs.2.split=normal_shear",
+        f"data.datapath={database}",
+        "task/weighting=likelihood",
+        "data.num_train=10",
+        "data.num_val=4",
+        "data.num_test=4",
+        "data.batch_size=5",
+        "data.store=false",
+        "trainer.max_epochs=2",
+        "trainer.accelerator=cpu",
+        "globals.cutoff=4.0",
+        "globals.n_hidden=[4]",
+        "model.representation.grid.n_radial=3",
+        "model.representation.grid.n_angular_widths=1",
+        "model.representation.grid.zetas=[1]",
+        "print_config=false",
+        f"run.path={tmp_path}",
+        "run.id=run",
+    ]
+    monkeypatch.setattr(sys, "argv", ["spktrain", *settings])
+    cli.train()
+    first, second = toy_runs.history(tmp_path / "run")
+    names = ["weight_energy", "weight_forces", "weight_stress_normal", "weight_stress_shear"]
+    assert [key for key in first if key.startswith("weight_")] == names
+    assert first["weight_stress_normal"] == pytest.approx(first["weight_stress_shear"], rel=1e-12)
+    assert second["weight_stress_normal"] != second["weight_stress_shear"]
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())["test"]
+    assert {key.split("_")[0] for key in metrics} == {"energy", "forces", "stress"}
+    assert main(["report", str(tmp_path / "run")]) == 0
+    content = json.loads((tmp_path / "run/report/report.json").read_text())["runs"][0]
+    assert {row["quantity"] for row in content["errors"]} == {"energy", "forces", "stress"}

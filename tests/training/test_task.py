@@ -14,10 +14,18 @@ from schnetpack.model import NeuralNetworkPotential
 from schnetpack.nn import CosineCutoff, GaussianRBF
 from schnetpack.representation import SchNet
 
-from schnetpack_softadapt.training.averages import sum_names
 from schnetpack_softadapt.training.losses import EnergyLoss, ForcesLoss, StressLoss
+from schnetpack_softadapt.training.rules import (
+    Fixed,
+    Likelihood,
+    LinearRamp,
+    ReLoBRaLo,
+    Rule,
+    SoftAdapt,
+    TwoStage,
+    Uncertainty,
+)
 from schnetpack_softadapt.training.task import SoftAdaptTask
-from schnetpack_softadapt.training.weighting import Fixed, Rule, SoftAdapt
 
 
 def fit(task, database, tmp_path, epochs=2, data=None, callbacks=(), **trainer):
@@ -134,13 +142,15 @@ def test_val_loss_of_raw_huber_losses_does_not_depend_on_units(database, tmp_pat
             )
         ]
         task = toy_runs.toy_task(outputs=outputs, lr=0.0, standardize=False)
-        _, datamodule = fit(task, database, tmp_path, 1, callbacks=[records])
+        fit(task, database, tmp_path, 1, callbacks=[records])
         rows.append(records.rows[0])
     assert rows[0]["train_energy_loss"] != pytest.approx(rows[1]["train_energy_loss"], rel=0.5)
     assert rows[0]["val_loss"] == pytest.approx(rows[1]["val_loss"], rel=1e-6)
     # H(s x; s delta) = s^2 H(x; delta): by hand, with residuals on both sides of delta
+    records, forces_loss = Records(), ForcesLoss(loss="huber", delta=0.5)
+    task = toy_runs.toy_task(outputs=[forces_loss], lr=0.0, standardize=False)
+    _, datamodule = fit(task, database, tmp_path, 1, callbacks=[records])
     total, count, outside = 0.0, 0, 0
-    forces_loss = task.outputs[1]
     for batch in datamodule.val_dataloader():
         error = forces_loss.error(task._predict(batch), batch).detach().double().abs()
         scale = forces_loss.scale(batch, task.standardization)
@@ -148,8 +158,7 @@ def test_val_loss_of_raw_huber_losses_does_not_depend_on_units(database, tmp_pat
         total += float((scale**2 * huber).sum())
         count, outside = count + error.numel(), outside + int((error > 0.5).sum())
     assert 0 < outside < count
-    sums = task._sums["val"].reduce(sum_names(task.active))
-    assert sums["forces/std"] / sums["forces/count"] == pytest.approx(total / count, rel=1e-6)
+    assert records.rows[0]["val_loss"] == pytest.approx(total / count, rel=1e-6)
 
 
 @pytest.mark.parametrize("unit", [None, "meV"])
@@ -195,7 +204,7 @@ def test_data_without_a_single_stress(tmp_path, caplog):
     task = toy_runs.toy_task(outputs=toy_runs.components(auto=True))
     fit(task, path, tmp_path, 1, data={"n_train": 4, "n_val": 2})
     assert list(task.rule.weights) == ["energy", "forces"]
-    assert "no training structure has a stress" in caplog.text
+    assert "no training structure has a stress that counts" in caplog.text
 
 
 def test_a_component_that_was_asked_for_is_there_or_an_error(database, tmp_path):
@@ -210,7 +219,7 @@ def test_a_component_that_was_asked_for_is_there_or_an_error(database, tmp_path)
     structures = toy_runs.emt_structures(8)
     path = toy_runs.write_database(tmp_path / "none.db", structures, masked=range(8))
     data = {"n_train": 4, "n_val": 2, "split_file": str(tmp_path / "none.npz")}
-    with pytest.raises(ValueError, match="no training structure has a stress"):
+    with pytest.raises(ValueError, match="no training structure has a stress that counts"):
         fit(toy_runs.toy_task(), path, tmp_path, 1, data=data)
 
 
@@ -230,6 +239,81 @@ def test_split_components_have_weights_of_their_own(database, tmp_path):
     row = records.rows[0]
     assert row["train_forces_rmse"] > 0  # one value for the property, not one per component
     assert row["train_stress_small_loss"] != row["train_stress_large_loss"]
+
+
+def test_pieces_have_weights_of_their_own_and_leave_the_rest(database, tmp_path):
+    """val_loss and the errors are those of the whole, also where groups differ in size."""
+    rows = []
+    for split in (False, True):
+        outputs = toy_runs.components()
+        if split:
+            outputs = [
+                EnergyLoss(split="groups", groups=["small", "large"]),
+                ForcesLoss(split="elements", elements=["Cu", "Au"]),
+                StressLoss(split="normal_shear"),
+            ]
+        records = Records()
+        rule = Likelihood(end=1.0, ceiling=1e9, prior="labels")
+        task = toy_runs.toy_task(outputs=outputs, lr=0.0, weighting=rule)
+        fit(task, database, tmp_path, 1, callbacks=[records])
+        rows.append(records.rows[0])
+    whole, pieces = rows
+    names = ["energy_small", "energy_large", "forces_Cu", "forces_Au"]
+    names += ["stress_normal", "stress_shear"]
+    assert list(task.rule.weights) == names
+    assert len({pieces[f"weight_{name}"] for name in names[2:4]}) == 2
+    assert pieces["weight_stress_normal"] == pytest.approx(pieces["weight_stress_shear"])
+    weights = task.rule.weights  # N_k / l_k after the first epoch
+    assert weights["stress_normal"] / weights["stress_shear"] == pytest.approx(
+        pieces["train_stress_shear_loss"] / pieces["train_stress_normal_loss"], rel=1e-9
+    )
+    # float32 residuals, summed in another order
+    for key in ("val_loss", "val_energy_rmse", "val_forces_mae", "train_stress_rmse"):
+        assert pieces[key] == pytest.approx(whole[key], rel=1e-6), key
+    assert whole["val_stress_loss"] == pytest.approx(
+        (pieces["val_stress_normal_loss"] + pieces["val_stress_shear_loss"]) / 2, rel=1e-6
+    )
+
+
+def test_loss_weight_of_an_output_is_shared_by_its_pieces(database, tmp_path):
+    """0.2 l_stress is 0.1 l_normal + 0.1 l_shear; weights that are all the same stay none."""
+    outputs = [EnergyLoss(), ForcesLoss(), StressLoss(loss_weight=0.2, split="normal_shear")]
+    task = toy_runs.toy_task(outputs=outputs, weighting=Fixed("auto"))
+    fit(task, database, tmp_path, 1)
+    expected = {"energy": 1.0, "forces": 1.0, "stress_normal": 0.1, "stress_shear": 0.1}
+    assert task.rule.factors == pytest.approx(expected, rel=1e-12)
+    outputs = [EnergyLoss(), ForcesLoss(), StressLoss(split="normal_shear")]
+    task = toy_runs.toy_task(outputs=outputs, weighting=Fixed("auto"))
+    fit(task, database, tmp_path, 1)
+    assert task.rule.factors["energy"] < 0.1 < task.rule.factors["stress_shear"]  # labels
+
+
+def test_a_piece_without_labels_is_an_error(database, tmp_path):
+    outputs = [EnergyLoss(), ForcesLoss(split="elements", elements=["Cu", "Ag"])]
+    with pytest.raises(ValueError, match="forces_Ag: no training structure has"):
+        fit(toy_runs.toy_task(outputs=outputs), database, tmp_path, 1)
+
+
+RULES = {
+    "fixed": Fixed,
+    "softadapt": SoftAdapt,
+    "likelihood": Likelihood,
+    "relobralo": ReLoBRaLo,
+    "uncertainty": Uncertainty,
+    "linear_ramp": lambda: LinearRamp(dict.fromkeys(PIECES, 0.1), dict.fromkeys(PIECES, 1.0)),
+    "two_stage": lambda: TwoStage(dict.fromkeys(PIECES, 0.1), dict.fromkeys(PIECES, 1.0), 1),
+}
+PIECES = ["energy", "forces", "stress_normal", "stress_shear"]
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_rule_weighs_normal_and_shear_stress(database, tmp_path, name):
+    records = Records()
+    outputs = [EnergyLoss(), ForcesLoss(), StressLoss(split="normal_shear")]
+    task = toy_runs.toy_task(outputs=outputs, weighting=RULES[name]())
+    fit(task, database, tmp_path, 3, callbacks=[records])
+    assert list(task.rule.weights) == PIECES
+    assert records.rows[-1]["val_loss"] < records.rows[0]["val_loss"]
 
 
 def test_weights_of_structures_come_from_the_database(tmp_path):
@@ -290,7 +374,6 @@ def test_stock_schnet(database, tmp_path, stock_data):
     task = toy_runs.toy_task(model, lr=5e-3)
     fit(task, database, tmp_path, 4, data={"stock": stock_data}, callbacks=[records])
     assert records.rows[-1]["val_loss"] < records.rows[0]["val_loss"]
-    assert model.loss_standardization["force_spread"].keys() == {"Cu", "Au"}
 
 
 class GaussNewton(torch.optim.Optimizer):

@@ -9,18 +9,18 @@ from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from schnetpack.utils import str2class
 
-from schnetpack_softadapt.training import balancing, weighting
+from schnetpack_softadapt.training import rules
 from schnetpack_softadapt.training.checkpoints import RunCheckpoint
 from schnetpack_softadapt.training.task import SoftAdaptTask
 
 RULES = {
-    "fixed": weighting.Fixed,
-    "likelihood": weighting.Likelihood,
-    "softadapt": weighting.SoftAdapt,
-    "linear_ramp": weighting.LinearRamp,
-    "two_stage": weighting.TwoStage,
-    "relobralo": balancing.ReLoBRaLo,
-    "uncertainty": balancing.Uncertainty,
+    "fixed": rules.Fixed,
+    "likelihood": rules.Likelihood,
+    "softadapt": rules.SoftAdapt,
+    "linear_ramp": rules.LinearRamp,
+    "two_stage": rules.TwoStage,
+    "relobralo": rules.ReLoBRaLo,
+    "uncertainty": rules.Uncertainty,
 }
 
 

@@ -6,17 +6,18 @@ import traceback
 import pytest
 import torch
 import toy_runs
+from omegaconf import OmegaConf
 from schnetpack import cli
 from schnetpack.train import ReduceLROnPlateau
 
 from schnetpack_softadapt.data.datamodule import SoftAdaptDataModule
 from schnetpack_softadapt.data.dataset import InMemoryAtomsData
 from schnetpack_softadapt.model import ACSF
-from schnetpack_softadapt.training.kalman import KalmanFilter
 from schnetpack_softadapt.training.losses import EnergyLoss, ForcesLoss, StressLoss
+from schnetpack_softadapt.training.optimizers import KalmanFilter
+from schnetpack_softadapt.training.rules import Fixed, LinearRamp, SoftAdapt
 from schnetpack_softadapt.training.settings import check_monitor, check_optimizer, logged_names
 from schnetpack_softadapt.training.task import SoftAdaptTask
-from schnetpack_softadapt.training.weighting import Fixed, LinearRamp, SoftAdapt
 
 SMALL = (
     "experiment=mlearn_softadapt",
@@ -125,6 +126,47 @@ def test_what_shows_before_the_data_is_said_by_hydra(spktrain, unread, overrides
     assert key.startswith("full_key: ")
 
 
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("task.optimizer_cls", "torch.optim.AdmW"),
+        ("task.optimizer_cls", "AdamW"),
+        ("task.scheduler_cls", "schnetpack.trian.ReduceLROnPlateau"),
+    ],
+)
+@pytest.mark.parametrize("stock", [False, True])
+def test_classes_that_there_are_not(spktrain, unread, name, wrong, stock):
+    overrides = [f"{name}={wrong}"]
+    if stock:  # nothing of ours but the task
+        overrides += ["data._target_=schnetpack.data.AtomsDataModule"]
+        ours = ("store", "store_dtype", "splitting", "split_key", "split_seed")
+        overrides += [f"~data.{key}" for key in ours]
+    (line,) = spktrain(*overrides)
+    assert line.startswith(f"there is no class {wrong} (")
+    assert name in line
+
+
+@pytest.mark.parametrize("lr", ["1e30", "nan", "inf", "-0.1", "fast"])
+@pytest.mark.parametrize("optimizer", ["acsf_adamw", "sgd"])
+def test_learning_rates_that_cannot_work(spktrain, unread, lr, optimizer):
+    choice = [f"task/optimizer={optimizer}", f"task.optimizer_args.lr={lr}"]
+    target, line, _ = spktrain(*choice)
+    assert target.startswith("Error in call to target 'schnetpack_softadapt.training.task.")
+    assert f"task.optimizer_args.lr={float(lr) if lr != 'fast' else lr} is no learning rate" in line
+
+
+def test_a_corrected_command_writes_its_own_settings(spktrain, tmp_path):
+    """Upstream, config.yaml keeps the settings of a first start that has failed."""
+    spktrain("callbacks.early_stopping.monitor=val_lss", "run.id=run", "seed=3")
+    wrong = OmegaConf.load(tmp_path / "run/config.yaml")
+    assert wrong.callbacks.early_stopping.monitor == "val_lss"
+    with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
+        spktrain("data.batch_size=4", "run.id=run", "seed=4")
+    config = OmegaConf.load(tmp_path / "run/config.yaml")
+    assert config.callbacks.early_stopping.monitor == "val_loss"
+    assert (config.data.batch_size, config.seed) == (4, 4)
+
+
 def test_a_run_does_not_go_on_with_another_model(spktrain):
     with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
         spktrain()
@@ -169,7 +211,7 @@ def test_a_fault_of_ours_keeps_its_traceback(spktrain, monkeypatch, fault):
 def test_symmetry_functions_of_open_elements(settings, text):
     with pytest.raises(ValueError, match=text):
         ACSF(**settings)
-    assert ACSF().layout is None  # hydrogen was there for the check only
+    assert ACSF().descriptor is None  # hydrogen was there for the check only
     assert ACSF().scaling is None
 
 
@@ -205,7 +247,7 @@ PLATEAU = {"scheduler_cls": ReduceLROnPlateau}
     ("settings", "text"),
     [
         ({"optimizer_args": {}}, "optimizer_args needs lr"),
-        ({"optimizer_args": {"lr": -1.0}}, "Invalid learning rate: -1"),
+        ({"optimizer_args": {"lr": -1.0}}, "lr=-1.0 is no learning rate"),
         ({"optimizer_args": {"lr": 1e-3, "momentum": 0.9}}, "argument 'momentum'"),
         ({"optimizer_cls": KalmanFilter, "optimizer_args": {"lr": 5}}, "lr=5 is out of range"),
         ({"scheduler_cls": torch.optim.lr_scheduler.CosineAnnealingLR}, "argument: 'T_max'"),

@@ -22,13 +22,13 @@ from schnetpack.train import ReduceLROnPlateau
 from schnetpack.transform import CastTo32, MatScipyNeighborList
 
 from schnetpack_softadapt.data.datamodule import SoftAdaptDataModule
-from schnetpack_softadapt.model import ACSF, ACSFPotential, ElementalAtomwise, ForcesAndStress
+from schnetpack_softadapt.model import ACSF, DescriptorPotential, ElementalAtomwise, ForcesAndStress
 from schnetpack_softadapt.training.callbacks import HistoryWriter
 from schnetpack_softadapt.training.checkpoints import AveragedWeights, RunCheckpoint
 from schnetpack_softadapt.training.losses import EnergyLoss, ForcesLoss, StressLoss
 from schnetpack_softadapt.training.results import ResultsWriter
+from schnetpack_softadapt.training.rules import SoftAdapt
 from schnetpack_softadapt.training.task import SoftAdaptTask
-from schnetpack_softadapt.training.weighting import SoftAdapt
 
 CUTOFF = 4.0
 
@@ -118,7 +118,7 @@ def toy_model(stress=True, forces=True, seed=0):
 def acsf_model(seed=0):
     """A small potential of ours, which asks the data module for stored descriptors."""
     torch.manual_seed(seed)
-    return ACSFPotential(
+    return DescriptorPotential(
         representation=ACSF(CUTOFF, grid={"n_radial": 3, "n_angular_widths": 1, "zetas": [1]}),
         input_modules=[atomistic.Strain(), atomistic.PairwiseDistances()],
         output_modules=[ElementalAtomwise(n_hidden=[4, 3]), ForcesAndStress(True, True)],

@@ -10,14 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from ase.data import atomic_numbers, chemical_symbols
 
-from schnetpack_softadapt.data.formats.conventions import stress_matrix
-from schnetpack_softadapt.data.formats.options import NONE, ImportOptions
-from schnetpack_softadapt.data.sources import Source
-from schnetpack_softadapt.data.structures import Structure
+from schnetpack_softadapt.data.formats.format import Format, LabelledFile
+from schnetpack_softadapt.data.formats.units import LabelUnits
+from schnetpack_softadapt.descriptors.elements import atomic_number
 
-__all__ = ["is_fitsnap", "read_fitsnap"]
+__all__ = ["FORMAT"]
 
 #: names of units in FitSNAP's headers, and ours
 ENERGIES = {"electronvolt": "eV", "ev": "eV", "hartree": "Ha", "rydberg": "Ry"}
@@ -25,36 +23,16 @@ ENERGIES |= {"kcalpermol": "kcal/mol", "kcalpermole": "kcal/mol", "kcal/mol": "k
 LENGTHS = {"angstrom": "Ang", "ang": "Ang", "bohr": "Bohr", "nanometer": "nm", "nm": "nm"}
 STRESSES = {"bar": "bar", "kb": "kbar", "kbar": "kbar", "kilobar": "kbar", "gpa": "GPa"}
 STRESSES |= {"gigapascal": "GPa", "mpa": "MPa", "pascal": "Pa", "pa": "Pa"}
+FORCES = {f"{e}per{x}": f"{ENERGIES[e]}/{LENGTHS[x]}" for e in ENERGIES for x in LENGTHS}
 FRACTIONAL = ("fractional", "relative", "scaled", "direct")
+NEEDED = ("Positions", "AtomTypes", "Lattice", "Energy")
+SHAPES = {"Lattice": (3, 3), "Stress": (3, 3)}
 
 
-def is_fitsnap(path: Path, text: str) -> bool:
+def _is_fitsnap(path: Path, text: str) -> bool:
     """Whether it is a JSON object, after comment lines, whose first name is `Dataset`."""
     body = _without_comments(text)
     return body.startswith("{") and body[1:].lstrip().startswith('"Dataset"')
-
-
-def read_fitsnap(
-    source: Source, options: ImportOptions, remarks: list[str]
-) -> Iterator[Structure | str]:
-    """Yield the structures of a file, or why one could not be understood.
-
-    Units given by the user go before those of the header. The group is the folder, unless the
-    user names an entry of the file, such as `Label`.
-    """
-    options.refuse_keys("fitsnap")
-    content = json.loads(_without_comments(source.path.read_text(encoding="utf-8")))
-    if not isinstance(content, dict) or "Dataset" not in content:
-        raise ValueError("no 'Dataset' in the file")
-    header = content["Dataset"]
-    if "Data" not in header:
-        raise ValueError("no 'Data' in the 'Dataset'")
-    folder = source.path.absolute().parent.name
-    for data in header["Data"]:
-        try:
-            yield _convert({**header, **data}, options, folder, remarks)
-        except (ValueError, TypeError) as error:
-            yield str(error)
 
 
 def _without_comments(text: str) -> str:
@@ -65,54 +43,57 @@ def _without_comments(text: str) -> str:
     return text
 
 
-def _convert(
-    data: dict, options: ImportOptions, default_group: str, remarks: list[str]
-) -> Structure:
-    missing = [k for k in ("Positions", "AtomTypes", "Lattice", "Energy") if k not in data]
+def _members(file: LabelledFile) -> Iterator[dict]:
+    content = json.loads(_without_comments(file.path.read_text(encoding="utf-8")))
+    if not isinstance(content, dict) or "Dataset" not in content:
+        raise ValueError("no 'Dataset' in the file")
+    header = content["Dataset"]
+    if "Data" not in header:
+        raise ValueError("no 'Data' in the 'Dataset'")
+    for data in header["Data"]:
+        yield {**header, **data}
+
+
+def _structure(data: dict, file: LabelledFile) -> dict:
+    missing = [k for k in NEEDED if k not in data]
     if missing:
         raise ValueError(f"no {', '.join(missing)} in the structure")
     is_fractional = str(data.get("PositionsStyle", "")).lower() in FRACTIONAL
-    lattice_unit = _unit(data, "Lattice", LENGTHS)
-    units = options.units(
-        "fitsnap",
-        energy_unit=_unit(data, "Energy", ENERGIES),
-        length_unit=lattice_unit,
-        forces_unit=_forces_unit(data),
-        stress_unit=_unit(data, "Stress", STRESSES),
-    )
-    if not is_fractional and options.length_unit is None:
-        unit = _unit(data, "Positions", LENGTHS)
+    stated = {
+        "energy_unit": _unit(data, "Energy", ENERGIES),
+        "length_unit": _unit(data, "Lattice", LENGTHS),
+        "forces_unit": _unit(data, "Forces", FORCES),
+        "stress_unit": _unit(data, "Stress", STRESSES),
+    }
+    if not is_fractional and file.options.length_unit is None:
+        unit, lattice_unit = _unit(data, "Positions", LENGTHS), stated["length_unit"]
         if unit != lattice_unit and None not in (unit, lattice_unit):
             raise ValueError(f"positions in {unit} but lattice in {lattice_unit}; convert one")
-    if "StressStyle" not in data and "Stress" in data and options.stress_unit is None:
-        remarks.append(f"has no StressStyle; stress taken to be in {units.stress_unit}")
+    if "StressStyle" not in data and "Stress" in data and file.options.stress_unit is None:
+        file.remarks.append(f"has no StressStyle; stress taken to be in {FORMAT.units.stress_unit}")
     numbers = _numbers(data)
     n_atoms = data.get("NumAtoms", len(numbers))
     if n_atoms != len(numbers):
         raise ValueError(f"NumAtoms is {n_atoms}, but there are {len(numbers)} AtomTypes")
-    cell = _array(data, "Lattice", (3, 3))
-    positions = _array(data, "Positions", (n_atoms, 3))
-    forces = stress = None
-    if options.forces_key != NONE and "Forces" in data:
-        forces = _array(data, "Forces", (n_atoms, 3)) * units.forces_factor
-    if options.stress_key != NONE and "Stress" in data:
-        stress = stress_matrix(_array(data, "Stress", (3, 3)), factor=units.stress_factor)
-    simple = {k: v for k, v in data.items() if isinstance(v, str | int | float)}
-    group, info = options.entries(simple, default_group)
-    return Structure(
-        numbers=numbers,
-        positions=(positions @ cell if is_fractional else positions) * units.length_factor,
-        cell=cell * units.length_factor,
-        pbc=True,
-        energy=float(data["Energy"]) * units.energy_factor,
-        forces=forces,
-        stress=stress,
-        group=group,
-        info=info,
-    )
+    cell = _array(data, "Lattice", n_atoms)
+    positions = _array(data, "Positions", n_atoms)
+    labels = {k: _array(data, k, n_atoms) for k in ("Forces", "Stress") if k in data}
+    labels["Energy"] = data["Energy"]
+    return {
+        "numbers": numbers,
+        "positions": positions @ cell if is_fractional else positions,
+        "cell": cell,
+        "pbc": True,
+        "labels": [labels],
+        "usual": {"energy": "Energy", "forces": "Forces", "stress": "Stress"},
+        "units": stated,
+        "group": file.path.absolute().parent.name,
+        "entries": {k: v for k, v in data.items() if isinstance(v, str | int | float)},
+    }
 
 
-def _array(data: dict, key: str, shape: tuple[int, ...]) -> np.ndarray:
+def _array(data: dict, key: str, n_atoms: int) -> np.ndarray:
+    shape = SHAPES.get(key, (n_atoms, 3))
     try:
         values = np.array(data[key], dtype=np.float64)
     except ValueError:
@@ -122,38 +103,35 @@ def _array(data: dict, key: str, shape: tuple[int, ...]) -> np.ndarray:
     return values
 
 
-def _numbers(data: dict) -> np.ndarray:
+def _numbers(data: dict) -> list[int]:
     style = str(data.get("AtomTypeStyle", "chemicalsymbol")).lower()
-    types = data["AtomTypes"]
-    if style == "chemicalsymbol":
-        unknown = [t for t in types if t not in atomic_numbers or t == "X"]
-        if unknown:
-            raise ValueError(f"AtomTypes: {unknown[0]!r} is no chemical element")
-        return np.array([atomic_numbers[t] for t in types], dtype=np.int64)
-    if style == "atomicnumber":
-        unknown = [t for t in types if not 0 < int(t) < len(chemical_symbols)]
-        if unknown:
-            raise ValueError(f"AtomTypes: {unknown[0]!r} is no atomic number")
-        return np.array(types, dtype=np.int64)
-    raise ValueError(f"AtomTypeStyle {style!r} is not known; use chemicalsymbol or atomicnumber")
+    kind = {"chemicalsymbol": str, "atomicnumber": int}.get(style)
+    if kind is None:
+        raise ValueError(
+            f"AtomTypeStyle {style!r} is not known; use chemicalsymbol or atomicnumber"
+        )
+    try:
+        return [atomic_number(kind(t)) for t in data["AtomTypes"]]
+    except ValueError as error:
+        raise ValueError(f"AtomTypes: {error}") from None
 
 
 def _unit(data: dict, name: str, names: dict[str, str]) -> str | None:
     """Our name of the unit in `<name>Style`; None without such an entry."""
     style = data.get(f"{name}Style")
-    if style is None:
+    if style is None or (name == "Positions" and str(style).lower() in FRACTIONAL):
         return None
     if str(style).lower() not in names:
         raise ValueError(f"unknown {name}Style {style!r}; known are {', '.join(names)}")
     return names[str(style).lower()]
 
 
-def _forces_unit(data: dict) -> str | None:
-    """Of `electronvoltperangstrom` and the like: energy, "per", length."""
-    style = data.get("ForcesStyle")
-    if style is None:
-        return None
-    energy, _, length = str(style).lower().rpartition("per")
-    if energy not in ENERGIES or length not in LENGTHS:
-        raise ValueError(f"unknown ForcesStyle {style!r}; such as electronvoltperangstrom")
-    return f"{ENERGIES[energy]}/{LENGTHS[length]}"
+FORMAT = Format(
+    "fitsnap",
+    "JSON",
+    _members,
+    _structure,
+    _is_fitsnap,
+    LabelUnits(stress_unit="bar", stress_sign=-1),
+    states_units=True,
+)

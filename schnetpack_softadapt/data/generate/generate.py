@@ -4,27 +4,23 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import ase.io
 import numpy as np
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
-from ase.data import covalent_radii
 from tqdm import tqdm
 
 from schnetpack_softadapt.data.database import write_database
-from schnetpack_softadapt.data.generate.journal import Journal, open_journal
-from schnetpack_softadapt.data.generate.labelling import (
-    CalculatorSpec,
-    import_calculator,
-    label_all,
-)
-from schnetpack_softadapt.data.generate.recipe import Recipe, Sample, build, samples
+from schnetpack_softadapt.data.generate.labelling import import_calculator, label_all
+from schnetpack_softadapt.data.generate.recipe import Recipe, build, samples
+from schnetpack_softadapt.data.importing.checks import closest_contact
 from schnetpack_softadapt.data.structures import Structure
-from schnetpack_softadapt.neighbors.pair_list import neighbor_pairs
+from schnetpack_softadapt.files import locked, replacing
 
 __all__ = ["GenerationResult", "generate", "plan"]
 
@@ -59,14 +55,24 @@ class GenerationResult:
         return "\n".join(lines)
 
 
+class Task(NamedTuple):
+    """A structure to label; the digest of geometry and calculator tells old labels of others."""
+
+    key: str
+    atoms: Atoms
+    calculator_args: dict
+    digest: str
+
+
 def plan(recipe: Recipe) -> str:
     """How many structures of what kind a recipe makes, for a look before anything runs."""
     counts = Counter(sample.prototype for sample in samples(recipe))
-    parts = ", ".join(f"{name} {n}" for name, n in counts.items())
+    names = ", ".join(f"{name} {n}" for name, n in counts.items())
+    sigmas = dict.fromkeys((min(recipe.sigma), max(recipe.sigma)))
     return (
-        f"structures   {counts.total()} ({parts})\n"
-        f"strains      {len(recipe.strains)}; sigma {_range(recipe.sigmas)} Ang; repeats"
-        f" {recipe.repeats}; supercells {len(recipe.supercells)}; vacancies"
+        f"structures   {counts.total()} ({names})\n"
+        f"strains      {len(recipe.strain)}; sigma {' to '.join(f'{s:g}' for s in sigmas)} Ang;"
+        f" repeats {recipe.repeats}; supercells {len(recipe.supercell)}; vacancies"
         f" {', '.join(map(str, recipe.vacancies))}; seed {recipe.seed}"
     )
 
@@ -105,23 +111,40 @@ def generate(
     if n_jobs < 1:
         raise ValueError(f"--jobs is a number of processes from 1 on, not {n_jobs}")
     import_calculator(recipe.calculator)  # a misspelt name is an error now, not once per structure
-    path = out.with_name(out.name + ".journal")
-    if out.exists() and not path.exists() and not overwrite:
+    journal = out.with_name(out.name + ".journal")
+    if out.exists() and not journal.exists() and not overwrite:
         raise FileExistsError(
-            f"{out} exists, but no {path.name}; choose another --out or give --overwrite"
+            f"{out} exists, but no {journal.name}; choose another --out or give --overwrite"
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
     say(plan(recipe))
     result = GenerationResult()
-    with open_journal(path) as journal:
-        n_other = sum(
-            journal.records.get(sample.key, {}).get("digest", digest) != digest
-            for sample, _, digest in _structures(recipe)
-        )
+    with locked(journal):
+        tasks = _tasks(recipe, result)
+        records, n_bytes = _read_journal(journal)
+        n_other = sum(records.get(t.key, {}).get("digest", t.digest) != t.digest for t in tasks)
         if n_other:
             say(f"{n_other} earlier results are of another geometry or calculator: made anew")
-        _label_missing(recipe, journal, result, n_jobs, progress)
-        _collect(recipe, journal, result)
+        missing = [task for task in tasks if not _is_done(records.get(task.key), task)]
+        digests = {task.key: task.digest for task in missing}
+        with (
+            open(journal, "ab") as file,
+            tqdm(
+                label_all([task[:3] for task in missing], recipe.calculator, n_jobs),
+                desc="labelling",
+                unit=" structures",
+                total=len(tasks),
+                initial=len(tasks) - len(missing),
+                disable=not progress,
+            ) as bar,
+        ):
+            file.truncate(n_bytes)
+            for key, labels in bar:
+                records[key] = {"key": key, "digest": digests[key], **labels}
+                file.write(json.dumps(records[key]).encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+                result.n_new += "error" not in labels
+        _collect(tasks, records, recipe, result)
         if result.labelled:
             _write(out, result.labelled, recipe)
     say(str(result))
@@ -131,70 +154,25 @@ def generate(
     return result
 
 
-def _label_missing(
-    recipe: Recipe, journal: Journal, result: GenerationResult, n_jobs: int, progress: bool
-) -> None:
-    """Label what the journal does not have; fills `skipped` and `n_new` of the result."""
-    keys: list[str] = []
-    digests: list[str] = []
-    total = sum(1 for _ in samples(recipe))
-    with tqdm(total=total, desc="labelling", unit=" structures", disable=not progress) as bar:
-
-        def missing() -> Iterator[tuple[int, Atoms, CalculatorSpec]]:
-            for sample, atoms, digest in _structures(recipe):
-                known = journal.records.get(sample.key, {})
-                reason = _too_close(atoms, recipe.min_distance)
-                if reason is not None:
-                    result.skipped[sample.key] = reason
-                if reason is not None or _is_done(known, digest):
-                    bar.update()
-                    continue
-                keys.append(sample.key)
-                digests.append(digest)
-                yield len(keys) - 1, atoms, _calculator(recipe, sample.prototype)
-
-        n_failed = 0
-        for number, labels in label_all(missing(), n_jobs):
-            journal.add(keys[number], {"digest": digests[number], **labels})
-            result.n_new += "error" not in labels
-            n_failed += "error" in labels
-            if n_failed:
-                bar.set_postfix(failed=n_failed)
-            bar.update()
-
-
-def _collect(recipe: Recipe, journal: Journal, result: GenerationResult) -> None:
-    """All labelled structures in the order of the recipe; fills `labelled` and `failed`."""
-    for sample, atoms, digest in _structures(recipe):
-        if sample.key in result.skipped:
-            continue
-        record = journal.records[sample.key]
-        if not _is_done(record, digest):
-            result.failed[sample.key] = record.get("error", "not labelled")
-            continue
-        labels = {"energy": record["energy"], "forces": np.array(record["forces"])}
-        if record["stress"] is not None:
-            labels["stress"] = np.array(record["stress"])
-        atoms.calc = SinglePointCalculator(atoms, **labels)
-        atoms.info["calculator"] = recipe.calculator
-        result.labelled.append(atoms)
-
-
-def _structures(recipe: Recipe) -> Iterator[tuple[Sample, Atoms, str]]:
+def _tasks(recipe: Recipe, result: GenerationResult) -> list[Task]:
+    """What is worth labelling; fills `skipped` of the result."""
+    arguments = {p.name: {**recipe.calculator_args, **p.calculator_args} for p in recipe.prototypes}
+    tasks = []
     for sample in samples(recipe):
         atoms = build(sample, recipe)
-        yield sample, atoms, _digest(atoms, _calculator(recipe, sample.prototype))
+        contact = closest_contact(atoms, recipe.min_distance, SHORTEST_OF_COVALENT)
+        if contact is not None:
+            result.skipped[sample.key] = (
+                "atoms {} and {} are {:.3f} Ang apart (less than {:.3f}; --min-distance)"
+            ).format(*contact)
+            continue
+        own = arguments[sample.prototype]
+        tasks.append(Task(sample.key, atoms, own, _digest(atoms, [recipe.calculator, own])))
+    return tasks
 
 
-def _calculator(recipe: Recipe, prototype: str) -> CalculatorSpec:
-    (own,) = (p.calculator_args for p in recipe.prototypes if p.name == prototype)
-    return CalculatorSpec(recipe.calculator, {**recipe.calculator_args, **own})
-
-
-def _digest(atoms: Atoms, calculator: CalculatorSpec) -> str:
-    """Fingerprint of geometry and calculator: labels of others are not used by mistake."""
-    text = json.dumps([calculator.path, calculator.arguments], sort_keys=True)
-    digest = hashlib.sha256(text.encode())
+def _digest(atoms: Atoms, calculator: list) -> str:
+    digest = hashlib.sha256(json.dumps(calculator, sort_keys=True).encode())
     digest.update(atoms.numbers.astype("<i8").tobytes())
     for array in (atoms.positions, atoms.cell.array):
         # to 1e-8 Ang, beyond what differs between machines
@@ -206,61 +184,50 @@ def _digest(atoms: Atoms, calculator: CalculatorSpec) -> str:
     return digest.hexdigest()[:16]
 
 
-def _is_done(record: dict, digest: str) -> bool:
-    return record.get("digest") == digest and "error" not in record
+def _read_journal(path: Path) -> tuple[dict[str, dict], int]:
+    """The last record of each key, and the length without a line that was being written."""
+    content = path.read_bytes() if path.exists() else b""
+    n_bytes = content.rfind(b"\n") + 1
+    records = {}
+    for number, line in enumerate(content[:n_bytes].splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            records[record["key"]] = record
+        except (ValueError, TypeError, KeyError):
+            raise ValueError(
+                f"{path}, line {number}: damaged; remove this line, or the file to start afresh"
+            ) from None
+    return records, n_bytes
 
 
-def _too_close(atoms: Atoms, min_distance: float | None) -> str | None:
-    """Why a structure is not worth labelling, or None."""
-    radii = covalent_radii[atoms.numbers]
-    cutoff = 2 * SHORTEST_OF_COVALENT * radii.max() if min_distance is None else min_distance
-    if cutoff <= 0:
-        return None
-    i, j, r_ij, _ = neighbor_pairs(atoms.positions, atoms.cell.array, atoms.pbc, cutoff)
-    distances = np.linalg.norm(r_ij, axis=1)
-    limits = SHORTEST_OF_COVALENT * (radii[i] + radii[j])
-    if min_distance is not None:
-        limits = np.full(len(distances), min_distance)
-    bad = np.flatnonzero(distances < limits)
-    if not len(bad):
-        return None
-    worst = bad[np.argmin(distances[bad])]
-    return (
-        f"atoms {i[worst]} and {j[worst]} are {distances[worst]:.3f} Ang apart (less than"
-        f" {limits[worst]:.3f}; --min-distance)"
-    )
+def _is_done(record: dict | None, task: Task) -> bool:
+    return record is not None and record["digest"] == task.digest and "error" not in record
+
+
+def _collect(tasks: list[Task], records: dict, recipe: Recipe, result: GenerationResult) -> None:
+    """All labelled structures in the order of the recipe; fills `labelled` and `failed`."""
+    for key, atoms, _, _ in tasks:
+        record = records[key]
+        if "error" in record:
+            result.failed[key] = record["error"]
+            continue
+        labels = {name: record[name] for name in ("energy", "forces", "stress")}
+        labels = {name: np.array(v) for name, v in labels.items() if v is not None}
+        atoms.calc = SinglePointCalculator(atoms, **labels)
+        atoms.info["calculator"] = recipe.calculator
+        result.labelled.append(atoms)
 
 
 def _write(out: Path, labelled: list[Atoms], recipe: Recipe) -> None:
-    """Write all structures under a temporary name, then give it the right one."""
-    if out.suffix == ".db":
-        provenance = f"generated from {', '.join(p.name for p in recipe.prototypes)};"
-        provenance += f" {plan(recipe)}; labels by {recipe.calculator} {recipe.calculator_args}"
-        write_database(out, map(_structure, labelled), provenance=provenance, overwrite=True)
+    if out.suffix != ".db":
+        with replacing(out) as temporary:
+            ase.io.write(temporary, labelled, format="extxyz")
         return
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        ase.io.write(temporary, labelled, format="extxyz")
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _structure(atoms: Atoms) -> Structure:
-    results = atoms.calc.results
-    info = {"strain_state": f"{atoms.info['prototype']} {atoms.info['strain_state']}"}
-    return Structure(
-        numbers=atoms.numbers,
-        positions=atoms.positions,
-        cell=atoms.cell.array,
-        pbc=atoms.pbc,
-        energy=results["energy"],
-        forces=results["forces"],
-        stress=results.get("stress"),
-        group=atoms.info["group"],
-        info=info,
-    )
-
-
-def _range(values: tuple[float, ...]) -> str:
-    return f"{values[0]:g}" if len(values) == 1 else f"{min(values):g} to {max(values):g}"
+    states = [f"{a.info['prototype']} {a.info['strain_state']}" for a in labelled]
+    structures = [
+        Structure.from_atoms(atoms, atoms.info["group"], {"strain_state": state})
+        for atoms, state in zip(labelled, states, strict=True)
+    ]
+    provenance = f"generated from {', '.join(p.name for p in recipe.prototypes)};"
+    provenance += f" {plan(recipe)}; labels by {recipe.calculator} {recipe.calculator_args}"
+    write_database(out, structures, provenance=provenance, overwrite=True)

@@ -6,15 +6,32 @@ its place in the list: another order, more processes or a finer grid change no o
 
 import hashlib
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from importlib import resources
+from pathlib import Path
 
+import ase.io
 import numpy as np
+import yaml
 from ase import Atoms
 
-__all__ = ["STRAINS", "Prototype", "Recipe", "Sample", "build", "samples", "strain_matrices"]
+from schnetpack_softadapt.quantities import VOIGT
 
-STRAINS = ("xx", "yy", "zz", "yz", "xz", "xy")
+__all__ = [
+    "Prototype",
+    "Recipe",
+    "Sample",
+    "build",
+    "parse_grid",
+    "parse_strain",
+    "read_recipe",
+    "samples",
+]
+
+SHORTHANDS = {"in_plane": ("xx", "yy"), "normal": ("xx", "yy", "zz"), "full": VOIGT}
+SHIPPED = resources.files(__package__) / "recipes"
 
 
 @dataclass
@@ -34,31 +51,34 @@ class Prototype:
 
 @dataclass
 class Recipe:
-    """What to generate and how to label it.
+    """What to generate and how to label it; the settings of a YAML file have these names.
 
     Attributes:
         prototypes: what to start from.
-        strains: (S, 6) components eps_ab in the order of `STRAINS` (tensor components: shears not
-            doubled); the cell becomes cell @ (1 + eps).
-        sigmas: standard deviations of each displaced Cartesian component, Ang.
+        strain: (S, 6) components eps_ab in the order of `VOIGT` (tensor components: shears not
+            doubled), or what `parse_strain` makes them of; the cell becomes cell @ (1 + eps).
+        sigma: standard deviations of each displaced Cartesian component, Ang; see `parse_grid`.
         repeats: draws of each random case (a case without displacements and vacancies has one).
         max_displacement: longer displacements are shortened to this length, Ang.
-        supercells: (3,) repetitions each.
-        vacancies: numbers of atoms removed at random.
+        supercell: three repetitions, or several of these.
+        vacancies: numbers of atoms removed at random; see `parse_grid`.
         vacancy_element: which element is removed; None: any.
         min_distance: structures with closer atoms are not labelled, Ang; None: 0.6 times the sum
             of the covalent radii.
         seed: of all random numbers.
         calculator: import path "module:name" of an ASE calculator, or of a function making one.
         calculator_args: keyword arguments for it.
+
+    Raises:
+        ValueError: a setting that makes no sense.
     """
 
     prototypes: list[Prototype]
-    strains: np.ndarray = field(default_factory=lambda: np.zeros((1, 6)))
-    sigmas: tuple[float, ...] = (0.0,)
+    strain: np.ndarray | Mapping | Sequence[Mapping] = field(default_factory=dict)
+    sigma: tuple[float, ...] = (0.0,)
     repeats: int = 1
     max_displacement: float | None = None
-    supercells: tuple[tuple[int, int, int], ...] = ((1, 1, 1),)
+    supercell: tuple = (1, 1, 1)
     vacancies: tuple[int, ...] = (0,)
     vacancy_element: str | None = None
     min_distance: float | None = None
@@ -67,37 +87,39 @@ class Recipe:
     calculator_args: dict = field(default_factory=dict)
 
     def __post_init__(self):
-        self.strains = np.asarray(self.strains, dtype=np.float64).reshape(-1, 6)
+        self.strain = parse_strain(self.strain)
+        self.sigma = parse_grid(self.sigma)
+        self.vacancies = parse_grid(self.vacancies)
+        several = isinstance(self.supercell[0], list | tuple)
+        self.supercell = tuple(map(tuple, self.supercell if several else [self.supercell]))
         if not self.prototypes:
             raise ValueError("no prototypes to start from")
-        if min(self.sigmas) < 0:
-            raise ValueError(f"sigma is a standard deviation, not {min(self.sigmas)}")
+        if not isinstance(self.calculator_args, Mapping):
+            raise ValueError("calculator_args are keyword arguments by name")
+        if min(self.sigma) < 0:
+            raise ValueError(f"sigma is a standard deviation, not {min(self.sigma)}")
         if self.repeats < 1:
             raise ValueError(f"repeats is a number of draws from 1 on, not {self.repeats}")
-        for cell in self.supercells:
+        for cell in self.supercell:
             if len(cell) != 3 or min(cell) < 1 or any(n != int(n) for n in cell):
                 raise ValueError(f"supercell {list(cell)} is not three repetitions from 1 on")
-        determinants = np.linalg.det(np.eye(3) + strain_matrices(self.strains))
+        determinants = np.linalg.det(_deformations(self.strain))
         if determinants.min() <= 0:
-            worst = self.strains[int(np.argmin(determinants))]
+            worst = self.strain[int(np.argmin(determinants))]
             raise ValueError(f"strain {worst.tolist()} turns the cell inside out")
-        self._check_vacancies()
-
-    def _check_vacancies(self) -> None:
-        if min(self.vacancies) < 0:
-            raise ValueError(f"vacancies is a number of atoms, not {min(self.vacancies)}")
-        for prototype in self.prototypes:
-            symbols = prototype.atoms.get_chemical_symbols()
-            n_atoms, element = len(symbols), self.vacancy_element
-            n_there = n_atoms if element is None else symbols.count(element)
-            for cell in self.supercells:
-                n_cells = int(np.prod(cell))
-                most = max(self.vacancies)
-                if most > n_there * n_cells or most >= n_atoms * n_cells:
-                    raise ValueError(
-                        f"{most} vacancies{f' of {element}' if element else ''} are too many for"
-                        f" {prototype.name} repeated {list(cell)} ({n_there * n_cells} atoms)"
-                    )
+        for number in self.vacancies:
+            if number < 0 or number != int(number):
+                raise ValueError(f"vacancies is a number of atoms, not {number}")
+        self.vacancies = tuple(map(int, self.vacancies))
+        most, element = max(self.vacancies), self.vacancy_element
+        for prototype, cell in itertools.product(self.prototypes, self.supercell):
+            symbols = list(prototype.atoms.symbols) * int(np.prod(cell))
+            n_there = len(symbols) if element is None else symbols.count(element)
+            if most > n_there or most >= len(symbols):
+                raise ValueError(
+                    f"{most} vacancies{f' of {element}' if element else ''} are too many for"
+                    f" {prototype.name} repeated {list(cell)} ({n_there} atoms)"
+                )
 
 
 @dataclass(frozen=True)
@@ -122,42 +144,32 @@ class Sample:
     @property
     def strain_state(self) -> str:
         """The components that are not zero, such as "xx-0.1 xy+0.02"; "0" without strain."""
-        parts = [f"{n}{e:+.6g}" for n, e in zip(STRAINS, self.strain, strict=True) if e]
+        parts = [f"{n}{e:+.6g}" for n, e in zip(VOIGT, self.strain, strict=True) if e]
         return " ".join(parts) or "0"
-
-    def child_seed(self, seed: int) -> int:
-        """Seed of this structure's own random numbers."""
-        digest = hashlib.sha256(f"{seed}|{self.key}".encode()).digest()
-        return int.from_bytes(digest[:6], "little")  # 48 bits: exact in every file format
 
 
 def samples(recipe: Recipe) -> Iterator[Sample]:
     """All structures of a recipe, prototype by prototype and strain by strain."""
     for prototype, supercell, strain, n_vacancies, sigma in itertools.product(
-        recipe.prototypes, recipe.supercells, recipe.strains, recipe.vacancies, recipe.sigmas
+        recipe.prototypes, recipe.supercell, recipe.strain.tolist(), recipe.vacancies, recipe.sigma
     ):
         is_random = sigma > 0 or n_vacancies > 0
         for repeat in range(recipe.repeats if is_random else 1):
-            yield Sample(
-                prototype.name,
-                tuple(map(int, supercell)),
-                tuple(map(float, strain)),
-                float(sigma),
-                int(n_vacancies),
-                repeat,
-            )
+            cell = tuple(map(int, supercell))
+            yield Sample(prototype.name, cell, tuple(strain), sigma, n_vacancies, repeat)
 
 
 def build(sample: Sample, recipe: Recipe) -> Atoms:
     """Make a structure: strain, repeat, remove atoms, displace; `info` says what was done."""
     (prototype,) = (p for p in recipe.prototypes if p.name == sample.prototype)
     atoms = prototype.atoms.copy()
-    deformation = np.eye(3) + strain_matrices(np.array([sample.strain]))[0]
+    deformation = _deformations(np.array([sample.strain]))[0]
     # not `scale_atoms`, which needs a cell of non-zero volume
     atoms.positions = atoms.positions @ deformation
     atoms.cell = atoms.cell.array @ deformation
     atoms = atoms.repeat(sample.supercell)
-    child_seed = sample.child_seed(recipe.seed)
+    digest = hashlib.sha256(f"{recipe.seed}|{sample.key}".encode()).digest()
+    child_seed = int.from_bytes(digest[:6], "little")  # 48 bits: exact in every file format
     rng = np.random.default_rng(child_seed)
     if sample.vacancies:
         element = recipe.vacancy_element
@@ -184,10 +196,148 @@ def build(sample: Sample, recipe: Recipe) -> Atoms:
     return atoms
 
 
-def strain_matrices(strains: np.ndarray) -> np.ndarray:
-    """Symmetric (S, 3, 3) of components (S, 6) in the order of `STRAINS`."""
-    matrices = np.zeros((len(strains), 3, 3))
-    for k, name in enumerate(STRAINS):
+def _deformations(strains: np.ndarray) -> np.ndarray:
+    """1 + eps (S, 3, 3) of components (S, 6) in the order of `VOIGT`."""
+    matrices = np.tile(np.eye(3), (len(strains), 1, 1))
+    for k, name in enumerate(VOIGT):
         a, b = ("xyz".index(letter) for letter in name)
-        matrices[:, a, b] = matrices[:, b, a] = strains[:, k]
+        matrices[:, a, b] += strains[:, k]
+        if a != b:
+            matrices[:, b, a] += strains[:, k]
     return matrices
+
+
+# settings
+
+
+def parse_grid(value: str | float | Sequence) -> tuple[float, ...]:
+    """Numbers from a number, "start:stop:step" (with both ends), or a list of these.
+
+    Raises:
+        ValueError: not numbers, or a step that does not lead from start to stop.
+    """
+    if isinstance(value, str) and "," in value:
+        value = value.split(",")
+    if isinstance(value, list | tuple):
+        numbers = [x for item in value for x in parse_grid(item)]
+        return tuple(dict.fromkeys(numbers))
+    try:
+        parts = [float(part) for part in str(value).split(":")]
+    except ValueError:
+        raise ValueError(f"{value!r} is neither a number nor start:stop:step") from None
+    if len(parts) == 1:
+        return (parts[0],)
+    if len(parts) != 3 or parts[2] <= 0 or parts[1] < parts[0]:
+        raise ValueError(f"{value!r} is not start:stop:step with start <= stop and step > 0")
+    start, stop, step = parts
+    n_steps = round((stop - start) / step)
+    if abs(start + n_steps * step - stop) > 1e-9 * max(1.0, abs(stop)):
+        raise ValueError(f"{value!r}: the step does not lead from {start} to {stop}")
+    # rounded, so that -0.1:0.1:0.02 holds 0 and not 1e-17
+    return tuple(round(float(x), 12) + 0.0 for x in np.linspace(start, stop, n_steps + 1))
+
+
+def parse_strain(value: np.ndarray | Mapping | Sequence[Mapping]) -> np.ndarray:
+    """Strains (S, 6) of a grid per component; of several such mappings, the union.
+
+    Args:
+        value: grids by component (xx yy zz yz xz xy), or by in_plane (xx and yy), normal, full;
+            or the strains themselves.
+    """
+    if isinstance(value, np.ndarray):
+        return value.astype(np.float64).reshape(-1, 6)
+    found: dict[tuple[float, ...], None] = {}
+    for mapping in [value] if isinstance(value, Mapping) else value:
+        grids = dict.fromkeys(VOIGT, (0.0,))
+        for name, grid in mapping.items():
+            if name not in VOIGT and name not in SHORTHANDS:
+                names = ", ".join([*VOIGT, *SHORTHANDS])
+                raise ValueError(f"unknown strain {name!r}; choose from {names}")
+            for component in SHORTHANDS.get(name, (name,)):
+                grids[component] = parse_grid(grid)
+        found |= dict.fromkeys(itertools.product(*grids.values()))
+    return np.array(list(found), dtype=np.float64).reshape(-1, 6)
+
+
+def read_recipe(config: str | Path | None, options: Mapping | None = None) -> Recipe:
+    """The recipe of a YAML file or of the package, with options of the command line before it.
+
+    Reading executes nothing; generating imports the module that `calculator` names.
+
+    Args:
+        config: a file, or the name of a recipe of the package. Its `prototypes` are name: file,
+            name: {file, calculator_args}, or a list of files, relative to its folder.
+        options: settings by name, None where an option was not given; `prototypes` are files,
+            `strain` texts name=grid, `calculator_args` JSON.
+
+    Raises:
+        ValueError: an unknown or wrong setting.
+        FileNotFoundError: a file is missing.
+    """
+    settings, folder = _read_yaml(config) if config is not None else ({}, Path())
+    names = [f.name for f in fields(Recipe)]
+    unknown = sorted(set(settings) - set(names))
+    if unknown:
+        raise ValueError(f"unknown setting {unknown[0]!r}; choose from {', '.join(names)}")
+    given = {k: v for k, v in (options or {}).items() if k in names and v not in (None, [])}
+    if "prototypes" in given:
+        folder = Path()
+    if "strain" in given:
+        pairs = [text.partition("=") for text in given["strain"]]
+        for name, separator, _ in pairs:
+            if not separator:
+                raise ValueError(f"--strain {name}: write name=grid, as xx=-0.1:0.1:0.02")
+        given["strain"] = {name.replace("-", "_"): grid for name, _, grid in pairs}
+    if "calculator_args" in given:
+        try:
+            given["calculator_args"] = json.loads(given["calculator_args"])
+        except ValueError as error:
+            raise ValueError(f"--calculator-args is not JSON: {error}") from None
+    settings = {k: v for k, v in {**settings, **given}.items() if v is not None}
+    settings["prototypes"] = _read_prototypes(settings.get("prototypes") or [], folder)
+    return Recipe(**settings)
+
+
+def _read_yaml(name: str | Path) -> tuple[dict, Path]:
+    """Settings by name, and the folder that paths in them start from."""
+    path = Path(name)
+    if not path.exists():
+        shipped = {Path(file.name).stem: Path(str(file)) for file in SHIPPED.iterdir()}
+        if str(name) not in shipped:
+            raise FileNotFoundError(
+                f"no file {name}, nor a recipe of this name (there is: {', '.join(shipped)})"
+            )
+        path = shipped[str(name)]
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds no settings by name")
+    return config, path.parent
+
+
+def _read_prototypes(given: Mapping | Sequence, folder: Path) -> list[Prototype]:
+    if not isinstance(given, Mapping):
+        names = [Path(file).stem for file in given]
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise ValueError(f"several prototypes are called {twice.pop()}; give them names")
+        given = dict(zip(names, given, strict=True))
+    prototypes = []
+    for name, entry in given.items():
+        entry = dict(entry) if isinstance(entry, Mapping) else {"file": entry}
+        path = folder / entry.pop("file")
+        arguments = entry.pop("calculator_args", {})
+        if entry:
+            raise ValueError(f"unknown setting {next(iter(entry))!r} of prototype {name}")
+        if not path.exists():
+            raise FileNotFoundError(f"no file {path} for the prototype {name}")
+        atoms = ase.io.read(path)
+        # without results, constraints and notes; with initial moments, which DFT may start from
+        bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell.array, pbc=atoms.pbc)
+        for array in ("initial_magmoms", "initial_charges"):
+            if atoms.has(array):
+                bare.set_array(array, atoms.get_array(array))
+        prototypes.append(Prototype(str(name), bare, dict(arguments)))
+    return prototypes

@@ -10,15 +10,15 @@ import numpy as np
 import spglib
 from ase import Atoms, units
 from ase.optimize import BFGS
-from ase.stress import voigt_6_to_full_3x3_strain
 
-from schnetpack_softadapt.deploy.check.structure import copy_of, progress, why_not_bulk
+from schnetpack_softadapt.deploy.check.structure import progress, strained, why_not_bulk
+from schnetpack_softadapt.quantities import VOIGT_COLUMNS, VOIGT_OF_FULL, VOIGT_ROWS
 
 __all__ = ["check_elastic", "mean_moduli"]
 
 # Voigt's index of a pair of axes, and the pair of an index
-_INDEX = np.array([[0, 5, 4], [5, 1, 3], [4, 3, 2]])
-_FIRST, _SECOND = np.array([0, 1, 2, 1, 0, 0]), np.array([0, 1, 2, 2, 2, 1])
+_INDEX = np.array(VOIGT_OF_FULL).reshape(3, 3)
+_FIRST, _SECOND = np.array(VOIGT_ROWS), np.array(VOIGT_COLUMNS)
 
 
 def check_elastic(
@@ -63,12 +63,9 @@ def _constants(atoms: Atoms, delta: float, fmax: float) -> np.ndarray:
     constants = np.zeros((6, 6))
     for step in progress(range(12), "elastic constants"):
         component, sign = step // 2, 1 - 2 * (step % 2)
-        strain = np.zeros(6)
-        strain[component] = sign * delta
-        strained = copy_of(atoms)
-        strained.set_cell(atoms.cell @ voigt_6_to_full_3x3_strain(strain), scale_atoms=True)
-        BFGS(strained, logfile=None).run(fmax=fmax, steps=200)
-        constants[:, component] += sign * strained.get_stress() / (2 * delta * units.GPa)
+        changed = strained(atoms, component, sign * delta)
+        BFGS(changed, logfile=None).run(fmax=fmax, steps=200)
+        constants[:, component] += sign * changed.get_stress() / (2 * delta * units.GPa)
     return 0.5 * (constants + constants.T)
 
 
@@ -91,21 +88,20 @@ def mean_moduli(constants: np.ndarray) -> dict[str, dict[str, float | None]]:
         `bulk_modulus_GPa` and `shear_modulus_GPa`, each with `voigt`, `reuss`, `hill`; None where
         an unstable crystal has none.
     """
-    normal, off, shear = _sums(constants)
+
+    def sums(matrix: np.ndarray) -> tuple[float, float, float]:
+        """11 + 22 + 33, 12 + 13 + 23, 44 + 55 + 66."""
+        upper = np.triu(matrix[:3, :3], 1).sum()
+        return float(np.trace(matrix[:3, :3])), float(upper), float(np.trace(matrix[3:, 3:]))
+
+    normal, off, shear = sums(constants)
     voigt = (normal + 2 * off) / 9, (normal - off + 3 * shear) / 15
     reuss = hill = (None, None)
     if np.linalg.eigvalsh(constants).min() > 0:
-        normal, off, shear = _sums(np.linalg.inv(constants))
+        normal, off, shear = sums(np.linalg.inv(constants))
         reuss = 1 / (normal + 2 * off), 15 / (4 * (normal - off) + 3 * shear)
         hill = tuple(0.5 * (v + r) for v, r in zip(voigt, reuss, strict=True))
     return {
         f"{name}_modulus_GPa": {"voigt": voigt[k], "reuss": reuss[k], "hill": hill[k]}
         for k, name in enumerate(("bulk", "shear"))
     }
-
-
-def _sums(matrix: np.ndarray) -> tuple[float, float, float]:
-    """11 + 22 + 33, 12 + 13 + 23, 44 + 55 + 66."""
-    diagonal = np.diag(matrix)
-    off = matrix[0, 1] + matrix[0, 2] + matrix[1, 2]
-    return float(diagonal[:3].sum()), float(off), float(diagonal[3:].sum())

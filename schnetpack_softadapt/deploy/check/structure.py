@@ -1,14 +1,15 @@
-"""What the checks share: a copy to work on, the directions of a crystal, progress bars."""
+"""What the checks share: changed copies, the directions of a crystal, progress bars."""
 
 from collections.abc import Iterable
 
 import numpy as np
 from ase import Atoms
+from ase.stress import voigt_6_to_full_3x3_strain
 from tqdm import tqdm
 
 from schnetpack_softadapt.data.dataset import PROGRESS_DELAY_S
 
-__all__ = ["bulk_directions", "copy_of", "progress", "why_not_bulk"]
+__all__ = ["bulk_directions", "copy_of", "displaced", "progress", "strained", "why_not_bulk"]
 
 #: Ang; an empty layer of this height is no part of a crystal
 _VACUUM = 5.0
@@ -20,6 +21,21 @@ def copy_of(atoms: Atoms) -> Atoms:
     copied.calc = atoms.calc
     copied.set_constraint()
     return copied
+
+
+def displaced(atoms: Atoms, i: int, k: int, x: float) -> Atoms:
+    """A copy with coordinate k of atom i moved by x, Ang."""
+    moved = copy_of(atoms)
+    moved.positions[i, k] += x
+    return moved
+
+
+def strained(atoms: Atoms, component: int, x: float) -> Atoms:
+    """A copy with one strain in Voigt order; shears are 2 eps_xy, whose derivative is sigma_xy."""
+    deformation = voigt_6_to_full_3x3_strain(x * np.eye(6)[component])
+    changed = copy_of(atoms)
+    changed.set_cell(atoms.cell @ deformation, scale_atoms=True)
+    return changed
 
 
 def bulk_directions(atoms: Atoms) -> np.ndarray:

@@ -8,8 +8,8 @@ from ase import Atoms
 from ase.build import bulk
 from ase.data import atomic_masses, reference_states
 
-from schnetpack_softadapt.deploy.exchange.n2p2_write import write_text
 from schnetpack_softadapt.descriptors.elements import atomic_number, check_elements
+from schnetpack_softadapt.files import write_file
 
 __all__ = ["write_lammps"]
 
@@ -82,7 +82,7 @@ def write_lammps(
     else:
         structure = _in_box(structure, cutoff)
         text = _structure_text(structure, elements)
-        files.append(write_text(folder / "structure.data", text))
+        files.append(write_file(folder / "structure.data", text))
         boundary = " ".join("p" if periodic else "f" for periodic in structure.pbc)
         remark = (
             f"`structure.data` holds {len(structure)} atoms, {structure.get_chemical_formula()}."
@@ -97,14 +97,14 @@ def write_lammps(
         cutoff=f"{np.ceil(cutoff * 100 + 1e-6) / 100:.2f}",
         symbols=" ".join(elements),
     )
-    files.append(write_text(folder / "in.lammps", text))
+    files.append(write_file(folder / "in.lammps", text))
     text = _README.format(
         names=", ".join(elements),
         symbols=" ".join(elements),
         cutoff=f"{cutoff:g}",
         structure=remark,
     )
-    files.append(write_text(folder / "README.md", text))
+    files.append(write_file(folder / "README.md", text))
     return files
 
 

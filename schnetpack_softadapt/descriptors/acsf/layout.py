@@ -1,18 +1,19 @@
 """Which symmetry functions describe the atoms of each element, and in which column each stands."""
 
 import dataclasses
-import hashlib
-import json
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from typing import NamedTuple
 
+import torch
 from ase.data import chemical_symbols
 
 from schnetpack_softadapt.descriptors.acsf.cutoffs import CUTOFFS
 from schnetpack_softadapt.descriptors.elements import atomic_number
+from schnetpack_softadapt.descriptors.protocol import Descriptor, Engine, check_engine_name
 
 __all__ = ["KINDS", "Kind", "Layout", "SymmetryFunction"]
 
@@ -125,7 +126,7 @@ class SymmetryFunction:
         return f"{text} r_c={self.cutoff:g} {self.cutoff_fn}"
 
 
-class Layout:
+class Layout(Descriptor):
     """Symmetry functions per element; the order is the order of the columns.
 
     Elements may have different numbers of functions; the descriptor matrix is padded with zeros on
@@ -138,6 +139,9 @@ class Layout:
         UnknownElementError: a key that is no chemical element.
         ValueError: an element without functions, or with one of them twice.
     """
+
+    kind = "acsf"
+    name = "symmetry functions"
 
     def __init__(self, functions: Mapping[int | str, Iterable[SymmetryFunction]]):
         numbers = {atomic_number(key): tuple(value) for key, value in functions.items()}
@@ -156,11 +160,6 @@ class Layout:
         return tuple(self.functions)
 
     @property
-    def n_columns(self) -> int:
-        """Columns of the descriptor matrix: the largest number of functions of any element."""
-        return max(map(len, self.functions.values()))
-
-    @property
     def n_functions(self) -> dict[int, int]:
         """Number of functions (used columns) of each element."""
         return {number: len(values) for number, values in self.functions.items()}
@@ -172,32 +171,42 @@ class Layout:
 
     def to_dict(self) -> dict:
         """Plain numbers and strings, fit for JSON; `from_dict` reads it back."""
-        return {
+        functions = {
             chemical_symbols[number]: [dataclasses.asdict(f) for f in values]
             for number, values in self.functions.items()
         }
+        return {"kind": self.kind, "functions": functions}
 
     @classmethod
     def from_dict(cls, data: Mapping) -> "Layout":
-        """Read what `to_dict` wrote; neighbours may also be given as chemical symbols."""
+        """Read what `to_dict` wrote; neighbours may also be given as chemical symbols.
+
+        Lists of functions by element will do, as a config has them.
+        """
         return cls(
             {
                 key: [SymmetryFunction(**{"neighbors": (), **entry}) for entry in values]
-                for key, values in data.items()
+                for key, values in data.get("functions", data).items()
             }
         )
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """Hash of every function and its column: two layouts with one fingerprint are the same."""
-        text = json.dumps(self.to_dict(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+    def columns(self, z_i: int, z_j: int) -> list[int]:
+        """A function of one neighbour element does not change with atoms of another."""
+        functions = enumerate(self.functions[z_i])
+        return [k for k, f in functions if not f.neighbors or z_j in f.neighbors]
 
-    def __eq__(self, other):
-        return isinstance(other, Layout) and self.functions == other.functions
+    def describe(self, z: int, column: int) -> str:
+        """Kind and parameters of a function."""
+        return str(self.functions[z][column])
 
-    def __hash__(self):
-        return hash(self.fingerprint)
+    def engine(self, device: torch.device | str = "cpu", name: str = "auto") -> Engine:
+        """Compiled loops on the CPU ("kernels"), else torch ("reference": exact if asked for).
+
+        Raises:
+            ValueError: an unknown name, or "kernels" for a device other than the CPU.
+            ImportError: "kernels" with NUMBA_DISABLE_JIT.
+        """
+        return _engine(self, torch.device(device).type, name)
 
     def summary(self) -> str:
         """How many functions of which kind each element has, with the ranges of parameters."""
@@ -210,13 +219,37 @@ class Layout:
                     lines.append(f"  {len(chosen):4d} {kind:4s}" + _ranges(chosen))
         return "\n".join(lines)
 
-    def __str__(self):
-        """All functions, one a line."""
-        lines = []
-        for number, values in self.functions.items():
-            lines.append(f"{chemical_symbols[number]}: {len(values)} symmetry functions")
-            lines += [f"  {k:3d} {f}" for k, f in enumerate(values)]
-        return "\n".join(lines)
+
+@lru_cache(maxsize=64)
+def _engine(layout: Layout, device: str, name: str) -> Engine:
+    # imported here: numba takes a second to load, and only this choice needs it
+    from schnetpack_softadapt.descriptors.acsf.reference import ReferenceEngine
+
+    check_engine_name(name)
+    if name == "reference":
+        return ReferenceEngine(layout, is_exact=True)
+    if device != "cpu":
+        if name == "kernels":
+            raise ValueError(f"backend='kernels' runs on the CPU, not on {device}; use 'auto'")
+        return ReferenceEngine(layout)
+    try:
+        from schnetpack_softadapt.descriptors.acsf.kernels.engine import KernelEngine
+
+        return KernelEngine(layout)
+    except ImportError as error:
+        if name == "kernels":
+            raise
+        _warn_no_kernels(str(error))
+        return ReferenceEngine(layout)
+
+
+@lru_cache(maxsize=1)
+def _warn_no_kernels(message: str) -> None:
+    warnings.warn(
+        f"the compiled symmetry functions cannot be used ({message}); using the slower reference"
+        " backend. Remedy: pip install numba, and unset NUMBA_DISABLE_JIT",
+        stacklevel=4,
+    )
 
 
 def _ranges(functions: list[SymmetryFunction]) -> str:

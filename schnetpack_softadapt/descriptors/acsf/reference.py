@@ -7,6 +7,7 @@ only its inputs and is computed again when a derivative asks for it.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,8 +22,9 @@ from schnetpack_softadapt.descriptors.acsf.functions import (
 from schnetpack_softadapt.descriptors.acsf.layout import KINDS, Kind, Layout, SymmetryFunction
 from schnetpack_softadapt.descriptors.acsf.triples import NeighborTable, Triples
 from schnetpack_softadapt.descriptors.elements import check_elements
+from schnetpack_softadapt.descriptors.protocol import Engine
 
-__all__ = ["ReferenceBackend"]
+__all__ = ["ReferenceEngine"]
 
 # rows of a chunk; large enough to hide the cost of a kernel launch on the GPU, small enough to stay
 # near the cache on the CPU
@@ -111,70 +113,96 @@ def _vector_jacobian(function: Callable, n_inputs: int, *args: Tensor) -> tuple[
         )
 
 
-class ReferenceBackend:
+class _Prepared(NamedTuple):
+    """A pair list with what each group of functions sums over."""
+
+    r_ij: Tensor
+    idx_i: Tensor
+    idx_j: Tensor
+    numbers: Tensor
+    sources: list  # rows of the pair list of a radial group, Triples of an angular one
+    n_terms: list[int]  # their numbers
+
+
+class ReferenceEngine(Engine):
     """Symmetry functions of a layout in plain torch.
 
     Args:
-        layout: the functions.
+        descriptor: the functions.
         max_triples: largest number of triples (and of pairs) held in memory at a time; by default
             100,000 on the CPU and a million on a GPU. Values do not depend on it.
+        is_exact: use plain autograd, which is slower, also where the first derivative would do.
     """
 
-    def __init__(self, layout: Layout, max_triples: int | None = None):
+    def __init__(self, descriptor: Layout, max_triples: int | None = None, is_exact: bool = False):
         if max_triples is not None and max_triples < 1:
             raise ValueError(f"max_triples must be positive, got {max_triples}")
-        self.layout = layout
+        self.descriptor = descriptor
         self.max_triples = max_triples
-        self._groups = _group(layout)
+        self.is_exact = is_exact
+        self._groups = _group(descriptor)
 
-    def values(self, r_ij: Tensor, idx_i: Tensor, idx_j: Tensor, numbers: Tensor) -> Tensor:
-        """Symmetry functions of every atom.
-
-        Args:
-            r_ij: (P, 3) vectors from atom i to its neighbour j, Ang, float32 or float64.
-            idx_i: (P,) central atoms, in any order; every pair is listed in both directions.
-            idx_j: (P,) neighbours.
-            numbers: (N,) atomic numbers.
-
-        Returns:
-            (N, D) values, differentiable by `r_ij` to any order.
+    def prepare(self, r_ij, idx_i, idx_j, numbers) -> _Prepared:
+        """Find what each function sums over; see `Engine.prepare`.
 
         Raises:
             UnknownElementError: an atom of an element that the layout does not know.
         """
+        r_ij = torch.as_tensor(r_ij)
+        idx_i, idx_j, numbers = (torch.as_tensor(x).long() for x in (idx_i, idx_j, numbers))
+        with torch.no_grad():
+            distances = lengths(r_ij.detach())
+            z_i, z_j = numbers[idx_i], numbers[idx_j]
+            tables: dict[float, NeighborTable] = {}
+            sources = []
+            for group in self._groups:
+                is_center = _is_any(z_i, group.centers)
+                within = ~(distances >= group.head.cutoff)  # a NaN stays in the sum
+                if group.kind.n_distances > 1:
+                    if group.head.cutoff not in tables:
+                        tables[group.head.cutoff] = NeighborTable(idx_i, z_j, within)
+                    table = tables[group.head.cutoff]
+                    sources.append(table.triples(is_center, group.head.neighbors))
+                else:
+                    chosen = is_center & within
+                    if not group.kind.weighted:
+                        chosen = chosen & (z_j == group.head.neighbors[0])
+                    sources.append(chosen.nonzero().squeeze(1))
+            n_terms = self._count(sources, numbers)
+        return _Prepared(r_ij, idx_i, idx_j, numbers, sources, n_terms)
+
+    def values(self, pairs: _Prepared) -> Tensor:
+        """Symmetry functions (N, D), differentiable by `pairs.r_ij` to any order."""
+        r_ij = pairs.r_ij
         blocks: dict[tuple[int, ...], Tensor] = {}
-        for columns, term in self._terms(r_ij, idx_i, idx_j, numbers):
+        for columns, term in self._terms(pairs):
             block = _Recomputed.apply(term, r_ij)  # (F, N)
             blocks[columns] = blocks[columns] + block if columns in blocks else block
-        g = r_ij.new_zeros(self.layout.n_columns, len(numbers))
+        g = r_ij.new_zeros(self.descriptor.n_columns, len(pairs.numbers))
         if blocks:
             rows = torch.tensor([c for columns in blocks for c in columns], device=r_ij.device)
             g = g.index_add(0, rows, torch.cat(list(blocks.values())))
         return g.t().contiguous()
 
-    def vjp(
-        self, r_ij: Tensor, idx_i: Tensor, idx_j: Tensor, numbers: Tensor, grad_g: Tensor
-    ) -> Tensor:
-        """Vector-Jacobian product sum_iD grad_g_iD dG_iD/dr_ij, (P, 3), for `grad_g` (N, D)."""
-        grad_r = torch.zeros_like(r_ij)
+    def vjp(self, pairs: _Prepared, grad_g: Tensor) -> Tensor:
+        """See `Engine.vjp`."""
+        grad_r = torch.zeros_like(pairs.r_ij)
         grad_rows = grad_g.detach().t()  # (D, N)
-        for columns, term in self._terms(r_ij, idx_i, idx_j, numbers):
-            leaf = r_ij.detach().requires_grad_()
+        for columns, term in self._terms(pairs):
+            leaf = pairs.r_ij.detach().requires_grad_()
             with torch.enable_grad():
                 block = term(leaf)
             (grad,) = torch.autograd.grad(block, leaf, grad_rows[list(columns)])
             grad_r += grad
         return grad_r
 
-    def jvp(
-        self, r_ij: Tensor, idx_i: Tensor, idx_j: Tensor, numbers: Tensor, tangent: Tensor
-    ) -> Tensor:
-        """Jacobian-vector product sum_p dG/dr_p . tangent_p, (N, D), for `tangent` (P, 3)."""
-        g = r_ij.new_zeros(self.layout.n_columns, len(numbers))
-        for columns, term in self._terms(r_ij, idx_i, idx_j, numbers):
+    def jvp(self, pairs: _Prepared, tangent: Tensor) -> Tensor:
+        """See `Engine.jvp`."""
+        g = pairs.r_ij.new_zeros(self.descriptor.n_columns, len(pairs.numbers))
+        for columns, term in self._terms(pairs):
             # Reverse mode twice: u -> u J is linear in u, and its transpose is what we want.
             # (Forward mode is no faster, and silently off within a custom function.)
-            leaf = r_ij.detach().requires_grad_()
+            leaf = pairs.r_ij.detach().requires_grad_()
             with torch.enable_grad():
                 block = term(leaf)
                 u = torch.zeros_like(block, requires_grad=True)
@@ -183,32 +211,13 @@ class ReferenceBackend:
             g[list(columns)] += block
         return g.t().contiguous()
 
-    @torch.no_grad()
     def _terms(
-        self, r_ij: Tensor, idx_i: Tensor, idx_j: Tensor, numbers: Tensor
+        self, pairs: _Prepared
     ) -> Iterator[tuple[tuple[int, ...], Callable[[Tensor], Tensor]]]:
-        """Parts of the sum: columns and a function of `r_ij` that gives their (F, N) values."""
-        idx_i, idx_j, numbers = idx_i.long(), idx_j.long(), numbers.long()
-        distances = lengths(r_ij.detach())
-        z_i, z_j = numbers[idx_i], numbers[idx_j]
-        tables: dict[float, NeighborTable] = {}
-        sources = []  # rows of the pair list of a radial group, Triples of an angular one
-        for group in self._groups:
-            is_center = _is_any(z_i, group.centers)
-            within = ~(distances >= group.head.cutoff)  # a NaN stays in the sum
-            if group.kind.n_distances > 1:
-                if group.head.cutoff not in tables:
-                    tables[group.head.cutoff] = NeighborTable(idx_i, z_j, within)
-                sources.append(tables[group.head.cutoff].triples(is_center, group.head.neighbors))
-            else:
-                chosen = is_center & within
-                if not group.kind.weighted:
-                    chosen = chosen & (z_j == group.head.neighbors[0])
-                sources.append(chosen.nonzero().squeeze(1))
-        n_terms = self._count(sources, numbers)
-        size = self.max_triples or _CHUNK.get(r_ij.device.type, _CHUNK["cpu"])
-        atoms = (idx_i, z_j, len(numbers))
-        for group, source, n in zip(self._groups, sources, n_terms, strict=True):
+        """Terms of the sum: columns and a function of `r_ij` that gives their (F, N) values."""
+        size = self.max_triples or _CHUNK.get(pairs.r_ij.device.type, _CHUNK["cpu"])
+        atoms = (pairs.idx_i, pairs.numbers[pairs.idx_j], len(pairs.numbers))
+        for group, source, n in zip(self._groups, pairs.sources, pairs.n_terms, strict=True):
             for start in range(0, n, size):
                 stop = min(start + size, n)
                 if group.kind.n_distances > 1:
@@ -217,13 +226,13 @@ class ReferenceBackend:
                     yield group.columns, partial(_radial, group, atoms, source[start:stop])
 
     def _count(self, sources: list[Tensor | Triples], numbers: Tensor) -> list[int]:
-        known = _is_any(numbers, self.layout.elements)
+        known = _is_any(numbers, self.descriptor.elements)
         counts = [(~known).sum()]
         counts += [s.total for s in sources if isinstance(s, Triples)]
         # one transfer, because each makes the host wait for the device
         n_unknown, *totals = torch.stack(counts).tolist()
         if n_unknown:
-            check_elements(numbers.tolist(), self.layout.elements)
+            check_elements(numbers.tolist(), self.descriptor.elements)
         return [totals.pop(0) if isinstance(s, Triples) else len(s) for s in sources]
 
 

@@ -1,275 +1,311 @@
-"""Computes a descriptor store: in parallel, by many ranks if need be, going on where a kill hit.
+"""Computes a descriptor store: many threads compute, one writes; memory holds a few portions.
 
-The neighbours of all atoms are counted first, so that every array is created once with its final
-size and each shard is written to its place. Memory holds a few shards, whatever the size of the
-store. A finished shard is noted in a journal with its checksum; a build that starts again believes
-the journal only where the checksums agree.
+The neighbours of all atoms are counted first, so that the size is known and said, and compared with
+the free disk, before anything is computed. The arrays are written front to back into a folder
+of another name, which is renamed when all is there.
 """
 
+import contextlib
 import json
 import logging
+import os
 import shutil
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from numba import njit
 from tqdm import tqdm
 
+from schnetpack_softadapt.descriptors.protocol import Descriptor, Engine
 from schnetpack_softadapt.descriptors.store.files import (
-    ORIGIN,
-    StoreError,
-    append_journal,
-    checksums,
-    claim,
-    create_array,
-    file_checksum,
-    map_array,
-    read_journal,
-    size_on_disk,
-    write_atomically,
+    MANIFEST,
+    checksum,
+    n_checked_parts,
+    write_header,
 )
-from schnetpack_softadapt.descriptors.store.shards import ShardWorker, array_shapes, in_parallel
+from schnetpack_softadapt.neighbors.pair_list import LinkedCells
 
-__all__ = ["FORMAT", "Build", "wait_for_others"]
+__all__ = ["FORMAT", "Columns", "build_store"]
 
 log = logging.getLogger(__name__)
 
-#: raise when files or formulas change: older stores are then computed again
-FORMAT = 1
+#: raise when files or their meaning change: older stores are then computed again
+FORMAT = 2
 
-_POLL_S = 0.2
-_REMIND_S = 60.0
-#: time without a sign of life after which others are taken for dead
-PATIENCE_S = 600.0
+#: numbers of G in a portion; with 50 neighbours, 20 MB of float64 in dg_dr
+PORTION_NUMBERS = 16_000
+LEAST_ROWS = 64
+#: stores beyond this size are announced with a warning
 LARGE_BYTES = 1e9
 
 
-@dataclass
-class Build:
-    """One build of a store in the folder `<target>.building`, which becomes `target` at the end.
+class Columns:
+    """Columns that the derivative by a neighbour can fill, by element of atom and neighbour.
+
+    A symmetry function of one neighbour element does not change with atoms of another: of two
+    elements two numbers in five are zeros, of three more than half.
 
     Attributes:
-        target: folder of the finished store.
-        fingerprint: of structures, layout, dtype and format.
-        worker: computes the shards.
-        n_jobs: threads.
-        progress: show progress bars.
-        rank, world_size: this process computes every `world_size`-th shard.
-        database: to which the store belongs; None: nobody knows.
+        lists: (n, W) int32 columns; short lists are filled up with columns of zeros.
+        list_of: (119, 119) int16 the list of an atomic number and its neighbour's.
+        kept: (n, D) whether a list has a column.
     """
 
-    target: Path
-    fingerprint: str
-    worker: ShardWorker
-    n_jobs: int = 1
-    progress: bool = True
-    rank: int = 0
-    world_size: int = 1
-    database: str | None = None
-    folder: Path = field(init=False)
-
-    def __post_init__(self):
-        self.folder = self.target.with_name(self.target.name + ".building")
-
-    def run(self) -> None:
-        """Compute what is missing; returns when `target` is complete.
-
-        Raises:
-            ValueError: a structure cannot be computed.
-            OSError: no space left.
-        """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        if self.rank == 0 and self.target.exists():
-            shutil.rmtree(self.target)  # damaged; whoever still reads it keeps its maps
-        if self.rank == 0 and self.database is not None:
-            text = json.dumps({"database": self.database}).encode()
-            write_atomically(self.folder / ORIGIN, lambda f: f.write(text))
-        if not claim(self.folder, self):
-            raise StoreError(f"{self.folder} is being removed; start again")
-        mine = self.worker.shards[self.rank :: self.world_size]
-        block_first = self._count(mine)
-        paths = self._create(block_first)
-        finished = self._finished(block_first, paths)
-        todo = [rows for rows in mine if rows not in finished]
-        n_atoms = sum(b - a for a, b in mine)
-        n_done = n_atoms - sum(b - a for a, b in todo)
-        if n_done:
-            log.info("descriptor store: %d of %d atoms were done already", n_done, n_atoms)
-        journal = self.folder / f"journal-{self.rank}.jsonl"
-        work = (
-            lambda rows=rows, pieces=pieces: self.worker.compute(rows, pieces, block_first, paths)
-            for rows, pieces in self.worker.pieces(todo)
-        )
-        with self._bar("descriptor store", n_atoms, n_done) as bar:
-            for shard in in_parallel(work, self.n_jobs):
-                append_journal(journal, shard)
-                bar.update(shard.rows[1] - shard.rows[0])
-        if self.rank == 0:
-            self._finish(block_first, paths)
-        else:
-            self._wait((self.target / "manifest.json").exists, "the store to be complete")
-
-    def _count(self, mine: list[tuple[int, int]]) -> np.ndarray:
-        """First block of every row, (rows + 1,); the ranks share the counting through a file."""
-        path = self.folder / "n_blocks.npy"
-        shape = (int(self.worker.structure_first[-1]),)
-        if self.rank == 0 and not _is_array(path, shape, "int32"):
-            create_array(path, shape, "int32", fill=-1)
-        self._wait(lambda: _is_array(path, shape, "int32"), "the files")
-        known = np.load(path)
-        todo = [(a, b) for a, b in mine if (known[a:b] < 0).any()]
-        work = (
-            lambda rows=rows, pieces=pieces: self.worker.count(rows, pieces, path)
-            for rows, pieces in self.worker.pieces(todo)
-        )
-        with self._bar("counting neighbours", sum(b - a for a, b in todo), 0, delay=3.0) as bar:
-            for a, b in in_parallel(work, self.n_jobs):
-                bar.update(b - a)
-        self._wait(lambda: (np.load(path) >= 0).all(), "the other ranks to count neighbours")
-        return np.concatenate([[0], np.cumsum(np.load(path), dtype=np.int64)])
-
-    def _create(self, block_first: np.ndarray) -> dict[str, Path]:
-        """Files of the arrays, created by rank 0."""
-        n_columns, width = self.worker.layout.n_columns, self.worker.columns.lists.shape[1]
-        shapes = array_shapes(
-            len(block_first) - 1, int(block_first[-1]), n_columns, width, self.worker.dtype
-        )
-        paths = {name: self.folder / f"{name}.npy" for name in shapes}
-        if self.rank == 0:
-            there = {name for name in shapes if _is_array(paths[name], *shapes[name])}
-            size = sum(
-                int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize
-                for shape, dtype in shapes.values()
-            )
-            log.log(
-                logging.WARNING if size > LARGE_BYTES else logging.INFO,
-                "descriptor store: %.2f GB in %s, for %d atoms with %d descriptors"
-                " (data.store_dir=... puts it elsewhere, data.store=false does without)",
-                size / 1e9,
-                self.target,
-                len(block_first) - 1,
-                n_columns,
-            )
-            # arrays are made at full length and filled later: what is there may hold nothing yet
-            missing = size - sum(size_on_disk(paths[name]) for name in there)
-            free = shutil.disk_usage(self.folder).free
-            if missing > free:
-                raise OSError(
-                    f"the descriptor store needs {missing / 1e9:.2f} GB, and {self.folder.parent}"
-                    f" has {free / 1e9:.2f} GB left; choose another folder with data.store_dir=...,"
-                    " fewer descriptors, or data.store=false"
-                )
-            for name in shapes.keys() - there:
-                create_array(paths[name], *shapes[name])
-        self._wait(lambda: all(_is_array(paths[n], *shapes[n]) for n in shapes), "the files")
-        return paths
-
-    def _finished(self, block_first: np.ndarray, paths: dict[str, Path]) -> dict:
-        """Shards of the journals whose data are there, by their range of rows."""
-        arrays = {name: map_array(path) for name, path in paths.items()}
-        planned, finished = set(self.worker.shards), {}
-        for shard in read_journal(self.folder):
-            if (
-                shard.rows in planned
-                and shard.blocks == tuple(block_first[list(shard.rows)])
-                and shard.crc == checksums(arrays, shard)
-            ):
-                finished[shard.rows] = shard
-        return finished
-
-    def _finish(self, block_first: np.ndarray, paths: dict[str, Path]) -> None:
-        """Write what describes the store, and give the folder its final name."""
-        planned = self.worker.shards
-        if self.world_size == 1:
-            shards = {shard.rows: shard for shard in read_journal(self.folder)}
-        else:
-            self._wait(
-                lambda: set(planned) <= {shard.rows for shard in read_journal(self.folder)},
-                "the other ranks to finish",
-            )
-            # written by other machines: trust only what can be read back
-            shards = self._finished(block_first, paths)
-        missing = [rows for rows in planned if rows not in shards]
-        if missing:
-            raise StoreError(f"atoms {missing[0]} of {self.folder} were not written; start again")
-        for name, values in (
-            ("block_first", block_first),
-            ("structure_first", self.worker.structure_first),
-            ("columns", self.worker.columns.lists),
-        ):
-            write_atomically(self.folder / f"{name}.npy", lambda f, v=values: np.save(f, v))
-        manifest = {
-            "format": FORMAT,
-            "fingerprint": self.fingerprint,
-            "dtype": self.worker.dtype,
-            "n_structures": len(self.worker.structure_first) - 1,
-            "n_rows": len(block_first) - 1,
-            "n_blocks": int(block_first[-1]),
-            "n_columns": self.worker.layout.n_columns,
-            "crc": {
-                name: file_checksum(self.folder / f"{name}.npy")
-                for name in ("block_first", "structure_first", "columns")
-            },
-            "layout": self.worker.layout.to_dict(),
-            "shards": [shards[rows].to_dict() for rows in planned],
-        }
-        text = json.dumps(manifest).encode()
-        write_atomically(self.folder / "manifest.json", lambda f: f.write(text))
-        self.folder.rename(self.target)
-        # only now: a build killed before the renaming still needs them
-        for path in [self.target / "n_blocks.npy", *self.target.glob("journal-*.jsonl")]:
-            path.unlink()
-
-    def _wait(self, ready: Callable[[], bool], what: str) -> None:
-        wait_for_others(ready, f"rank {self.rank} waits for {what}", self.folder)
-
-    def _bar(self, name: str, total: int, done: int, delay: float = 0.0) -> tqdm:
-        return tqdm(
-            desc=name if self.world_size == 1 else f"{name} (rank {self.rank})",
-            total=total,
-            initial=done,
-            unit=" atoms",
-            delay=delay,
-            disable=not self.progress,
-        )
+    def __init__(self, descriptor: Descriptor):
+        n_columns = descriptor.n_columns
+        lists: dict[tuple[int, ...], int] = {}
+        self.list_of = np.zeros((119, 119), np.int16)
+        for z_i in descriptor.elements:
+            for z_j in descriptor.elements:
+                columns = tuple(descriptor.columns(z_i, z_j))
+                self.list_of[z_i, z_j] = lists.setdefault(columns, len(lists))
+        width = max(1, *map(len, lists))
+        filled = [(*c, *[k for k in range(n_columns) if k not in c]) for c in lists]
+        self.lists = np.array([c[:width] for c in filled], np.int32)
+        self.kept = np.zeros((len(lists), n_columns), bool)
+        np.put_along_axis(self.kept, self.lists, True, axis=1)
 
 
-def wait_for_others(ready: Callable[[], bool], what: str, folder: Path) -> None:
-    """Wait while other processes build a store in `folder`.
+class _Piece(NamedTuple):
+    """Some consecutive atoms of a structure."""
+
+    index: int
+    structure: object
+    begin: int
+    end: int
+
+    def pairs(self, cutoff: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """idx_i (P,) ascending, idx_j (P,), r_ij (P, 3) of these atoms."""
+        s = self.structure
+        try:
+            return LinkedCells(s.positions, s.cell, s.pbc, cutoff).pairs(self.begin, self.end)
+        except ValueError as error:
+            raise ValueError(f"structure {self.index}: {error}") from error
+
+
+def build_store(
+    target: Path,
+    building: Path,
+    structures: Sequence,
+    structure_first: np.ndarray,
+    descriptor: Descriptor,
+    dtype: str,
+    n_jobs: int,
+    progress: bool,
+    description: dict,
+) -> None:
+    """Compute a store in the folder `building`, which becomes `target`.
+
+    Args:
+        structures: fetched by one thread, in order.
+        structure_first: (S + 1,) first row of each structure.
+        description: entries of the manifest.
 
     Raises:
-        StoreError: for `PATIENCE_S` nothing was written there.
+        ValueError: a structure cannot be described, descriptors that are not finite.
+        OSError: no space left.
     """
-    last, since, reminded = None, time.monotonic(), time.monotonic()
-    while not ready():
-        now, newest = time.monotonic(), _last_change(folder)
-        if newest != last:
-            last, since = newest, now
-        if now - since > PATIENCE_S:
-            raise StoreError(
-                f"descriptor store: {what}, but for {PATIENCE_S:.0f} s nothing was written to"
-                f" {folder}. End the other processes and start again (what is done is kept), or set"
-                " data.store=false"
-            )
-        if now - reminded > _REMIND_S:
-            reminded = now
-            log.warning("descriptor store: %s", what)
-        time.sleep(_POLL_S)
+    engine, columns = descriptor.engine("cpu"), Columns(descriptor)
+    portions = _portions(structure_first, max(LEAST_ROWS, PORTION_NUMBERS // descriptor.n_columns))
+    n_rows = int(structure_first[-1])
+
+    def run(function: Callable, name: str, delay: float) -> Iterator:
+        work = (
+            [_Piece(k, structures[k], begin, end) for k, begin, end in pieces]
+            for pieces in portions
+        )
+        with tqdm(desc=name, total=n_rows, unit=" atoms", delay=delay, disable=not progress) as bar:
+            for pieces, result in _in_order(function, work, n_jobs):
+                yield result
+                bar.update(sum(p.end - p.begin for p in pieces))
+
+    def count(pieces: list[_Piece]) -> np.ndarray:
+        return np.concatenate([_n_blocks(p, descriptor.cutoff) for p in pieces])
+
+    n_blocks = np.concatenate(
+        [np.zeros(1, np.int64), *run(count, "counting neighbours", delay=3.0)]
+    )
+    block_first = np.cumsum(n_blocks, dtype=np.int64)
+    whole = {
+        "structure_first": structure_first,
+        "block_first": block_first,
+        "columns": columns.lists,
+    }
+    n_all, n_columns, width = int(block_first[-1]), descriptor.n_columns, columns.lists.shape[1]
+    shapes = {
+        "G": ((n_rows, n_columns), dtype),
+        "dg_dstrain": ((n_rows, 6, n_columns), dtype),
+        "block_atom": ((n_all,), "int32"),
+        "block_columns": ((n_all,), "int16"),
+        "dg_dr": ((n_all, 3, width), dtype),
+    }
+    _announce(target, shapes, n_rows, n_columns)
+
+    def compute(pieces: list[_Piece]) -> dict[str, np.ndarray]:
+        return _arrays(pieces, descriptor.cutoff, engine, columns, dtype)
+
+    with contextlib.ExitStack() as stack:
+        files = {name: stack.enter_context(open(building / f"{name}.npy", "wb")) for name in shapes}
+        for name, file in files.items():
+            write_header(file, *shapes[name])
+        for arrays in run(compute, "descriptor store", delay=0.0):
+            for name, file in files.items():
+                file.write(np.ascontiguousarray(arrays[name]))
+    for name, values in whole.items():
+        np.save(building / f"{name}.npy", values)
+        shapes[name] = (values.shape, values.dtype.name)
+    described = {}
+    for name, (shape, kind) in shapes.items():
+        path = building / f"{name}.npy"
+        crc = [checksum(path, part) for part in range(n_checked_parts(path))]
+        described[name] = {"shape": shape, "dtype": kind, "crc": crc}
+    manifest = {"format": FORMAT, **description, "arrays": described}
+    (building / MANIFEST).write_text(json.dumps(manifest))
+    if target.exists():
+        shutil.rmtree(target)  # damaged; whoever still reads it keeps its maps
+    os.rename(building, target)
 
 
-def _last_change(folder: Path) -> int | None:
-    """Time of the last change of a file in a folder, ns; None if there is none."""
-    try:
-        return max((path.stat().st_mtime_ns for path in folder.iterdir()), default=None)
-    except OSError:  # it has just been renamed
-        return None
+def _announce(target: Path, shapes: dict, n_rows: int, n_columns: int) -> None:
+    size = sum(
+        int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize
+        for shape, dtype in shapes.values()
+    )
+    log.log(
+        logging.WARNING if size > LARGE_BYTES else logging.INFO,
+        "descriptor store: %.2f GB in %s, for %d atoms with %d descriptors"
+        " (data.store_dir=... puts it elsewhere, data.store=false does without)",
+        size / 1e9,
+        target,
+        n_rows,
+        n_columns,
+    )
+    free = shutil.disk_usage(target.parent).free
+    if size > free:
+        raise OSError(
+            f"the descriptor store needs {size / 1e9:.2f} GB, and {target.parent} has"
+            f" {free / 1e9:.2f} GB left; choose another folder with data.store_dir=..., fewer"
+            " descriptors, or data.store=false"
+        )
 
 
-def _is_array(path: Path, shape: tuple, dtype) -> bool:
-    try:
-        map_array(path, shape, dtype)
-    except StoreError:
-        return False
+def _portions(structure_first: np.ndarray, rows: int) -> list[list[tuple[int, int, int]]]:
+    """Pieces (structure, first atom, last + 1 atom) of about `rows` atoms together."""
+    portions, portion, n_atoms = [], [], 0
+    for index, size in enumerate(np.diff(structure_first).tolist()):
+        for begin in range(0, size, rows):
+            end = min(begin + rows, size)
+            if n_atoms + end - begin > rows:
+                portions.append(portion)
+                portion, n_atoms = [], 0
+            portion.append((index, begin, end))
+            n_atoms += end - begin
+    return [*portions, portion] if portion else portions
+
+
+def _in_order(function: Callable, arguments: Iterable, n_jobs: int) -> Iterator[tuple]:
+    """Arguments with the results of a function, by threads; few are held at a time."""
+    if n_jobs <= 1:
+        yield from ((x, function(x)) for x in arguments)
+        return
+    with ThreadPoolExecutor(n_jobs) as pool:
+        waiting: deque = deque()
+        try:
+            for x in arguments:
+                waiting.append((x, pool.submit(function, x)))
+                if len(waiting) > n_jobs:
+                    done = waiting.popleft()
+                    yield done[0], done[1].result()
+            while waiting:
+                done = waiting.popleft()
+                yield done[0], done[1].result()
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+
+def _n_blocks(piece: _Piece, cutoff: float) -> np.ndarray:
+    """Distinct other atoms in the pair list of each atom of a piece, (n,)."""
+    idx_i, idx_j, _ = piece.pairs(cutoff)
+    return _count_distinct(idx_i, idx_j, len(piece.structure.numbers))[piece.begin : piece.end]
+
+
+def _arrays(
+    pieces: list[_Piece], cutoff: float, engine: Engine, columns: Columns, dtype: str
+) -> dict[str, np.ndarray]:
+    """What a store holds of some atoms, computed by one call of the engine in one thread."""
+    # atoms that take part: those of the pieces and their neighbours
+    used, idx_i, idx_j, r_ij, atoms, numbers = [], [], [], [], [], []
+    n = 0
+    for piece in pieces:
+        i, j, r = piece.pairs(cutoff)
+        mine = np.arange(piece.begin, piece.end)
+        near = np.union1d(mine, j) if len(mine) < len(piece.structure.numbers) else mine
+        idx_i.append(np.searchsorted(near, i) + n)
+        idx_j.append(np.searchsorted(near, j) + n)
+        atoms.append(np.searchsorted(near, mine) + n)
+        r_ij.append(r)
+        used.append(near)
+        numbers.append(np.asarray(piece.structure.numbers)[near])
+        n += len(near)
+    idx_i, idx_j, r_ij, atoms, used, numbers = map(
+        np.concatenate, (idx_i, idx_j, r_ij, atoms, used, numbers)
+    )
+    pairs = engine.prepare(r_ij, idx_i, idx_j, numbers.astype(np.int64))
+    found = engine.jacobian(pairs, dtype=np.dtype(dtype).type, threads=1)
+    block_i = np.repeat(np.arange(n), np.diff(found.block_first))
+    # in ascending order, without the block of an atom with itself (minus the sum of its others)
+    order = np.argsort(block_i * n + found.block_atom, kind="stable")
+    order = order[block_i[order] != found.block_atom[order]]
+    block_i, block_j = block_i[order], found.block_atom[order]
+    if not np.array_equal(np.bincount(block_i, minlength=n), _count_distinct(idx_i, idx_j, n)):
+        raise RuntimeError("the engine's blocks are not those of the neighbour list")
+    which = columns.list_of[numbers[block_i], numbers[block_j]]
+    kept = np.empty((len(order), 3, columns.lists.shape[1]), dtype)
+    dg_dr = np.ascontiguousarray(found.dg_dr)
+    if not _keep(dg_dr, order, which, columns.lists, columns.kept, kept):
+        raise RuntimeError("a descriptor depends on an element that its `columns` denies")
+    arrays = {
+        "G": found.values[atoms].astype(dtype, copy=False),
+        "dg_dstrain": found.dg_dstrain[atoms].astype(dtype, copy=False),
+        "block_atom": used[block_j].astype(np.int32),
+        "block_columns": which,
+        "dg_dr": kept,
+    }
+    if not all(np.isfinite(arrays[name]).all() for name in ("G", "dg_dstrain", "dg_dr")):
+        raise ValueError(
+            f"descriptors of structures {pieces[0].index} to {pieces[-1].index} are not finite: do"
+            " two atoms of one of them lie in the same place?"
+        )
+    return arrays
+
+
+@njit(cache=True, nogil=True)
+def _keep(dg_dr, order, which, lists, kept_columns, out):
+    """Copy the kept columns of the blocks `order`; whether all others are zero."""
+    for p in range(len(order)):
+        b, k = order[p], which[p]
+        for x in range(3):
+            for column in range(dg_dr.shape[2]):
+                if not kept_columns[k, column] and dg_dr[b, x, column] != 0.0:
+                    return False
+            for n in range(lists.shape[1]):
+                out[p, x, n] = dg_dr[b, x, lists[k, n]]
     return True
+
+
+@njit(cache=True, nogil=True)
+def _count_distinct(idx_i, idx_j, n_atoms):
+    """Distinct idx_j != idx_i for each of n_atoms; idx_i is ascending."""
+    counts = np.zeros(n_atoms, np.int64)
+    seen_by = np.full(n_atoms, -1)
+    for p in range(len(idx_i)):
+        i, j = idx_i[p], idx_j[p]
+        if i != j and seen_by[j] != i:
+            seen_by[j] = i
+            counts[i] += 1
+    return counts

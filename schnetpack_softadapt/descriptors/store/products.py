@@ -18,6 +18,8 @@ offsets; -F R takes out the part that autograd already sends through the positio
 import numpy as np
 from numba import njit
 
+from schnetpack_softadapt.quantities import VOIGT_COLUMNS, VOIGT_ROWS
+
 __all__ = ["jvp_atoms", "subtract_flow", "vjp_atoms"]
 
 # sums may be reordered and fused, but nan and inf must come out as what they are
@@ -64,7 +66,7 @@ def vjp_atoms(
         dg_dstrain: (rows, 6, D).
         block_first: (rows + 1,).
         block_atom: (blocks,).
-        block_columns: (blocks,) row of `columns`, or empty: all blocks use row 0.
+        block_columns: (blocks,) row of `columns`.
         columns: (n, W) columns of a block; what fills a row up to W has zeros in the block.
         dg_dr: (blocks, 3, W).
         grad_r: (N, 3) float64, added to.
@@ -76,9 +78,9 @@ def vjp_atoms(
     """
     n_columns, width = u.shape[1], columns.shape[1]
     n_lists = len(columns)
-    has_lists, has_strain = len(block_columns) > 0, len(grad_strain) > 0
-    packed = np.empty((n_lists, width), u.dtype)
-    packed_for = np.full(n_lists, -1)
+    has_strain = len(grad_strain) > 0
+    chosen = np.empty((n_lists, width), u.dtype)
+    chosen_for = np.full(n_lists, -1)
     zero = u.dtype.type(0)
     first, last = 0, 0
     for i in range(begin, end):
@@ -90,16 +92,16 @@ def vjp_atoms(
         f_x, f_y, f_z = 0.0, 0.0, 0.0
         for b in range(block_first[row], block_first[row + 1]):
             j = first + block_atom[b]
-            which = block_columns[b] if has_lists else 0
+            which = block_columns[b]
             if j < first or j >= last or which < 0 or which >= n_lists:
                 return i
-            if packed_for[which] != i:
-                packed_for[which] = i
+            if chosen_for[which] != i:
+                chosen_for[which] = i
                 for k in range(width):
-                    packed[which, k] = u[i, columns[which, k]]
+                    chosen[which, k] = u[i, columns[which, k]]
             s_x, s_y, s_z = zero, zero, zero
             for k in range(width):
-                value = packed[which, k]
+                value = chosen[which, k]
                 s_x += value * dg_dr[b, 0, k]
                 s_y += value * dg_dr[b, 1, k]
                 s_z += value * dg_dr[b, 2, k]
@@ -120,8 +122,7 @@ def vjp_atoms(
                 s_x = zero
                 for k in range(n_columns):
                     s_x += u[i, k] * dg_dstrain[row, v, k]
-                # Voigt order xx yy zz yz xz xy
-                a, c = (v, v) if v < 3 else (1, 2) if v == 3 else (0, 2) if v == 4 else (0, 1)
+                a, c = VOIGT_ROWS[v], VOIGT_COLUMNS[v]
                 grad_strain[m, a, c] += s_x
                 if a != c:
                     grad_strain[m, c, a] += s_x
@@ -158,9 +159,9 @@ def jvp_atoms(
     """
     n_columns, width = tangent_g.shape[1], columns.shape[1]
     n_lists = len(columns)
-    has_lists, has_strain = len(block_columns) > 0, len(tangent_strain) > 0
+    has_strain = len(tangent_strain) > 0
     real = tangent_g.dtype.type
-    packed = np.zeros((n_lists, width), tangent_g.dtype)
+    chosen = np.zeros((n_lists, width), tangent_g.dtype)
     used = np.zeros(n_lists, np.bool_)
     voigt = np.zeros(6, tangent_g.dtype)
     # a window of tangents of one structure, with what the strain moves taken out
@@ -190,7 +191,7 @@ def jvp_atoms(
             return i
         for b in range(block_first[row], block_first[row + 1]):
             j = block_atom[b]
-            which = block_columns[b] if has_lists else 0
+            which = block_columns[b]
             if j < 0 or j >= last - first or which < 0 or which >= n_lists:
                 return i
             used[which] = True
@@ -198,7 +199,7 @@ def jvp_atoms(
             t_y = real(t[j, 1] - t[i - first, 1])
             t_z = real(t[j, 2] - t[i - first, 2])
             for k in range(width):
-                packed[which, k] += (
+                chosen[which, k] += (
                     t_x * dg_dr[b, 0, k] + t_y * dg_dr[b, 1, k] + t_z * dg_dr[b, 2, k]
                 )
         for k in range(n_columns):
@@ -211,8 +212,8 @@ def jvp_atoms(
             if used[which]:
                 used[which] = False
                 for k in range(width):
-                    tangent_g[i, columns[which, k]] += packed[which, k]
-                    packed[which, k] = 0.0
+                    tangent_g[i, columns[which, k]] += chosen[which, k]
+                    chosen[which, k] = 0.0
     return -1
 
 

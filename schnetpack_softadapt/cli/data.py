@@ -1,0 +1,195 @@
+"""Commands that make data: import, generate."""
+
+import argparse
+import functools
+import sys
+
+__all__ = ["COMMANDS"]
+
+
+def add_import(commands) -> None:
+    parser = commands.add_parser(
+        "import",
+        help="labelled structures from other programs' files into a database for training",
+        description="Read structures with energies, and forces and stress where there are some,"
+        " from anything ASE reads (extended XYZ, OUTCAR, vasprun.xml, trajectories; FILE@INDEX"
+        " selects as in ASE), from folders (all *.extxyz, *.xyz, *.traj, *.json, input.data, OUTCAR"
+        " and vasprun.xml below them) and from patterns in quotes ('runs/**/*.out'), check them,"
+        " and write a database in SchNetPack's format: eV, Ang, stress positive = tension. Train on"
+        " it with `spk-softadapt train my.db`.",
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE", help="file, folder or 'PATTERN'")
+    parser.add_argument("--out", required=True, metavar="DB", help="database to write, *.db")
+    parser.add_argument("--val", nargs="+", default=[], metavar="FILE", help="validation set")
+    parser.add_argument("--test", nargs="+", default=[], metavar="FILE", help="test set")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing database")
+    parser.add_argument("--format", default="auto")
+    keys = parser.add_argument_group(
+        "keys", "names of the labels in the files, where they are not the usual ones"
+    )
+    keys.add_argument(
+        "--energy-key",
+        metavar="KEY",
+        help="default: energy; free_energy in VASP's own files, since forces derive from it",
+    )
+    keys.add_argument("--forces-key", metavar="KEY", help="'none' leaves forces out")
+    keys.add_argument(
+        "--stress-key",
+        metavar="KEY",
+        help="'none' leaves stress out; default: stress, else virial or virials. A key with"
+        " 'virial' in its name holds -volume * stress, as GAP, MACE and DeePMD have it",
+    )
+    keys.add_argument(
+        "--group-key",
+        metavar="KEY",
+        help="info entry naming the group; default: group or config_type, else the folder (of what"
+        " was found in one or by a pattern) or the file",
+    )
+    keys.add_argument(
+        "--split-key",
+        dest="split_keys",
+        nargs="+",
+        default=[],
+        metavar="KEY",
+        help="structures that agree in these info entries stay in one subset of a split",
+    )
+    units = parser.add_argument_group("units and conventions")
+    for name in ("energy", "length", "forces", "stress"):
+        units.add_argument(f"--{name}-unit", metavar="UNIT")
+    units.add_argument("--stress-sign", type=int, choices=(-1, 1))
+    units.add_argument("--stress-order", metavar="ORDER")
+    units.add_argument(
+        "--repair-stress",
+        nargs="+",
+        default=[],
+        metavar="GROUP=READING",
+        help="read the stresses of a group another way, as a warning may propose: 'GROUP=xx yy zz"
+        " xz yz xy' (what each of xx yy zz yz xz xy really is), GROUP=FACTOR, 'GROUP=FACTOR ORDER'",
+    )
+    parser.set_defaults(run=_import)
+    parser.format_help = functools.partial(_import_help, parser)
+
+
+def _import_help(parser: argparse.ArgumentParser) -> str:
+    """Help with what the formats say about themselves, which takes importing them."""
+    from schnetpack_softadapt.data.formats.format import option_help
+
+    texts = option_help()
+    for action in parser._actions:
+        action.help = texts.get(action.dest, action.help)
+    return argparse.ArgumentParser.format_help(parser)
+
+
+def _import(args) -> None:
+    from schnetpack_softadapt.data.formats.format import ImportOptions
+    from schnetpack_softadapt.data.importing.convert import convert_files
+    from schnetpack_softadapt.data.importing.stress_labels import StressRepair
+
+    # the arguments have the names of its fields
+    options = ImportOptions(
+        **{name: getattr(args, name) for name in ImportOptions.__dataclass_fields__}
+    )
+    convert_files(
+        args.files,
+        args.out,
+        val=args.val,
+        test=args.test,
+        options=options,
+        repairs=[StressRepair.parse(text) for text in args.repair_stress],
+        overwrite=args.overwrite,
+        progress=sys.stderr.isatty(),
+    )
+
+
+def add_generate(commands) -> None:
+    parser = commands.add_parser(
+        "generate",
+        help="strained, perturbed and defective structures, labelled by any ASE calculator",
+        description="From relaxed prototypes: grids of strain, Gaussian displacements, supercells"
+        " and vacancies, each with labels. Reproducible from the seed; results are kept in"
+        " OUT.journal as they come, so that the same command goes on after an interruption and"
+        " computes only what is missing or failed. Settings come from --config, and from the"
+        " options, which go before it. A GRID is numbers, or start:stop:step. Exit status 1 if"
+        " calculations failed.",
+    )
+    parser.add_argument("prototypes", nargs="*", metavar="PROTOTYPE", help="files that ASE reads")
+    parser.add_argument("--out", metavar="FILE", help="*.extxyz (for `import`), or a database *.db")
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace a FILE that was made otherwise; results in its journal are always kept",
+    )
+    parser.add_argument(
+        "--config", metavar="YAML", help="a file, or the name of a recipe of the package: mote2"
+    )
+    parser.add_argument(
+        "--strain",
+        nargs="+",
+        metavar="NAME=GRID",
+        help="such as in_plane=-0.1:0.1:0.02, or full=-0.02:0.02:0.02 for six components; names:"
+        " xx yy zz yz xz xy (tensor components), in_plane, normal, full; all combinations",
+    )
+    parser.add_argument(
+        "--sigma", nargs="+", metavar="GRID", help="standard deviations of displacements, Ang"
+    )
+    parser.add_argument("--repeats", type=int, metavar="N", help="draws of each random case")
+    parser.add_argument("--supercell", type=int, nargs=3, metavar="N", help="repetitions")
+    parser.add_argument(
+        "--vacancies", nargs="+", metavar="GRID", help="numbers of atoms removed at random"
+    )
+    parser.add_argument("--vacancy-element", metavar="SYMBOL", help="remove only this element")
+    parser.add_argument(
+        "--min-distance",
+        type=float,
+        metavar="ANG",
+        help="skip structures with closer atoms (default: 0.6 of the sum of covalent radii)",
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="of all random numbers (default: 0)")
+    parser.add_argument(
+        "--calculator",
+        metavar="MODULE:NAME",
+        help="such as ase.calculators.emt:EMT; a recipe can name one too. The module is imported,"
+        " which executes it",
+    )
+    parser.add_argument(
+        "--calculator-args",
+        metavar="JSON",
+        help='keyword arguments, such as \'{"directory": "run-{worker}"}\'; {worker} becomes the'
+        " number of the process",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes (set OMP_NUM_THREADS to their threads; default: 1)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be made")
+    parser.set_defaults(run=_generate)
+
+
+def _generate(args) -> int:
+    from schnetpack_softadapt.data.generate.generate import generate, plan
+    from schnetpack_softadapt.data.generate.recipe import read_recipe
+
+    recipe = read_recipe(args.config, vars(args))
+    if args.dry_run:
+        print(plan(recipe))
+        return 0
+    if args.out is None:
+        raise ValueError("give --out, the file to write (or --dry-run)")
+    try:
+        result = generate(
+            recipe,
+            args.out,
+            n_jobs=args.jobs,
+            overwrite=args.overwrite,
+            progress=sys.stderr.isatty(),
+        )
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return int(bool(result.failed))
+
+
+COMMANDS = (add_import, add_generate)

@@ -1,0 +1,279 @@
+"""Commands that make and use models: training, predictions, reports, checks, exchange."""
+
+import logging
+import sys
+
+from schnetpack_softadapt.cli.arguments import add_output, read_structure
+
+__all__ = ["COMMANDS"]
+
+
+def add_train(commands) -> None:
+    parser = commands.add_parser(
+        "train",
+        help="a potential for a database, with the recommended recipe",
+        description="Train with experiment=mlearn_softadapt (crystals) or molecule_softadapt (no"
+        " structure is periodic); the spktrain command that it stands for is printed. The same"
+        " command again goes on with a run that was stopped, and more epochs extend it.",
+    )
+    parser.add_argument("database", metavar="DB", help="database that `import` wrote")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="settings of the configuration, as for spktrain: task.weighting.beta=1",
+    )
+    parser.add_argument(
+        "--model", default="acsf", metavar="KIND", help="acsf (default), painn or schnet"
+    )
+    parser.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/DB)")
+    parser.add_argument("--epochs", type=int, metavar="N", help="largest number of epochs")
+    parser.add_argument(
+        "--time",
+        dest="max_time",
+        metavar="TIME",
+        help="wall time of the run, such as 90s, 30min, 2h",
+    )
+    parser.add_argument("--seed", type=int, metavar="N", help="of first weights and order")
+    parser.add_argument("--cutoff", type=float, metavar="ANG", help="radius of environments")
+    parser.add_argument(
+        "--weighting", metavar="RULE", help="of the losses: likelihood, softadapt, fixed.."
+    )
+    parser.add_argument("--device", help="cpu, gpu or auto (default)")
+    parser.set_defaults(run=_train, result=None)
+
+
+def _train(args) -> None:
+    from schnetpack_softadapt.api import train
+
+    names = ("model", "out", "epochs", "max_time", "seed", "cutoff", "weighting", "device")
+    run = train(args.database, *args.overrides, **{name: getattr(args, name) for name in names})
+    print(f"model {run.folder / 'best_model'}; `spk-softadapt report {run.folder}` makes pictures")
+
+
+def add_predict(commands) -> None:
+    parser = commands.add_parser(
+        "predict",
+        help="energies, forces and stresses of the structures in a file, and their errors",
+        description="Predict the structures of a file that `import` reads, or of a database. Where"
+        " they have labels, a table of the errors is printed.",
+    )
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="best_model or run directory (a pickle, which can execute code: only what you trust),"
+        " or n2p2 folder (text)",
+    )
+    parser.add_argument("structures", metavar="FILE", help="structures")
+    add_output(
+        parser,
+        "FILE",
+        "extended XYZ with predictions and labels (energy_ref..), or *.npz (default: none)",
+    )
+    parser.add_argument("--device", default="cpu", help="default: cpu")
+    parser.add_argument("--energy-unit", help="of a model that does not state it")
+    parser.add_argument("--position-unit", help="likewise")
+    parser.set_defaults(run=_predict)
+
+
+def _predict(args) -> None:
+    from schnetpack_softadapt.api import predict
+
+    names = ("out", "device", "energy_unit", "position_unit")
+    arguments = {name: getattr(args, name) for name in names}
+    print(predict(args.model, args.structures, **arguments))
+
+
+def add_info(commands) -> None:
+    parser = commands.add_parser(
+        "info",
+        help="what a model, a database or a run is, on one screen",
+        description="Elements, cutoff, functions and units of a model; structures, labels and"
+        " groups of a database; recipe and errors of a run.",
+    )
+    parser.add_argument(
+        "path",
+        metavar="MODEL|DB|RUN",
+        help="best_model (a pickle, which can execute code: only what you trust), n2p2 folder,"
+        " database or run directory",
+    )
+    parser.set_defaults(run=_info)
+
+
+def _info(args) -> None:
+    from schnetpack_softadapt.cli.info import info
+
+    print(info(args.path))
+
+
+def add_report(commands) -> None:
+    parser = commands.add_parser(
+        "report",
+        help="tables and plots of a run, or of runs side by side",
+        description="Write report.html (one file, opens offline), report.json, report.csv and PNG "
+        "pictures from the files in run directories; unfinished runs and runs of SchNetPack's own "
+        "models are welcome.",
+    )
+    parser.add_argument("run_dirs", nargs="+", metavar="RUN_DIR", help="directory made by spktrain")
+    add_output(
+        parser,
+        "DIR",
+        "folder of the report (default: report/ in the run, or in what the runs share; a report"
+        " there is renewed)",
+        result="report.json",
+    )
+    parser.add_argument(
+        "--predict",
+        action="store_true",
+        help="compute missing predictions from best_model (a pickle, which can execute code: only"
+        " for runs you trust) and the run's data",
+    )
+    parser.add_argument("--data", metavar="DB", help="the run's database, if it has moved")
+    parser.add_argument("--device", default="cpu", help="device for --predict (default: cpu)")
+    parser.set_defaults(run=_report)
+
+
+def _report(args) -> None:
+    from schnetpack_softadapt.reports.predict import predict_missing
+    from schnetpack_softadapt.reports.report import read_runs, terminal_summary, write_report
+
+    if args.predict:
+        for run_dir in args.run_dirs:
+            predict_missing(run_dir, args.data, args.device)
+    runs = read_runs(args.run_dirs)
+    out = write_report(runs, args.out)
+    print(terminal_summary(runs))
+    print(f"Report: {out / 'report.html'}")
+
+
+def add_check(commands) -> None:
+    parser = commands.add_parser(
+        "check",
+        help="is a potential consistent, stable and smooth? forces, stress, eos, phonons, NVE",
+        description="Forces and stress against finite differences; then, on the relaxed structure,"
+        " equation of state, elastic constants, frequencies at Gamma and the energy deviation in"
+        " NVE against the time step. Exit status 1 if a check is not passed.",
+    )
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="best_model or run directory (a pickle, which can execute code: check only what you"
+        " trust), or n2p2 folder (text)",
+    )
+    parser.add_argument("structure", metavar="STRUCTURE", help="a file that ASE reads")
+    add_output(
+        parser,
+        "DIR",
+        "folder of check.json and plots (default: check)",
+        "check.json",
+        default="check",
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="CHECK",
+        help="some of: derivatives relax eos elastic phonons nve (default: all)",
+    )
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="CHECK.NAME=VALUE",
+        help="options, such as nve.temperature=600 nve.time_steps=0.5,1,2 relax.fmax=1e-4"
+        " phonons.delta=0.02; `--set all` lists them",
+    )
+    parser.add_argument("--energy-unit", help="of a model that does not state it")
+    parser.add_argument("--position-unit", help="likewise")
+    parser.set_defaults(run=_check)
+
+
+def _check(args) -> int:
+    from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator
+    from schnetpack_softadapt.deploy.check.check import CHECKS, read_options, run_checks
+    from schnetpack_softadapt.deploy.check.results import summary
+
+    options = read_options(args.set)
+    atoms = read_structure(args.structure)
+    units = {"energy_unit": args.energy_unit, "position_unit": args.position_unit}
+    atoms.calc = SoftAdaptCalculator(args.model, **units)
+    results = run_checks(atoms, args.only or CHECKS, args.out, options)
+    print(summary(results))
+    return int(any(not r.get("ok", True) for r in results.values()))
+
+
+def add_export(commands) -> None:
+    parser = commands.add_parser(
+        "export",
+        help="a trained model as an n2p2 potential, ready for LAMMPS",
+        description="Write input.nn, scaling.data and weights.ZZZ.data (Ang, eV), an input for"
+        " LAMMPS' pair_style hdnnp, and a README. Text files, safe to share: reading them executes"
+        " no code, while best_model is a pickle that can.",
+    )
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="best_model, or a run directory with one: a pickle, which can execute code; export"
+        " only what you trust",
+    )
+    add_output(parser, "FOLDER", "where the files go", result="input.nn", required=True)
+    parser.add_argument(
+        "--structure",
+        metavar="FILE",
+        help="what the LAMMPS input simulates (default: the largest structure of the run's training"
+        " set; where that is not known and there is one element, its crystal)",
+    )
+    parser.set_defaults(run=_export)
+
+
+def _export(args) -> None:
+    from schnetpack_softadapt.deploy.exchange.n2p2 import write_potential
+    from schnetpack_softadapt.deploy.loading import load_potential
+    from schnetpack_softadapt.deploy.training_data import training_structure
+
+    model = load_potential(args.model)
+    structure = read_structure(args.structure) if args.structure else None
+    if structure is None:
+        try:
+            structure = training_structure(args.model)
+        except (OSError, ValueError) as error:
+            print(f"no training structure for LAMMPS ({error}); give --structure", file=sys.stderr)
+    for path in write_potential(model, args.out, structure):
+        print(path)
+
+
+def add_import_potential(commands) -> None:
+    parser = commands.add_parser(
+        "import-potential",
+        help="an n2p2 or RuNNer potential as a model for SoftAdaptCalculator and SchNetPack",
+        description="Read input.nn, scaling.data and weights.ZZZ.data and save a model.",
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="the n2p2 potential")
+    add_output(parser, "MODEL", "model file to write", required=True)
+    parser.add_argument(
+        "--length-unit", metavar="UNIT", help="of the files: Ang, Bohr (default: stated, else Bohr)"
+    )
+    parser.add_argument(
+        "--energy-unit", metavar="UNIT", help="of the files: eV, Ha.. (default: stated, else Ha)"
+    )
+    parser.set_defaults(run=_import_potential)
+
+
+def _import_potential(args) -> None:
+    from schnetpack_softadapt.deploy.exchange.n2p2 import read_potential
+    from schnetpack_softadapt.deploy.loading import save_potential
+
+    model = read_potential(args.folder, args.length_unit, args.energy_unit)
+    print(model.representation.descriptor.summary())
+    logging.getLogger(__name__).info("symmetry functions:\n%s", model.representation.descriptor)
+    print(save_potential(model, args.out))
+
+
+COMMANDS = (
+    add_train,
+    add_predict,
+    add_info,
+    add_report,
+    add_check,
+    add_export,
+    add_import_potential,
+)

@@ -1,0 +1,293 @@
+"""What every family of descriptors is to the rest of the package: `Descriptor` and `Engine`.
+
+A descriptor G_i (D columns) of atom i is a function of the vectors r_ij to its neighbours within a
+cutoff, and of their elements; nothing changes when all atoms move or turn together. A family is a
+folder `descriptors.<kind>` that defines a `Descriptor` (the parameters) and at least one `Engine`
+(how they are computed). An engine must give values and the vector-Jacobian product; everything
+else has a default. No other room knows a family, except for the exchange of its own file formats.
+
+N: atoms, P: pairs, D: columns.
+"""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from importlib import import_module
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from ase.data import chemical_symbols
+from torch import Tensor
+
+from schnetpack_softadapt.descriptors.elements import check_elements
+from schnetpack_softadapt.quantities import VOIGT_COLUMNS, VOIGT_ROWS
+
+__all__ = [
+    "ENGINES",
+    "Descriptor",
+    "Engine",
+    "Jacobian",
+    "LinearMap",
+    "PairMap",
+    "Pairs",
+    "check_engine_name",
+    "descriptor_from_dict",
+]
+
+#: names that `Descriptor.engine` takes
+ENGINES = ("auto", "kernels", "reference")
+
+_KINDS: dict[str, type["Descriptor"]] = {}
+
+
+def check_engine_name(name: str) -> None:
+    """Raises ValueError for a name that is not in `ENGINES`."""
+    if name not in ENGINES:
+        raise ValueError(f"unknown backend {name!r}; choose from {ENGINES}")
+
+
+class Descriptor(ABC):
+    """Parameters of a descriptor, which say all that its values depend on.
+
+    A subclass sets `kind` and is then found by `descriptor_from_dict`. Two descriptors with the
+    same fingerprint are equal.
+    """
+
+    kind: ClassVar[str]
+    #: what its functions are called in messages
+    name: ClassVar[str] = "functions"
+    #: of the formulas: stores of an older version are computed again
+    version: ClassVar[int] = 1
+
+    elements: tuple[int, ...]  # atomic numbers that have descriptors, ascending
+    cutoff: float  # Ang
+    n_functions: Mapping[int, int]  # used columns of each element
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if "kind" in vars(cls):
+            _KINDS[cls.kind] = cls
+
+    @property
+    def n_columns(self) -> int:
+        """D, the largest number of functions of an element; others are padded with zeros."""
+        return max(self.n_functions.values())
+
+    @abstractmethod
+    def to_dict(self) -> dict:
+        """Plain numbers and strings, with the key "kind"."""
+
+    @classmethod
+    @abstractmethod
+    def from_dict(cls, data: Mapping) -> "Descriptor":
+        """Read what `to_dict` wrote."""
+
+    @abstractmethod
+    def engine(self, device: torch.device | str = "cpu", name: str = "auto") -> "Engine":
+        """What computes it: "auto" the fastest for the device, "kernels", or "reference".
+
+        A family with one engine returns it for every name.
+
+        Raises:
+            ValueError: an unknown name, or an engine that does not run on the device.
+        """
+
+    def columns(self, z_i: int, z_j: int) -> Sequence[int]:
+        """Columns of an atom of element z_i that depend on neighbours of z_j; by default all."""
+        return range(self.n_functions[z_i])
+
+    def describe(self, z: int, column: int) -> str:
+        """What a column of element z is, in one line, for reports and warnings."""
+        return f"{self.kind} {column}"
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of all parameters and the version of the formulas."""
+        text = json.dumps({"version": self.version, **self.to_dict()}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def __eq__(self, other):
+        return isinstance(other, Descriptor) and self.fingerprint == other.fingerprint
+
+    def __hash__(self):
+        return hash(self.fingerprint)
+
+    @property
+    def title(self) -> str:
+        """Kind, number of functions of each element, and cutoff, in one line."""
+        numbers = ", ".join(f"{n} of {chemical_symbols[z]}" for z, n in self.n_functions.items())
+        return f"{self.name} ({self.kind}): {numbers}; cutoff {self.cutoff:g} Ang"
+
+    def summary(self) -> str:
+        """What fits on a screen."""
+        return self.title
+
+    def __str__(self):
+        """The title, and all functions, one a line."""
+        lines = [self.title]
+        for z, n in self.n_functions.items():
+            lines.append(f"{chemical_symbols[z]}: {n} {self.name}")
+            lines += [f"  {k:3d} {self.describe(z, k)}" for k in range(n)]
+        return "\n".join(lines)
+
+
+def descriptor_from_dict(data: Mapping) -> Descriptor:
+    """The descriptor that `to_dict` of any family wrote.
+
+    Raises:
+        ValueError: no family of that kind.
+    """
+    kind = data.get("kind")
+    if kind not in _KINDS:
+        try:
+            import_module(f"{__package__}.{kind}")  # its folder, not imported so far
+        except ImportError:
+            raise ValueError(f"there is no descriptor of the kind {kind!r}") from None
+    return _KINDS[kind].from_dict(data)
+
+
+class Pairs(NamedTuple):
+    """A pair list, as `Engine.prepare` takes it.
+
+    Attributes:
+        r_ij: (P, 3) vectors from atom i to its neighbour j, Ang, float32 or float64.
+        idx_i: (P,) central atoms, in any order; every pair is listed in both directions.
+        idx_j: (P,) neighbours.
+        numbers: (N,) atomic numbers.
+    """
+
+    r_ij: Tensor
+    idx_i: Tensor
+    idx_j: Tensor
+    numbers: Tensor
+
+
+class Jacobian(NamedTuple):
+    """Descriptors and their derivatives by positions and strain, numpy.
+
+    Attributes:
+        values: (N, D).
+        dg_dstrain: (N, 6, D) strain derivative sum_p sym(dG/dr_p (x) r_p), Voigt order xx yy zz yz
+            xz xy, off-diagonal entries not doubled.
+        block_first: (N + 1,) first block of each atom.
+        block_atom: (n_blocks,) atom j that a block differentiates by, each at most once for an atom
+            i; blocks of an atom with itself may be among them.
+        dg_dr: (n_blocks, 3, D) dG_i/dR_j, summed over the periodic images of j, 1/Ang.
+    """
+
+    values: np.ndarray
+    dg_dstrain: np.ndarray
+    block_first: np.ndarray
+    block_atom: np.ndarray
+    dg_dr: np.ndarray
+
+
+class LinearMap(Protocol):
+    """The derivative of descriptors G (N, D) by some variables x, at one point.
+
+    Prepared pairs of an engine (x: pair vectors) and a batch of a store (x: positions and strain)
+    are both one. A variable without requires_grad may be None in what `vjp` returns.
+    """
+
+    def vjp(self, grad_g: Tensor) -> tuple[Tensor | None, ...]:
+        """Sum over atoms and columns of grad_g dG/dx, one tensor for each variable."""
+
+    def jvp(self, *tangents: Tensor | None) -> Tensor:
+        """Sum over the variables of dG/dx . tangent, (N, D); None stands for zeros."""
+
+
+class Engine(ABC):
+    """Computes a descriptor. Tensors in, tensors out; the dtype is that of the pair vectors.
+
+    Attributes:
+        descriptor: what it computes.
+        is_exact: values carry a graph that is differentiable by `r_ij` to any order. `values` is
+            then called with gradients enabled, and the products are not needed in training.
+    """
+
+    descriptor: Descriptor
+    is_exact: bool = False
+
+    def prepare(self, r_ij, idx_i, idx_j, numbers) -> Any:
+        """What the other methods take, made once for a pair list; see `Pairs`.
+
+        Tensors or arrays; `numbers` may hold atoms that are the neighbour of others only.
+
+        Raises:
+            UnknownElementError: an atom of an element that the descriptor does not know.
+        """
+        pairs = Pairs(*map(torch.as_tensor, (r_ij, idx_i, idx_j, numbers)))
+        check_elements(set(pairs.numbers.tolist()), self.descriptor.elements)
+        return pairs
+
+    @abstractmethod
+    def values(self, pairs) -> Tensor:
+        """Descriptors (N, D) without scaling; columns beyond an element's own are zero."""
+
+    @abstractmethod
+    def vjp(self, pairs, grad_g: Tensor) -> Tensor:
+        """Vector-Jacobian product sum_iD grad_g_iD dG_iD/dr_ij, (P, 3), for `grad_g` (N, D)."""
+
+    def jvp(self, pairs, tangent: Tensor) -> Tensor:
+        """Jacobian-vector product sum_p dG/dr_p . tangent_p, (N, D), for `tangent` (P, 3)."""
+        by_pair = self._by_pair(pairs)
+        change = (by_pair * tangent[:, :, None]).sum(1)
+        return change.new_zeros(len(pairs.numbers), change.shape[1]).index_add(
+            0, pairs.idx_i, change
+        )
+
+    def jacobian(self, pairs, dtype: type = np.float64, threads: int | None = None) -> Jacobian:
+        """Values with the derivatives that a store keeps.
+
+        Args:
+            pairs: of `prepare`, float64.
+            dtype: numpy type of the results.
+            threads: threads to use; 1 where several structures are done at a time.
+        """
+        with torch.no_grad():
+            values, by_pair = self.values(pairs).numpy(), self._by_pair(pairs).numpy()
+        idx_i, idx_j, r_ij = (x.numpy() for x in (pairs.idx_i, pairs.idx_j, pairs.r_ij))
+        n_atoms = len(values)
+        blocks, inverse = np.unique(idx_i * n_atoms + idx_j, return_inverse=True)
+        dg_dr = np.zeros((len(blocks), *by_pair.shape[1:]), dtype)
+        np.add.at(dg_dr, inverse.reshape(-1), by_pair)
+        strain = np.zeros((n_atoms, 6, by_pair.shape[2]), dtype)
+        for v, (a, b) in enumerate(zip(VOIGT_ROWS, VOIGT_COLUMNS, strict=True)):
+            product = by_pair[:, a] * r_ij[:, b, None] + by_pair[:, b] * r_ij[:, a, None]
+            np.add.at(strain[:, v], idx_i, 0.5 * product)
+        first = np.searchsorted(blocks, np.arange(n_atoms + 1) * n_atoms)
+        return Jacobian(values.astype(dtype), strain, first, blocks % n_atoms, dg_dr)
+
+    def _by_pair(self, pairs) -> Tensor:
+        """dG_i/dr_ij (P, 3, D), by one vector-Jacobian product for each column."""
+        n_columns = self.descriptor.n_columns
+        one = pairs.r_ij.new_zeros(len(pairs.numbers), n_columns)
+        columns = []
+        for k in range(n_columns):
+            one[:, k] = 1.0
+            columns.append(self.vjp(pairs, one))
+            one[:, k] = 0.0
+        return torch.stack(columns, dim=2)
+
+
+class PairMap(NamedTuple):
+    """The derivative by pair vectors (P, 3), as a `LinearMap`.
+
+    Attributes:
+        engine: computes it.
+        pairs: prepared by `engine`.
+    """
+
+    engine: Engine
+    pairs: Any
+
+    def vjp(self, grad_g: Tensor) -> tuple[Tensor]:
+        """(N, D) -> (P, 3)."""
+        return (self.engine.vjp(self.pairs, grad_g),)
+
+    def jvp(self, tangent: Tensor | None) -> Tensor:
+        """(P, 3) -> (N, D)."""
+        return self.engine.jvp(self.pairs, tangent)

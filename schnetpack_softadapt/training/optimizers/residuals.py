@@ -1,0 +1,148 @@
+"""Residual vectors of a batch and their derivatives by the parameters, for second-order optimizers.
+
+An optimizer class with `uses_residuals = True` is stepped with a closure that returns `Residuals`.
+It knows nothing of energies and forces; models that know a short way to the derivatives offer it as
+a method `parameter_jacobian(batch, atoms)`, see `Residuals.jacobian`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from schnetpack import properties
+from torch import Tensor, nn
+
+from schnetpack_softadapt.quantities import full_to_voigt
+from schnetpack_softadapt.training.losses import LossComponent
+
+__all__ = ["BatchResiduals", "Residuals", "least_squares_weight"]
+
+
+def least_squares_weight(component: LossComponent, residual: Tensor) -> Tensor | None:
+    """Factors on squared residuals whose sum has the gradient of a component's loss; None for 1.
+
+    Those of iteratively reweighted least squares: P. Holland and R. Welsch, Commun. Stat. Theory
+    Methods 6, 813 (1977), equation 2 and table 1.
+
+    Raises:
+        ValueError: the loss is neither "mse" nor "huber".
+    """
+    if component.loss == "mse":
+        return None
+    if component.loss == "huber":
+        delta = component.delta
+        return 0.5 * (delta / residual.detach().abs().clamp_min(delta))
+    raise ValueError(
+        f"component {component.component} has loss {component.loss!r}; optimizers that use"
+        " residuals need loss: mse or huber in all of task.outputs"
+    )
+
+
+class Residuals(dict[str, Tensor]):
+    """Residual vectors (M,) by component, with their graph; the loss is the sum of all squares.
+
+    Args:
+        vectors: residuals by component.
+        n_columns: entries that belong together, such as the three components of a force; rows of
+            a Jacobian are chosen in such groups. 1 for components that are not named.
+    """
+
+    def __init__(self, vectors: Mapping[str, Tensor], n_columns: Mapping[str, int] | None = None):
+        super().__init__(vectors)
+        self.n_columns = {name: (n_columns or {}).get(name, 1) for name in self}
+
+    def jacobian(
+        self, groups: Mapping[str, Tensor | None], parameters: Sequence[Tensor]
+    ) -> dict[str, Tensor]:
+        """Derivatives of residuals by the parameters, one backward pass for each row.
+
+        Args:
+            groups: (n,) groups of rows of each component, ascending; all if None. Group g holds the
+                entries n_columns g to n_columns (g + 1) - 1.
+            parameters: their number of elements sums to P; columns in their order.
+
+        Returns:
+            (n n_columns, P) by component.
+        """
+        return {
+            name: _backward_passes(self.entries(name, chosen), parameters)
+            for name, chosen in groups.items()
+        }
+
+    def entries(self, name: str, groups: Tensor | None) -> Tensor:
+        """Residuals of groups (n,) of a component, (n n_columns,)."""
+        if groups is None:
+            return self[name]
+        return self[name].view(-1, self.n_columns[name]).index_select(0, groups).reshape(-1)
+
+
+class BatchResiduals(Residuals):
+    """Residuals of energies, forces and stress of a batch.
+
+    Args:
+        components: loss components.
+        vectors: residuals by component, as diagonal functions of what is predicted.
+        pred: what the model predicted, with its graph.
+        batch: what it predicted it from.
+        model: the model.
+    """
+
+    def __init__(
+        self,
+        components: Sequence[LossComponent],
+        vectors: Mapping[str, Tensor],
+        pred: Mapping[str, Tensor],
+        batch: Mapping[str, Tensor],
+        model: nn.Module,
+    ):
+        super().__init__(vectors, {c.component: c.n_columns for c in components})
+        self._components = {c.component: c for c in components}
+        self._pred, self._batch, self._model = pred, batch, model
+
+    def jacobian(self, groups, parameters):
+        """As in the base class; by the short way of the model where it has one."""
+        short: Callable | None = getattr(self._model, "parameter_jacobian", None)
+        n_atoms = len(self._batch[properties.Z])
+        wanted = torch.zeros(n_atoms, dtype=torch.bool, device=self._batch[properties.Z].device)
+        for name, chosen in groups.items():
+            if self._components[name].kind == "forces":
+                wanted[slice(None) if chosen is None else chosen] = True
+        rows = None if short is None else short(self._batch, wanted.nonzero()[:, 0])
+        if rows is None:
+            return super().jacobian(groups, parameters)
+        n_parameters, place, out = sum(p.numel() for p in parameters), wanted.cumsum(0) - 1, {}
+        for name, chosen in groups.items():
+            c = self._components[name]
+            value, factor = rows[c.name], self._factor(c)  # (rows, columns, P), (rows, columns)
+            if value.shape[2] != n_parameters:
+                raise ValueError(
+                    f"the model differentiates by {value.shape[2]} parameters, the optimizer has"
+                    f" {n_parameters}: give it all that are trained"
+                )
+            if chosen is not None:
+                in_rows = place[chosen] if c.kind == "forces" else chosen
+                value, factor = value.index_select(0, in_rows), factor.index_select(0, chosen)
+            if c.kind == "stress":
+                value = c.counted(value)
+            out[name] = (value * factor.to(value.dtype)[:, :, None]).reshape(-1, n_parameters)
+        return out
+
+    def _factor(self, c: LossComponent) -> Tensor:
+        """Derivative of each residual by the prediction that it belongs to, (rows, columns)."""
+        value = self._pred[c.name]
+        (factor,) = torch.autograd.grad(self[c.component].sum(), value, retain_graph=True)
+        if c.kind != "stress":
+            return factor.reshape(-1, c.n_columns)
+        # a residual takes both halves of a symmetric matrix
+        factor = 2 * full_to_voigt(factor.reshape(-1, 3, 3))
+        factor[:, :3] /= 2
+        return c.counted(factor)
+
+
+def _backward_passes(values: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """Gradient of each entry of `values` (M,) by the parameters, (M, P)."""
+    out = parameters[0].new_zeros(len(values), sum(p.numel() for p in parameters))
+    for row, value in zip(out, values if values.requires_grad else (), strict=False):
+        grads = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+        grads = [0 * p if g is None else g for g, p in zip(grads, parameters, strict=True)]
+        row[:] = torch.cat([g.detach().reshape(-1) for g in grads])
+    return out
