@@ -100,7 +100,7 @@ def default_layout(
         angular: "G5" (wide), "G4" (narrow, with r_jk), or "mixed": wide for lam = -1 and narrow for
             lam = +1. A narrow function hardly sees angles near 180 degrees, whose r_jk is twice a
             bond length and beyond the cutoff.
-        cutoff_fn: name in `descriptors.cutoffs.CUTOFFS`. The default has a continuous second
+        cutoff_fn: name in `acsf.cutoffs.CUTOFFS`. The default has a continuous second
             derivative, so that forces are smooth.
         weighted: whether to sum over elements, weighted by atomic number, with twice the radial
             functions and one more angular width; by default from five elements on.

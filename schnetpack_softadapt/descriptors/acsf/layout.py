@@ -70,7 +70,7 @@ class SymmetryFunction:
         r_s: shift of the Gaussian, Ang.
         zeta: angular exponent (angular kinds).
         lam: +1 or -1, the angle at which the angular part is largest is 0 or 180 degrees.
-        cutoff_fn: name of a function in `descriptors.cutoffs`.
+        cutoff_fn: name of a function in `acsf.cutoffs`.
 
     Raises:
         UnknownElementError: a neighbour that is no chemical element.

@@ -249,9 +249,8 @@ def _radial(group: _Group, atoms: tuple[Tensor, Tensor, int], rows: Tensor, r_ij
     factor = group.cut(d)
     if kind.weighted:
         factor = factor * z_j[rows]
-    terms = (
-        gaussians([d], [(f.eta, f.r_s) for f in group.functions], kind.each, kind.joint) * factor
-    )  # (F, n)
+    widths = [(f.eta, f.r_s) for f in group.functions]
+    terms = gaussians([d], widths, kind.each, kind.joint) * factor  # (F, n)
     return terms.new_zeros(len(terms), n_atoms).index_add(1, idx_i[rows], terms)
 
 
@@ -283,9 +282,8 @@ def _angular(
         factor = factor * (z_j[first] * z_j[second])
     widths = {(f.eta, f.r_s): None for f in group.functions}
     shapes = {(f.zeta, f.lam): None for f in group.functions}
-    radial = dict(
-        zip(widths, gaussians(distances, list(widths), kind.each, kind.joint) * factor, strict=True)
-    )
+    radial = gaussians(distances, list(widths), kind.each, kind.joint) * factor
+    radial = dict(zip(widths, radial, strict=True))
     angular = dict(zip(shapes, angular_factors(cosine, list(shapes)), strict=True))
     terms = torch.stack([radial[f.eta, f.r_s] * angular[f.zeta, f.lam] for f in group.functions])
     return terms.new_zeros(len(terms), n_atoms).index_add(1, idx_i[first], terms)

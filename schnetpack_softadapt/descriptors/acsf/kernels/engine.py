@@ -104,13 +104,7 @@ class KernelEngine(Engine):
             )
         plan = self._plan
         status, most, first, order = call(
-            sort_pairs,
-            idx_i,
-            idx_j,
-            numbers,
-            plan.species,
-            plan.channel,
-            plan.sizes,
+            sort_pairs, idx_i, idx_j, numbers, plan.species, plan.channel, plan.sizes
         )
         if status == UNKNOWN_ELEMENT:
             check_elements(numbers.tolist(), self.descriptor.elements)

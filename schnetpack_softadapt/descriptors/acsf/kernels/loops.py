@@ -246,9 +246,9 @@ def cutoff_factors(code, s, cutoff, f, slope, n):
 
 
 @njit(**SCALAR)
-def scale_by_number(x, number, out, lo, hi):
+def scale_by_number(x, number, out, n):
     """out = x times the atomic number."""
-    for t in range(lo, hi):
+    for t in range(n):
         out[t] = x[t] * number[t]
 
 

@@ -228,5 +228,5 @@ def load_shell(plan, shell, pairs, i, out):
         n = round_up(hi - lo)
         _gaussians(factor.curvature, factor.center, out.r[lo:], out.r2[lo:], cut[lo:], row[lo:], n)
         if factor.weighted:
-            scale_by_number(row, out.number, row, lo, hi)
+            scale_by_number(row[lo:], out.number[lo:], row[lo:], hi - lo)
     return m

@@ -37,9 +37,9 @@ __all__ = ["jvp", "values", "vjp"]
 
 
 @njit(**SUM)
-def _sum(row, lo, hi):
+def _sum(row, n):
     total = 0.0
-    for t in range(lo, hi):
+    for t in range(n):
         total += row[t]
     return total
 
@@ -80,7 +80,7 @@ def values(plan, pairs, start, stop, g):
                 radial = plan.radials[k]
                 factor = plan.factors[here.first_factor + radial.factor]
                 lo, hi = channel_range(neighbors, factor.channel)
-                g[i, radial.column] = _sum(neighbors.factors[radial.factor], lo, hi)
+                g[i, radial.column] = _sum(neighbors.factors[radial.factor, lo:], hi - lo)
             for k in range(here.first_group, after.first_group):
                 _sum_terms(plan, shell, k, neighbors, triples, g[i])
 

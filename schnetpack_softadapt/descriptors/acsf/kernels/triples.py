@@ -273,7 +273,8 @@ def next_triples(plan, shell, g, neighbors, j, triples, with_slopes):
     group = plan.groups[g]
     if j == FIRST and group.weighted:
         lo, hi = channel_range(neighbors, group.channel_a)
-        scale_by_number(neighbors.cut[group.fn], neighbors.number, neighbors.weighted_cut, lo, hi)
+        cut, number = neighbors.cut[group.fn, lo:], neighbors.number[lo:]
+        scale_by_number(cut, number, neighbors.weighted_cut[lo:], hi - lo)
     n, j = select_triples(neighbors, group, plan.shells[shell].cutoff, j, triples)
     if n > 0:
         fill_weights(plan, shell, g, neighbors, triples, n)
