@@ -67,8 +67,8 @@ class LossComponent(ModelOutput):
     kind: ClassVar[str | None]
     #: ASE unit of the property, as SchNetPack's units read it
     ase_unit: ClassVar[str | None]
-    #: whether it has a loss
-    is_trained = True
+    #: whether it has a loss, and a label to compare with
+    is_trained = has_reference = True
     #: values of `split`
     splits: ClassVar[tuple[str, ...]] = ("groups",)
     #: residuals of a row: 1 for an energy, 3 for the force on an atom
@@ -168,7 +168,7 @@ class LossComponent(ModelOutput):
         """Why this component cannot be computed; empty if it can."""
         if model_outputs is not None and self.name not in model_outputs:
             return f"the model does not predict {self.name} but {', '.join(sorted(model_outputs))}"
-        if self.target_property not in available:
+        if self.has_reference and self.target_property not in available:
             return f"the data have no {self.target_property} but {', '.join(available)}"
         return ""
 

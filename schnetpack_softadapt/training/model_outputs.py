@@ -105,11 +105,6 @@ class ModelOutputLoss(LossComponent):
     def bind(self, dataset) -> None:
         """Nothing to take from the data set."""
 
-    def missing_in(self, available, model_outputs):
-        if not self.has_reference:
-            available = [*available, self.target_property]
-        return super().missing_in(available, model_outputs)
-
     def fit(self, targets: TrainingTargets) -> None:
         """Take the spread of the reference from the training set."""
         values = targets.labels.get(self.target_property)

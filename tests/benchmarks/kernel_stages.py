@@ -10,26 +10,27 @@ from evaluation import System
 from machine_code import Work, work_per_element
 from numba import njit
 
-from schnetpack_softadapt.descriptors.acsf.kernels import (
-    geometry as kernel_geometry,
-)
-from schnetpack_softadapt.descriptors.acsf.kernels import (
-    loops as kernel_math,
-)
-from schnetpack_softadapt.descriptors.acsf.kernels import (
-    values as kernel_values,
-)
-from schnetpack_softadapt.descriptors.acsf.kernels import (
-    vjp as kernel_vjp,
-)
+from schnetpack_softadapt.descriptors.acsf.kernels import loops, neighbors, products, triples
 from schnetpack_softadapt.descriptors.acsf.kernels.engine import KernelEngine
-from schnetpack_softadapt.descriptors.acsf.kernels.geometry import FIRST
+from schnetpack_softadapt.descriptors.acsf.kernels.neighbors import (
+    FIRST,
+    channel_range,
+    load_shell,
+    new_neighbors,
+)
 from schnetpack_softadapt.descriptors.acsf.kernels.plan import Plan
+from schnetpack_softadapt.descriptors.acsf.kernels.triples import (
+    fill_powers,
+    fill_weights,
+    new_triples,
+    select_triples,
+)
 from schnetpack_softadapt.descriptors.acsf.layout import Layout
 
 __all__ = ["best_times", "machine_limits", "measure_loops", "measure_stages"]
 
-_gather, _new_sums, _scatter = kernel_values._gather, kernel_vjp._new_sums, kernel_vjp._scatter
+_gather, _new_sums, _scatter = triples._gather, products._new_sums, products._scatter
+_sum_functions = products.sum_functions
 
 #: stages that both kernels begin with, and those that follow
 _COMMON = (
@@ -106,8 +107,8 @@ def machine_limits(repeat: int) -> tuple[float, float, float]:
 
 # --- single loops
 
-_cosine, _tanh3 = kernel_math._cosine, kernel_math._tanh3
-_exponentials, _multiply = kernel_values._exponentials, kernel_values._multiply
+_cosine, _tanh3 = loops._cosine, loops._tanh3
+_exponentials, _multiply = triples._exponentials, triples._multiply
 
 
 @njit
@@ -118,7 +119,7 @@ def _run_loop(which, s, a, b, n, repeat):
         elif which == 1:
             _tanh3(s, 0.01, a, b, n)
         elif which == 2:
-            _exponentials(0.03, s, a, n)
+            _exponentials(0.0, 0.0, 0.0, -0.03, b, s, a, n)
         else:
             _multiply(s, b, a, n)
 
@@ -148,72 +149,56 @@ def measure_loops(limits: tuple[float, ...], repeat: int) -> list[dict]:
 
 
 @njit(nogil=True)
-def _run_stages(plan, first, order, r_ij, idx_j, numbers, most, last, derivative, grad, counts):
+def _run_stages(plan, pairs, last, derivative, grad, counts):
     """The kernels up to stage `last`; counts (n_groups + 1, 3): neighbours, pairs, triples."""
-    neighbors = kernel_geometry.new_neighbors(plan.sizes, most)
-    pairs = kernel_geometry.new_pairs(plan.sizes, most)
-    sums = _new_sums(len(pairs.s))
+    around = new_neighbors(plan.sizes, pairs.most)
+    chunk = new_triples(plan.sizes, pairs.most)
+    sums = _new_sums(len(chunk.s))
     sums.cross[:] = sums.common[:] = sums.turn[:] = sums.total[:] = 0.5
-    out, vectors = np.zeros((2, 4 * len(neighbors.x)))
+    cross, common, turn, inverse = sums.cross, sums.common, sums.turn, around.inverse
+    out, vectors = np.zeros((2, 4 * len(around.x)))
     total = 0.0
-    for i in range(len(numbers)):
-        species = plan.species[numbers[i]]
+    for i in range(len(pairs.numbers)):
+        species = plan.species[pairs.numbers[i]]
         for shell in range(plan.shell_first[species], plan.shell_first[species + 1]):
-            end = kernel_geometry.load_shell(
-                plan, shell, r_ij, idx_j, numbers, order, first[i], first[i + 1], neighbors
-            )
-            counts[-1, 0] += end - FIRST
+            counts[-1, 0] += load_shell(plan, shell, pairs, i, around) - FIRST
             begin, after = plan.shells[shell].first_group, plan.shells[shell + 1].first_group
             for g in range(begin, after if last > 0 else begin):
                 group = plan.groups[g]
-                kernel_values.start_group(plan, g, neighbors)
-                lo, hi = kernel_geometry.channel_range(neighbors, group.channel_a)
-                low, high = kernel_geometry.channel_range(neighbors, group.channel_b)
+                slope = around.slope[group.fn]
+                lo, hi = channel_range(around, group.channel_a)
+                low, high = channel_range(around, group.channel_b)
                 m = hi - lo
                 same = group.channel_a == group.channel_b
                 counts[g, 1] += m * (m - 1) // 2 if same else m * (high - low)
                 j = FIRST
                 while j >= 0:
-                    n, j = kernel_geometry.select_pairs(
-                        neighbors, group, plan.shells[shell].cutoff, j, pairs
-                    )
+                    n, j = select_triples(around, group, plan.shells[shell].cutoff, j, chunk)
                     counts[g, 2] += n
                     if n == 0:
                         continue
                     if last == 2:
-                        cut = neighbors.cut[group.fn]
-                        _gather(pairs.index, cut, neighbors.r2, pairs.product, pairs.sum2, n)
+                        cut = around.cut[group.fn]
+                        _gather(chunk.index, cut, around.r2, chunk.product, chunk.sum2, n)
                     if last > 2:
-                        kernel_values.fill_weights(plan, shell, g, neighbors, pairs, n)
+                        fill_weights(plan, shell, g, around, chunk, n)
                     if last > 3:
-                        kernel_values.fill_rows(plan, g, pairs, n, derivative)
+                        fill_powers(plan, g, chunk, n, derivative)
                     if last > 4:
-                        kernel_vjp.sum_functions(plan, g, pairs, grad[i], sums, n)
+                        _sum_functions(plan, g, chunk, grad[i], sums, n)
                     if last > 5:
-                        slope, inverse = neighbors.slope[group.fn], neighbors.inverse
-                        cross, common = sums.cross, sums.common
-                        _scatter(
-                            pairs.index,
-                            cross,
-                            sums.total,
-                            common,
-                            sums.turn,
-                            slope,
-                            inverse,
-                            vectors,
-                            out,
-                            n,
-                        )
+                        of_triples = chunk.index, cross, sums.total, common, turn
+                        _scatter(*of_triples, slope, inverse, vectors, out, n)
         total += out[4 * FIRST]
     return total
 
 
 def _loop_work() -> dict[str, Work]:
-    exponential = work_per_element(kernel_math.exponential)
+    exponential = work_per_element(loops.exponential)
     found = {}
-    for module in (kernel_math, kernel_geometry, kernel_values, kernel_vjp):
+    for module in (loops, neighbors, triples, products):
         for name, loop in vars(module).items():
-            if hasattr(loop, "py_func") and name not in ("values", "vjp"):
+            if hasattr(loop, "py_func") and name not in products.__all__:
                 found[name] = work_per_element(loop, {"exponential": exponential})
     found["_compress"] = found["_compress"]._replace(flops=1.0)  # it counts with integers
     return found
@@ -228,7 +213,7 @@ def stage_work(plan: Plan, counts: np.ndarray) -> dict[str, Work]:
     work = dict.fromkeys((*STAGES["values"], *STAGES["VJP"]), nothing)
     powers = {"values": nothing, "VJP": nothing}
     n_factors = len(plan.factors) / (len(plan.shells) - 1)
-    neighbor = w["_normalize"] + cutoffs[0] + w["gaussians"] * n_factors
+    neighbor = w["_normalize"] + cutoffs[0] + w["_gaussians"] * n_factors
     work["neighbours"] = neighbor * counts[-1, 0]
     for g, (group, after) in enumerate(zip(plan.groups, plan.groups[1:], strict=False)):
         _, n_pairs, n = counts[g]
@@ -259,11 +244,11 @@ def stage_work(plan: Plan, counts: np.ndarray) -> dict[str, Work]:
 
 def measure_stages(system: System, limits: tuple[float, ...], repeat: int) -> list[dict]:
     """Rows of the roofline of a system, printed on the way; `limits` of `machine_limits`."""
-    backend = KernelEngine(system.layout)
-    plan = backend._plan
+    engine = KernelEngine(system.layout)
+    plan = engine._plan
     r_ij, idx_i, idx_j, _ = system.pairs()
-    pairs = backend.prepare(r_ij, idx_i, idx_j, system.atoms.numbers)
-    n_atoms = len(pairs.numbers)
+    pairs = engine.prepare(r_ij, idx_i, idx_j, system.atoms.numbers)
+    n_atoms = len(pairs.arrays.numbers)
     grad = np.random.default_rng(0).normal(size=(n_atoms, system.layout.n_columns))
     # the same without the condition on r_jk, which leaves all pairs of neighbours
     wide = KernelEngine(
@@ -277,15 +262,15 @@ def measure_stages(system: System, limits: tuple[float, ...], repeat: int) -> li
 
     def run(plan: Plan, last: int, derivative: bool) -> np.ndarray:
         counts = np.zeros((len(plan.groups), 3), np.int64)
-        _run_stages(plan, *pairs, last, derivative, grad, counts)
+        _run_stages(plan, pairs.arrays, last, derivative, grad, counts)
         return counts
 
     def prefixes(last: int, derivative: bool) -> list[Callable]:
         begin = [partial(run, plan, 0, derivative), partial(run, wide, 1, derivative)]
         return begin + [partial(run, plan, k, derivative) for k in range(1, last + 1)]
 
-    values = [*prefixes(4, False), lambda: backend.values(pairs)]
-    vjp = [*prefixes(6, True), lambda: backend.vjp(pairs, grad)]
+    values = [*prefixes(4, False), lambda: engine.values(pairs)]
+    vjp = [*prefixes(6, True), lambda: engine.vjp(pairs, grad)]
     times = best_times(values + vjp, repeat)
     counts = run(plan, 1, False)
     work = stage_work(plan, counts)

@@ -25,13 +25,8 @@ from evaluation import systems
 from kernel_stages import machine_limits, measure_loops, measure_stages
 from machine_code import count_instructions
 
-from schnetpack_softadapt.descriptors.acsf.kernels import (
-    values as kernel_values,
-)
-from schnetpack_softadapt.descriptors.acsf.kernels import (
-    vjp as kernel_vjp,
-)
 from schnetpack_softadapt.descriptors.acsf.kernels.engine import KernelEngine
+from schnetpack_softadapt.descriptors.acsf.kernels.products import values, vjp
 from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
 
 _CODE_COLUMNS = (
@@ -51,12 +46,13 @@ _CODE_COLUMNS = (
 def measure_code() -> list[dict]:
     """Rows of instruction counts, printed on the way."""
     layout = Layout({42: [SymmetryFunction("G4", (42, 42), 5.0, 0.1)]})
-    backend = KernelEngine(layout)
+    engine = KernelEngine(layout)
     nothing = torch.zeros(0, dtype=torch.int64)
     inputs = (torch.zeros((0, 3), dtype=torch.float64), nothing, nothing, torch.tensor([42]))
-    backend.vjp(*inputs, backend.values(*inputs))  # the signatures
+    pairs = engine.prepare(*inputs)
+    engine.vjp(pairs, engine.values(pairs))  # the signatures
     rows = []
-    for name, kernel in {"values": kernel_values.values, "VJP": kernel_vjp.vjp}.items():
+    for name, kernel in {"values": values, "VJP": vjp}.items():
         print(
             f"\n{name + ', innermost loops of':28s}" + "".join(f"{x:>13s}" for x in _CODE_COLUMNS)
         )

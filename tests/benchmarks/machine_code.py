@@ -37,8 +37,8 @@ def _functions(assembly: str) -> dict[str, list[str]]:
                 words.append(rest[match.end() : end])
                 rest = rest[end:]
             lines = []
-            if words[:2] == ["schnetpack_softadapt", "descriptors"]:
-                found[words[3]] = lines
+            if words[:1] == ["schnetpack_softadapt"]:
+                found[words[5]] = lines  # after package, three rooms and module
         lines.append(line.strip())
     return found
 

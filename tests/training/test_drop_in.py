@@ -285,7 +285,6 @@ def head(key, **kwargs):
         # which of the two
         ([head("energy_U0"), head("energy_U")], {}),
     ],
-    ids=str,
 )
 def test_energies_without_forces(heads, kinds):
     model = painn(forces=False)
