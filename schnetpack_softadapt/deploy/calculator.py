@@ -53,8 +53,8 @@ class SoftAdaptCalculator(SpkCalculator):
 
     It takes the place of `schnetpack.interfaces.SpkCalculator`, which gives kcal/mol by default, no
     `free_energy`, stress as (3, 3), fails for subclasses of `Atoms` and for `Path`, and edits the
-    model it is given. For our models it goes straight from the pair list through symmetry functions
-    and networks; other SchNetPack models are called as they are.
+    model it is given. For our models it goes straight from the pair list through descriptors and
+    networks; other SchNetPack models are called as they are.
 
     Args:
         model: a model, its path (`best_model`, a run directory, an n2p2 folder), or several of
@@ -66,8 +66,8 @@ class SoftAdaptCalculator(SpkCalculator):
         device: "cpu" or "cuda".
         skin: the neighbour list reaches this much farther than the cutoff and is kept until a pair
             could have been missed, Ang.
-        max_extrapolations: stop with `ExtrapolationError` when more symmetry functions than this
-            lie outside of the training range (of any member of a committee) in one step; None only
+        max_extrapolations: stop with `ExtrapolationError` when more descriptors than this lie
+            outside of the training range (of any member of a committee) in one step; None only
             counts them.
         neighbor_list: ignored, accepted as `SpkCalculator` asks for one.
         energy_key: name of the energy in the model; "auto" is the energy that its forces are
@@ -85,11 +85,11 @@ class SoftAdaptCalculator(SpkCalculator):
             searched anew, instead of all with a list that is kept: as fast, in about 200 bytes an
             atom and 220 bytes a neighbour of the atoms at a time. When not given, structures of
             more than 50,000 atoms go in chunks of 10,000; a number no smaller than the structure
-            keeps it whole. Only for models with symmetry functions on the CPU.
+            keeps it whole. Only for models with descriptors on the CPU.
         kwargs: of `ase.calculators.calculator.Calculator`.
 
     Attributes:
-        extrapolation: the `ExtrapolationMonitor`, None for models without symmetry functions.
+        extrapolation: the `ExtrapolationMonitor`, None for models without descriptors.
         neighbors: the `SkinList`, not used for a structure in chunks.
 
     Raises:
@@ -149,14 +149,13 @@ class SoftAdaptCalculator(SpkCalculator):
             self._evaluators = self._short_way(max_extrapolations) or self._batch_models((), None)
         if max_extrapolations is not None and self.extrapolation is None:
             raise ValueError(
-                "max_extrapolations needs models with symmetry functions, on the CPU and all with"
-                " the same functions"
+                "max_extrapolations needs models with descriptors, on the CPU and all with the same"
             )
         self._can_chunk = isinstance(self._evaluators[0], ComposedModels)
         if atoms_per_chunk is not None and not (self._can_chunk and atoms_per_chunk > 0):
             raise ValueError(
-                "atoms_per_chunk must be positive and needs models with symmetry functions, on the"
-                f" CPU, called without transforms; got {atoms_per_chunk}"
+                "atoms_per_chunk must be positive and needs models with descriptors, on the CPU,"
+                f" called without transforms; got {atoms_per_chunk}"
             )
         self.atoms_per_chunk = atoms_per_chunk
 
@@ -177,7 +176,7 @@ class SoftAdaptCalculator(SpkCalculator):
         }
 
     def _short_way(self, max_extrapolations: int | None) -> list | None:
-        """Our models on the CPU, one evaluator for each set of symmetry functions."""
+        """Our models on the CPU, one evaluator for each descriptor."""
         if self.device.type != "cpu":
             return None
         try:
@@ -198,19 +197,9 @@ class SoftAdaptCalculator(SpkCalculator):
         return [ComposedModels(group, self.extrapolation) for group in groups.values()]
 
     def _batch_models(self, transforms, additional_inputs) -> list:
-        return [
-            BatchModel(
-                m,
-                self.device,
-                self.dtype,
-                keys["energy"],
-                keys["forces"],
-                keys["stress"],
-                transforms,
-                additional_inputs,
-            )
-            for m, keys in zip(self.models, self._keys, strict=True)
-        ]
+        models = zip(self.models, self._keys, strict=True)
+        given = self.device, self.dtype, transforms, additional_inputs
+        return [BatchModel(model, keys, *given) for model, keys in models]
 
     # --- calculating
 

@@ -167,12 +167,10 @@ class BatchModel:
     """Any SchNetPack model that gives energy and forces.
 
     Args:
-        model: in evaluation mode; stress is computed if `stress_key` is among its outputs.
+        model: in evaluation mode; stress is computed if its key is among the outputs.
+        keys: names of its "energy", "forces" and "stress", the last may be None.
         device: where the model is.
         dtype: precision of positions and cell.
-        energy_key: name of the energy among the outputs.
-        force_key: name of the forces.
-        stress_key: name of the stress; None: none.
         transforms: applied to every structure after the pairs are known, for models that need more
             than pairs.
         additional_inputs: constant entries of the batch.
@@ -181,18 +179,14 @@ class BatchModel:
     def __init__(
         self,
         model: nn.Module,
+        keys: Mapping[str, str | None],
         device: str | torch.device,
         dtype: torch.dtype,
-        energy_key: str,
-        force_key: str,
-        stress_key: str | None,
         transforms: Sequence[Callable] = (),
         additional_inputs: Mapping[str, torch.Tensor] | None = None,
     ):
-        self.model = model
-        self.device = torch.device(device)
-        self.dtype = dtype
-        self.energy_key, self.force_key, self.stress_key = energy_key, force_key, stress_key
+        self.model, self.keys = model, keys
+        self.device, self.dtype = torch.device(device), dtype
         self.transforms = list(transforms)
         self.additional_inputs = dict(additional_inputs or {})
 
@@ -200,17 +194,17 @@ class BatchModel:
         """A list of one prediction."""
         results = self.model(self._batch(structure, pairs))
         stress = None
-        if structure.volume and self.stress_key in results:
-            stress = _numpy(results[self.stress_key]).reshape(3, 3) * self._sign(structure.cell)
+        if structure.volume and self.keys["stress"] in results:
+            stress = _numpy(results[self.keys["stress"]]).reshape(3, 3) * self._sign(structure.cell)
             stress = 0.5 * (stress + stress.T)
-        energy = float(_numpy(results[self.energy_key]).sum())
+        energy = float(_numpy(results[self.keys["energy"]]).sum())
         energies = None
         if keys.atomic_energies in results:
             energies = _numpy(results[keys.atomic_energies]).reshape(-1)
             # a module after the networks may have added to the energy, but not to its parts
             if abs(energies.sum() - energy) > 1e-5 * max(1.0, abs(energy)):
                 energies = None
-        return [Prediction(energy, _numpy(results[self.force_key]), stress, energies)]
+        return [Prediction(energy, _numpy(results[self.keys["forces"]]), stress, energies)]
 
     def _sign(self, cell: np.ndarray) -> float:
         """SchNetPack divides by the signed volume: the stress of a left-handed cell flips."""

@@ -1,7 +1,7 @@
-"""Counting symmetry functions outside of the range seen in training.
+"""Counting descriptors outside of the range seen in training.
 
-A network gives an energy for any input, also for one it never saw. The range of each symmetry
-function over the training atoms is in the model; leaving it does not prove an energy wrong, and
+A network gives an energy for any input, also for one it never saw. The range of each
+descriptor over the training atoms is in the model; leaving it does not prove an energy wrong, and
 staying inside does not prove it right, but many at once are the sign of a simulation gone astray.
 """
 
@@ -21,11 +21,11 @@ log = logging.getLogger(__name__)
 
 
 class ExtrapolationError(ValueError):
-    """More symmetry functions than allowed lie outside of the training range."""
+    """More descriptors than allowed lie outside of the training range."""
 
 
 class ExtrapolationMonitor:
-    """Counts extrapolations (one for each symmetry function of each atom outside) step by step.
+    """Counts extrapolations (one for each descriptor of each atom outside) step by step.
 
     Args:
         descriptor: of the models.
@@ -48,10 +48,7 @@ class ExtrapolationMonitor:
         self.descriptor = descriptor
         self.maximum = maximum
         bounds = torch.stack([torch.stack(s.bounds()) for s in scalings]).detach().cpu().numpy()
-        self._low, self._high = (
-            bounds[:, 0].max(axis=0),
-            bounds[:, 1].min(axis=0),
-        )  # (n_elements, D)
+        self._low, self._high = bounds[:, 0].max(axis=0), bounds[:, 1].min(axis=0)  # by element
         self._numbers = b""
         self.reset()
 

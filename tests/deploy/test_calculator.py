@@ -557,7 +557,7 @@ def test_extrapolation_can_stop_the_run():
         atoms.get_potential_energy()
     with pytest.raises(ValueError, match="must not be negative"):
         SoftAdaptCalculator(make_model(), max_extrapolations=-1)
-    with pytest.raises(ValueError, match="needs models with symmetry functions"):
+    with pytest.raises(ValueError, match="needs models with descriptors"):
         SoftAdaptCalculator(make_schnet(), max_extrapolations=1)
 
 

@@ -206,7 +206,7 @@ def test_sizes_that_make_no_sense(size):
 
 
 def test_models_that_need_all_pairs():
-    with pytest.raises(ValueError, match="needs models with symmetry functions"):
+    with pytest.raises(ValueError, match="needs models with descriptors"):
         SoftAdaptCalculator(
             make_model(), atoms_per_chunk=5, additional_inputs={"dummy": torch.zeros(1)}
         )
