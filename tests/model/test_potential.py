@@ -403,7 +403,9 @@ def test_energy_scale_is_the_spread_of_an_atomic_energy(tmp_path):
         positions = rng.uniform(0, 4, (n, 3))
         structures.append(Structure([1] * n, positions, 9 * np.eye(3), [True] * 3, energy))
     write_database(tmp_path / "h.db", structures, provenance="random")
-    training = SoftAdaptDataModule(str(tmp_path / "h.db"), 10, 380, 10, 10, store=False)
+    training = SoftAdaptDataModule(
+        str(tmp_path / "h.db"), 10, 380, 10, 10, store=False, split_file=None
+    )
     training.setup()
     module = EnergyScale()
     module.datamodule(training)
