@@ -179,7 +179,7 @@ def test_the_traceback_on_request(spktrain, monkeypatch):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(FileNotFoundError, match="spk-softadapt import") as error:
         spktrain("data.datapath=none.db")
-    assert traceback.extract_tb(error.value.__cause__.__traceback__)[-1].name == "setup"
+    assert traceback.extract_tb(error.value.__cause__.__traceback__)[-1].name == "open_database"
 
 
 @pytest.mark.parametrize("fault", [KeyError("energy"), ValueError("shapes (3,) and (4,)")])
