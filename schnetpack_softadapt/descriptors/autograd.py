@@ -4,20 +4,30 @@ Forward the values G(x), backward the vector-Jacobian product, backward of that 
 product: what forces, stress and training on them need. The second derivative d2G/dx2 is not there;
 asked for it, autograd gets NaN, never a silent zero. Exact Hessians go through an engine that is
 differentiable itself (`backend="reference"`).
+
+A backward pass that differentiates forces reaches the variables whether anybody wants that or not:
+they are leaves, and get the NaN. `torch.autograd.detect_anomaly` stops at every NaN, so under it
+the pass gets nothing, the leaves are told, and only who asks for the derivative gets an error.
 """
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node, get_gradient_edge
 
 from schnetpack_softadapt.descriptors.protocol import Engine, LinearMap, PairMap
-from schnetpack_softadapt.descriptors.second_derivative import asked_for, second_derivative
 
 __all__ = ["differentiable", "pair_descriptors"]
 
 # identifies the running backward pass; private, so missing it must not hurt
 _current_task: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", lambda: -1)
+
+# a leaf that nobody asks for; every function with a missing derivative takes it as an argument
+_asked_for = torch.zeros((), requires_grad=True)
+
+# whether the running backward pass needs a node; private, so missing it must not hurt
+_needs: Callable[[Node], bool] | None = getattr(torch._C, "_will_engine_execute_node", None)
 
 
 def differentiable(values: Tensor, linear_map: LinearMap, *variables: Tensor | None) -> Tensor:
@@ -73,9 +83,9 @@ class _Values(torch.autograd.Function):
         if ctx.call.nan_task == _current_task() != -1:
             # This pass differentiates the forces, and NaN has gone to the variables already; the
             # product would be lost in it. A third of the time of a training step.
-            grads = map(second_derivative, variables, needs)
+            grads = map(_second_derivative, variables, needs)
         else:
-            grads = _Gradient.apply(grad_g, ctx.call, asked_for, *variables)
+            grads = _Gradient.apply(grad_g, ctx.call, _asked_for, *variables)
         return None, None, *grads
 
 
@@ -99,10 +109,10 @@ class _Gradient(torch.autograd.Function):
         grad_g = None
         if needs[0] and any(t is not None for t in tangents):
             n = len(tangents)
-            grad_g = _Tangent.apply(n, ctx.call, asked_for, *tangents, *variables)
+            grad_g = _Tangent.apply(n, ctx.call, _asked_for, *tangents, *variables)
         if any(needs[3:]):
             ctx.call.nan_task = _current_task()
-        return grad_g, None, None, *map(second_derivative, variables, needs[3:])
+        return grad_g, None, None, *map(_second_derivative, variables, needs[3:])
 
 
 class _Tangent(torch.autograd.Function):
@@ -120,6 +130,58 @@ class _Tangent(torch.autograd.Function):
         variables, needs = ctx.saved_tensors, ctx.needs_input_grad[3:]
         if grad_g is None:
             return (None,) * (3 + len(needs))
-        grads = _Gradient.apply(grad_g, ctx.call, asked_for, *variables)
+        grads = _Gradient.apply(grad_g, ctx.call, _asked_for, *variables)
         tangents = [g if needed else None for g, needed in zip(grads, needs, strict=False)]
-        return None, None, None, *tangents, *map(second_derivative, variables, needs[ctx.n :])
+        return None, None, None, *tangents, *map(_second_derivative, variables, needs[ctx.n :])
+
+
+def _second_derivative(x: Tensor | None, wanted: bool) -> Tensor | None:
+    """What a backward pass gets for the second derivative by `x`: NaN, None if not wanted.
+
+    Raises:
+        RuntimeError: under `detect_anomaly`, where it is what `autograd.grad` was asked for.
+    """
+    if not wanted:
+        return None
+    anomaly = torch.is_anomaly_enabled() and torch.is_anomaly_check_nan_enabled()
+    if not anomaly or _needs is None:
+        return x.new_full((), torch.nan).expand_as(x)
+    node = get_gradient_edge(x).node
+    if not _is_needed(node):
+        return None
+    if not _is_needed(get_gradient_edge(_asked_for).node):
+        raise RuntimeError(
+            "the second derivative of the descriptors by positions was asked for; the kernels and"
+            " the store do not have it: use backend='reference' and no store"
+        )
+    _spoil_leaves(node)  # `backward()` to all leaves: no one is asking, but they can be read
+    return None
+
+
+def _is_needed(node: Node) -> bool:
+    try:
+        return _needs(node)
+    except RuntimeError:  # a leaf that `autograd.grad` was asked for
+        return True
+
+
+def _spoil_leaves(node: Node) -> None:
+    """Set `grad` of all leaves behind a node to NaN as soon as this pass has written it."""
+    seen, todo = set(), [node]
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            _spoil(node)
+        else:
+            todo += [following for following, _ in node.next_functions]
+
+
+def _spoil(leaf: Node) -> None:
+    def spoil(*_):
+        leaf.variable.grad = torch.full_like(leaf.variable, torch.nan)
+        handle.remove()
+
+    handle = leaf.register_hook(spoil)

@@ -172,14 +172,7 @@ class DescriptorStore:
         with warnings.catch_warnings():
             # torch has no read-only tensors
             warnings.filterwarnings("ignore", message=".*not writable.*")
-            return {
-                keys.store_dg_dstrain: torch.from_numpy(self.dg_dstrain),
-                keys.store_block_first: torch.from_numpy(self.block_first),
-                keys.store_block_atom: torch.from_numpy(self.block_atom),
-                keys.store_block_columns: torch.from_numpy(self.block_columns),
-                keys.store_columns: torch.from_numpy(self.columns),
-                keys.store_dg_dr: torch.from_numpy(self.dg_dr),
-            }
+            return {key: torch.from_numpy(getattr(self, name)) for key, name in _IN_BATCH.items()}
 
     def gather(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
         """The part of `tensors` that belongs to some rows, copied: for GPUs and other processes.
@@ -187,23 +180,19 @@ class DescriptorStore:
         Args:
             rows: (N,) rows in the order of the batch, all atoms of each structure.
         """
-        rows = np.asarray(rows)
-        start, n_blocks = (
-            self.block_first[rows],
-            self.block_first[rows + 1] - self.block_first[rows],
-        )
-        first = np.zeros(len(rows) + 1, np.int64)
-        np.cumsum(n_blocks, out=first[1:])
+        start = self.block_first[rows]
+        n_blocks = self.block_first[np.add(rows, 1)] - start
+        first = np.concatenate([[0], np.cumsum(n_blocks)])
         blocks = np.repeat(start - first[:-1], n_blocks) + np.arange(first[-1])
         arrays = {
-            keys.store_dg_dstrain: self.dg_dstrain.take(rows, axis=0),
-            keys.store_block_first: first,
-            keys.store_block_atom: self.block_atom.take(blocks),
-            keys.store_block_columns: self.block_columns.take(blocks),
-            keys.store_columns: self.columns.copy(),
-            keys.store_dg_dr: self.dg_dr.take(blocks, axis=0),
+            "dg_dstrain": self.dg_dstrain.take(rows, axis=0),
+            "block_first": first,
+            "block_atom": self.block_atom.take(blocks),
+            "block_columns": self.block_columns.take(blocks),
+            "columns": self.columns.copy(),
+            "dg_dr": self.dg_dr.take(blocks, axis=0),
         }
-        return {key: torch.from_numpy(array) for key, array in arrays.items()}
+        return {key: torch.from_numpy(arrays[name]) for key, name in _IN_BATCH.items()}
 
     @classmethod
     def open_or_build(
@@ -280,6 +269,16 @@ class DescriptorStore:
                     log.info("removed an older descriptor store, %.2f GB: %s", size / 1e9, other)
             return store
 
+
+#: arrays that batches carry, by their key there
+_IN_BATCH = {
+    keys.store_dg_dstrain: "dg_dstrain",
+    keys.store_block_first: "block_first",
+    keys.store_block_atom: "block_atom",
+    keys.store_block_columns: "block_columns",
+    keys.store_columns: "columns",
+    keys.store_dg_dr: "dg_dr",
+}
 
 _WAIT = "another process computes a descriptor store in %s; waiting for it"
 
