@@ -156,7 +156,8 @@ class SoftAdaptTask(ResumableTask):
             raise ValueError(
                 f"trainer.max_epochs={trainer.max_epochs!r} is no number of epochs (-1: no limit)"
             )
-        if not self.automatic_optimization and trainer.world_size > 1:
+        sums = self.automatic_optimization or getattr(self.optimizer_cls, "sums_over_ranks", False)
+        if trainer.world_size > 1 and not sums:
             raise ValueError(f"{self.optimizer_cls.__name__} runs on one rank; use devices=1")
         watchable = {*logged_names(self.outputs), "epoch", "step"}
         for callback in trainer.callbacks:
@@ -275,20 +276,26 @@ class SoftAdaptTask(ResumableTask):
         Huber losses, has its gradient). An optimizer class with `uses_residuals = True` is called
         once per batch as `optimizer.step(closure)`; each call of the closure computes this anew at
         the current parameters. It may differentiate, move them and call it again.
+
+        On several ranks these are the residuals of this rank's part of the batch, and the sum of
+        squares over all ranks is the loss.
         """
         pred = self._predict(batch)
         if not self._counted:
             with torch.no_grad():
                 self._terms(pred, batch, "train")
+        found = [c.residuals(pred, batch, self._scales) for c in self.active]
+        counts = [
+            float(x.numel()) if weight is None else weight.sum() * x.shape[1] for x, weight in found
+        ]
+        if self.trainer.world_size > 1:
+            counts = [torch.as_tensor(n, dtype=torch.float64, device=self.device) for n in counts]
+            counts = self.sum_over_ranks(torch.stack(counts))
         vectors = {}
-        for c in self.active:
-            x, weight = c.residuals(pred, batch, self._scales)
-            if weight is None:
-                count = float(x.numel())
-            else:
+        for c, (x, weight), count in zip(self.active, found, counts, strict=True):
+            if weight is not None:
                 x = torch.where(weight > 0, x, 0.0)  # a stress that is not defined may be nan
-                count = (weight.sum() * x.shape[1]).clamp_min(1e-300)
-            factor = self.rule.weights[c.component] / count
+            factor = self.rule.weights[c.component] / max(count, 1e-30)
             for w in (weight, least_squares_weight(c, x)):
                 factor = factor if w is None else factor * w
             vectors[c.component] = (x * factor**0.5).reshape(-1)

@@ -1,5 +1,6 @@
 """Second-order optimizers and the residual vectors that they step with."""
 
 from schnetpack_softadapt.training.optimizers.kalman import KalmanFilter
+from schnetpack_softadapt.training.optimizers.spring import Spring
 
-__all__ = ["KalmanFilter"]
+__all__ = ["KalmanFilter", "Spring"]
