@@ -64,7 +64,8 @@ class SoftAdaptTask(ResumableTask):
         weighting: rule that sets the weights; `Likelihood` if None.
         standardize: train on standardised components; False trains on raw squared errors.
         optimizer_cls: optimizer. One with a true attribute `uses_residuals` is stepped by hand, see
-            `residual_vectors`.
+            `residual_vectors`; one with a method `choose` stands for that which it chooses by the
+            number of parameters, see `optimizers.SecondOrder`.
         optimizer_args: its arguments; needs `lr`.
         kwargs: those of `schnetpack.task.AtomisticTask`.
 
@@ -118,6 +119,7 @@ class SoftAdaptTask(ResumableTask):
         self._sums: Mapping[str, EpochSums] = defaultdict(EpochSums)  # by subset
         self._counted = False  # whether the sums have the batch of this step
         self._validation: dict[str, float] = {}
+        self._chosen: dict[str, Any] = {}  # settings that the size of the model decides
         self._clock = time.monotonic()
         self._epoch_lr = float(optimizer_args["lr"])
         if self.warmup_steps and not self.automatic_optimization:
@@ -146,6 +148,8 @@ class SoftAdaptTask(ResumableTask):
         if stage == "fit":
             self._check_run(datamodule.dataset.load_properties)
         super().setup(stage)
+        if stage == "fit" and hasattr(self.optimizer_cls, "choose"):
+            self._choose_optimizer()
         if stage == "fit" or not bool(self.standardization.fitted):
             self._prepare(datamodule)
 
@@ -155,6 +159,12 @@ class SoftAdaptTask(ResumableTask):
         if not isinstance(trainer.max_epochs, int) or trainer.max_epochs == 0:
             raise ValueError(
                 f"trainer.max_epochs={trainer.max_epochs!r} is no number of epochs (-1: no limit)"
+            )
+        endless = trainer.max_epochs == -1 and self.scheduler_kwargs.get("T_max") == -1
+        if endless and not hasattr(self.optimizer_cls, "choose"):
+            raise ValueError(
+                "a learning rate that goes to zero needs a number of epochs, and only"
+                " task/optimizer=softadapt_second_order chooses one: trainer.max_epochs=100"
             )
         sums = self.automatic_optimization or getattr(self.optimizer_cls, "sums_over_ranks", False)
         if trainer.world_size > 1 and not sums:
@@ -177,6 +187,22 @@ class SoftAdaptTask(ResumableTask):
                 ", ".join(self._ignored),
                 ", ".join(c.component for c in self.outputs),
             )
+
+    def _choose_optimizer(self) -> None:
+        """Go on with the optimizer that fits the size of the model, and its number of epochs."""
+        n_parameters = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        choice = self.optimizer_cls.choose(n_parameters, **self.optimizer_kwargs)
+        self.optimizer_cls, self.optimizer_kwargs = choice.optimizer_cls, choice.optimizer_args
+        if self.trainer.max_epochs == -1:
+            self.trainer.fit_loop.max_epochs = choice.epochs
+            if self.scheduler_kwargs.get("T_max") == -1:
+                self.scheduler_kwargs = {**self.scheduler_kwargs, "T_max": choice.epochs}
+        self._chosen = {
+            "task.optimizer_cls": f"{self.optimizer_cls.__module__}.{self.optimizer_cls.__name__}",
+            "task.optimizer_args": self.optimizer_kwargs,
+            "trainer.max_epochs": self.trainer.max_epochs,
+        }
+        log.info("%s; %d epochs", choice.reason, self.trainer.max_epochs)
 
     def _is_there(
         self, c: LossComponent, available: Sequence[str], targets: TrainingTargets | None = None
@@ -234,7 +260,8 @@ class SoftAdaptTask(ResumableTask):
         """Write the settings of this start into config.yaml."""
         super().on_fit_start()
         if self.trainer.is_global_zero:
-            update_config(Path("config.yaml"), resumed=self.trainer.ckpt_path is not None)
+            resumed = self.trainer.ckpt_path is not None
+            update_config(Path("config.yaml"), resumed, self._chosen)
 
     # ---------------------------------------------------------------- steps
 

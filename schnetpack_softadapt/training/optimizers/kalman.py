@@ -131,7 +131,7 @@ class KalmanFilter(ResidualOptimizer):
         self._age += 1
         length = group["lr"] / (state["n"] if group["kalman_gain"] else 1.0)
         self._move(step, length, float(gradient @ step), loss)
-        return torch.tensor(loss)
+        return torch.tensor(loss, dtype=torch.float64)
 
     def _state(self, j: Tensor, group: dict) -> dict:
         state = self.state[self._parameters[0]]

@@ -1,4 +1,4 @@
-"""Rows of a Jacobian that are spread over the ranks of torch's process group; without one, one rank.
+"""Rows of a Jacobian that are spread over the ranks of torch's process group, if there is one.
 
 N ranks, M_k rows on rank k and M = sum_k M_k in the order of ranks, P columns.
 """

@@ -97,7 +97,7 @@ class ResidualOptimizer(torch.optim.Optimizer):
         return j, r.detach()
 
     def _move(self, step: Tensor, length: float, change: float, loss: float) -> None:
-        """theta <- theta - length x step (P,), shortened where the linear model is not to be trusted.
+        """theta <- theta - length x step (P,), shortened where the linear model is not trusted.
 
         Args:
             change: squared length of the change of the linearised residuals by `step`; where it is

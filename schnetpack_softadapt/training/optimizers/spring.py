@@ -116,7 +116,7 @@ class Spring(ResidualOptimizer):
         self._move(step, group["lr"], float((r - damping * x).square().sum()), loss)
         state["phi"] = step
         state["step"] += 1
-        return torch.tensor(loss)
+        return torch.tensor(loss, dtype=torch.float64)
 
     @staticmethod
     def _solve(matrix: Tensor, rhs: Tensor, damping: float, eps: float) -> tuple[Tensor, float]:
