@@ -77,24 +77,25 @@ class ResidualOptimizer(torch.optim.Optimizer):
 
         On several ranks, each takes its part of its own residuals.
         """
-        chosen, factors = dict.fromkeys(residuals), dict.fromkeys(residuals, 1.0)
+        chosen, scale = dict.fromkeys(residuals), {}
         for name, value in residuals.items():
             n = len(value) // residuals.n_columns[name]
             n_used = min(n, max(group["min_groups"], round(group["fraction"] * n)))
             if n_used < n:
-                sample = torch.randperm(n)[:n_used].sort().values
-                chosen[name], factors[name] = sample.to(value.device), (n / n_used) ** 0.5
+                chosen[name] = torch.randperm(n)[:n_used].sort().values.to(value.device)
+            n_rows = n_used * residuals.n_columns[name]
+            scale[name] = value.new_full((n_rows,), (n / max(n_used, 1)) ** 0.5)
         with torch.enable_grad():
             rows = residuals.jacobian(chosen, self._parameters)
         dtype = self._parameters[0].dtype
-        j = torch.cat([rows[name].to(dtype) * factors[name] for name in residuals])
-        r = torch.cat(
-            [residuals.entries(name, chosen[name]).to(dtype) * factors[name] for name in residuals]
-        )
+        entries = [residuals.entries(name, chosen[name]) for name in residuals]
+        scale = torch.cat(list(scale.values())).to(dtype)
+        j = torch.cat([rows[name].to(dtype) for name in residuals]).mul_(scale[:, None])
+        r = torch.cat(entries).detach().to(dtype) * scale
         # nan and inf survive a sum; one number for all ranks, which must agree on an error
         if not torch.isfinite(sum_over_ranks(j.sum().double())):
             raise ValueError("derivatives of the residuals are not finite: the run has diverged")
-        return j, r.detach()
+        return j, r
 
     def _move(self, step: Tensor, length: float, change: float, loss: float) -> None:
         """theta <- theta - length x step (P,), shortened where the linear model is not trusted.
