@@ -81,17 +81,24 @@ def logged_names(components: Sequence[LossComponent]) -> set[str]:
     return names
 
 
-def update_config(path: Path, resumed: bool) -> None:
+def update_config(path: Path, resumed: bool, chosen: Mapping[str, Any]) -> None:
     """Write the settings of this start of `spktrain` into config.yaml.
 
     Upstream writes the file on the first start only, and on others copies it to config.old.N.yaml:
     an extended run would keep the settings of the shorter one, and a run whose first start has
     failed those that were wrong. A resumed run keeps its first seed.
+
+    Args:
+        path: of the file.
+        resumed: whether the run goes on.
+        chosen: settings that the run has chosen, by dotted names.
     """
     if not path.is_file() or not HydraConfig.initialized():
         return
     hydra = HydraConfig.get()
     config = compose(hydra.job.config_name, list(hydra.overrides.task))
+    for name, value in chosen.items():
+        OmegaConf.update(config, name, value, merge=False, force_add=True)
     if resumed:
         first = OmegaConf.load(path)
         with open_dict(config):

@@ -64,7 +64,8 @@ class SoftAdaptTask(ResumableTask):
         weighting: rule that sets the weights; `Likelihood` if None.
         standardize: train on standardised components; False trains on raw squared errors.
         optimizer_cls: optimizer. One with a true attribute `uses_residuals` is stepped by hand, see
-            `residual_vectors`.
+            `residual_vectors`; one with a method `choose` stands for that which it chooses by the
+            number of parameters, see `optimizers.SecondOrder`.
         optimizer_args: its arguments; needs `lr`.
         kwargs: those of `schnetpack.task.AtomisticTask`.
 
@@ -118,6 +119,7 @@ class SoftAdaptTask(ResumableTask):
         self._sums: Mapping[str, EpochSums] = defaultdict(EpochSums)  # by subset
         self._counted = False  # whether the sums have the batch of this step
         self._validation: dict[str, float] = {}
+        self._chosen: dict[str, Any] = {}  # settings that the size of the model decides
         self._clock = time.monotonic()
         self._epoch_lr = float(optimizer_args["lr"])
         if self.warmup_steps and not self.automatic_optimization:
@@ -146,6 +148,8 @@ class SoftAdaptTask(ResumableTask):
         if stage == "fit":
             self._check_run(datamodule.dataset.load_properties)
         super().setup(stage)
+        if stage == "fit" and hasattr(self.optimizer_cls, "choose"):
+            self._choose_optimizer()
         if stage == "fit" or not bool(self.standardization.fitted):
             self._prepare(datamodule)
 
@@ -156,7 +160,14 @@ class SoftAdaptTask(ResumableTask):
             raise ValueError(
                 f"trainer.max_epochs={trainer.max_epochs!r} is no number of epochs (-1: no limit)"
             )
-        if not self.automatic_optimization and trainer.world_size > 1:
+        endless = trainer.max_epochs == -1 and self.scheduler_kwargs.get("T_max") == -1
+        if endless and not hasattr(self.optimizer_cls, "choose"):
+            raise ValueError(
+                "a learning rate that goes to zero needs a number of epochs, and only"
+                " task/optimizer=softadapt_second_order chooses one: trainer.max_epochs=100"
+            )
+        sums = self.automatic_optimization or getattr(self.optimizer_cls, "sums_over_ranks", False)
+        if trainer.world_size > 1 and not sums:
             raise ValueError(f"{self.optimizer_cls.__name__} runs on one rank; use devices=1")
         watchable = {*logged_names(self.outputs), "epoch", "step"}
         for callback in trainer.callbacks:
@@ -176,6 +187,22 @@ class SoftAdaptTask(ResumableTask):
                 ", ".join(self._ignored),
                 ", ".join(c.component for c in self.outputs),
             )
+
+    def _choose_optimizer(self) -> None:
+        """Go on with the optimizer that fits the size of the model, and its number of epochs."""
+        n_parameters = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        choice = self.optimizer_cls.choose(n_parameters, **self.optimizer_kwargs)
+        self.optimizer_cls, self.optimizer_kwargs = choice.optimizer_cls, choice.optimizer_args
+        if self.trainer.max_epochs == -1:
+            self.trainer.fit_loop.max_epochs = choice.epochs
+            if self.scheduler_kwargs.get("T_max") == -1:
+                self.scheduler_kwargs = {**self.scheduler_kwargs, "T_max": choice.epochs}
+        self._chosen = {
+            "task.optimizer_cls": f"{self.optimizer_cls.__module__}.{self.optimizer_cls.__name__}",
+            "task.optimizer_args": self.optimizer_kwargs,
+            "trainer.max_epochs": self.trainer.max_epochs,
+        }
+        log.info("%s; %d epochs", choice.reason, self.trainer.max_epochs)
 
     def _is_there(
         self, c: LossComponent, available: Sequence[str], targets: TrainingTargets | None = None
@@ -233,7 +260,8 @@ class SoftAdaptTask(ResumableTask):
         """Write the settings of this start into config.yaml."""
         super().on_fit_start()
         if self.trainer.is_global_zero:
-            update_config(Path("config.yaml"), resumed=self.trainer.ckpt_path is not None)
+            resumed = self.trainer.ckpt_path is not None
+            update_config(Path("config.yaml"), resumed, self._chosen)
 
     # ---------------------------------------------------------------- steps
 
@@ -275,20 +303,26 @@ class SoftAdaptTask(ResumableTask):
         Huber losses, has its gradient). An optimizer class with `uses_residuals = True` is called
         once per batch as `optimizer.step(closure)`; each call of the closure computes this anew at
         the current parameters. It may differentiate, move them and call it again.
+
+        On several ranks these are the residuals of this rank's part of the batch, and the sum of
+        squares over all ranks is the loss.
         """
         pred = self._predict(batch)
         if not self._counted:
             with torch.no_grad():
                 self._terms(pred, batch, "train")
+        found = [c.residuals(pred, batch, self._scales) for c in self.active]
+        counts = [
+            float(x.numel()) if weight is None else weight.sum() * x.shape[1] for x, weight in found
+        ]
+        if self.trainer.world_size > 1:
+            counts = [torch.as_tensor(n, dtype=torch.float64, device=self.device) for n in counts]
+            counts = self.sum_over_ranks(torch.stack(counts))
         vectors = {}
-        for c in self.active:
-            x, weight = c.residuals(pred, batch, self._scales)
-            if weight is None:
-                count = float(x.numel())
-            else:
+        for c, (x, weight), count in zip(self.active, found, counts, strict=True):
+            if weight is not None:
                 x = torch.where(weight > 0, x, 0.0)  # a stress that is not defined may be nan
-                count = (weight.sum() * x.shape[1]).clamp_min(1e-300)
-            factor = self.rule.weights[c.component] / count
+            factor = self.rule.weights[c.component] / max(count, 1e-30)
             for w in (weight, least_squares_weight(c, x)):
                 factor = factor if w is None else factor * w
             vectors[c.component] = (x * factor**0.5).reshape(-1)

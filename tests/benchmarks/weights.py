@@ -36,6 +36,7 @@ ERRORS = {
 }
 
 _SMALL = ["globals.model_path=best_model", "callbacks.early_stopping.patience=100000"]
+_KALMAN = ["experiment=mlearn_softadapt", "task/optimizer=softadapt_kalman", *_SMALL]
 _ACSF = ["experiment=acsf_softadapt", *_SMALL]
 _STOCK = ["experiment=mote2_painn_softadapt", *_SMALL]
 # SchNetPack's default size of networks
@@ -70,9 +71,9 @@ CASES = {
     "MoTe2_acsf_long": ("mote2", 1500, _ACSF),
     "MoTe2_painn": ("mote2", 40, _STOCK),
     "Mo_painn": ("Mo", 30, _STOCK),
-    "Mo_kalman": ("Mo", 25, ["experiment=mlearn_softadapt", *_SMALL]),
-    "MoTe2_kalman": ("mote2", 25, ["experiment=mlearn_softadapt", *_SMALL]),
-    "Si_kalman": ("Si_repaired", 25, ["experiment=mlearn_softadapt", *_SMALL]),
+    "Mo_kalman": ("Mo", 25, ["experiment=mlearn_softadapt", *_KALMAN]),
+    "MoTe2_kalman": ("mote2", 25, ["experiment=mlearn_softadapt", *_KALMAN]),
+    "Si_kalman": ("Si_repaired", 25, ["experiment=mlearn_softadapt", *_KALMAN]),
 }
 
 

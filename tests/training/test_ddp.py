@@ -68,6 +68,18 @@ def test_two_ranks_give_the_losses_and_weights_of_one(database, tmp_path, monkey
     same_histories(tmp_path / "two", tmp_path / "one")
 
 
+@pytest.mark.parametrize("optimizer", ["Spring", "KalmanFilter"])
+def test_two_ranks_take_second_order_steps_of_one(database, tmp_path, monkeypatch, optimizer):
+    """Rows of the Jacobian are spread over the ranks, a structure is repeated and one has no
+    stress: counts of the losses, J J^T or J^T J, the step and its limit are those of all rows."""
+    options = {"database": database, "epochs": 4, "model": "acsf", "losses": "mse,huber,mse"}
+    two_ranks(tmp_path / "two", optimizer=optimizer, **options)
+    one_rank(tmp_path / "one", monkeypatch, optimizer=optimizer, **options)
+    same_histories(tmp_path / "two", tmp_path / "one")
+    losses = [row["train_loss"] for row in toy_runs.history(tmp_path / "two")]
+    assert losses[-1] < 0.5 * losses[0]
+
+
 def test_batch_descriptors_resume_and_results_on_two_ranks(database, tmp_path, monkeypatch):
     """Two ranks that share a store, stop after two epochs, go on and write their results, against
     one rank that does it in one go."""

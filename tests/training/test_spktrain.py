@@ -120,3 +120,36 @@ def test_shear_stress_has_a_weight_of_its_own(database, tmp_path, monkeypatch):
     assert main(["report", str(tmp_path / "run")]) == 0
     content = json.loads((tmp_path / "run/report/report.json").read_text())["runs"][0]
     assert {row["quantity"] for row in content["errors"]} == {"energy", "forces", "stress"}
+
+
+def test_recipe_chooses_optimizer_and_epochs(database, tmp_path, monkeypatch):
+    """SPRING for a large network, as many epochs as it takes; then the run is extended."""
+    settings = [
+        "experiment=mlearn_softadapt",
+        "task.optimizer_args.kalman_up_to=10",
+        "task.optimizer_args.spring_epochs=2",
+        f"data.datapath={database}",
+        "data.num_train=8",
+        "data.num_val=2",
+        "data.num_test=2",
+        "data.store=false",
+        "trainer.accelerator=cpu",
+        "globals.cutoff=4.0",
+        "globals.n_hidden=[4]",
+        "model.representation.grid.n_radial=3",
+        "model.representation.grid.n_angular_widths=1",
+        "model.representation.grid.zetas=[1]",
+        "print_config=false",
+        f"run.path={tmp_path}",
+        "run.id=run",
+    ]
+    for more, epochs in (([], 2), ([], 2), (["trainer.max_epochs=3"], 3)):
+        monkeypatch.setattr(sys, "argv", ["spktrain", *settings, *more])
+        cli.train()
+        rows = toy_runs.history(tmp_path / "run")
+        assert [row["epoch"] for row in rows] == list(range(epochs))
+        config = (tmp_path / "run/config.yaml").read_text()
+        assert f"max_epochs: {epochs}\n" in config
+        assert "optimizer_cls: schnetpack_softadapt.training.optimizers.spring.Spring\n" in config
+    # half a cosine over two epochs, then the third of three
+    assert [row["lr"] for row in rows] == pytest.approx([0.5, 0.25, 0.125], rel=1e-9)

@@ -1,5 +1,6 @@
 """Configs of task, weighting, callbacks and trainer: complete, and what they say is what runs."""
 
+import inspect
 import math
 
 import pytest
@@ -98,6 +99,16 @@ def test_the_cosine_of_an_extended_run_is_that_of_the_longer_one(database, tmp_p
     lr = [row["lr"] for row in toy_runs.history(tmp_path)]
     expected = [0.5e-3 * (1 + math.cos(math.pi * k / n)) for k, n in enumerate((2, 2, 4, 4))]
     assert lr == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["softadapt_kalman", "softadapt_spring", "softadapt_second_order"])
+def test_optimizers_are_configured_as_they_are(name):
+    """The values in the file are those of the class, which has all of them documented."""
+    config = config_of(f"task/optimizer={name}")
+    cls = str2class(config.task.optimizer_cls)
+    known = inspect.signature(getattr(cls, "choose", cls)).parameters
+    for argument, value in config.task.optimizer_args.items():
+        assert known[argument].default == value, argument
 
 
 def test_raw_losses_are_a_choice():

@@ -23,6 +23,7 @@ from schnetpack.transform import CastTo32, MatScipyNeighborList
 
 from schnetpack_softadapt.data.datamodule import SoftAdaptDataModule
 from schnetpack_softadapt.model import ACSF, DescriptorPotential, ElementalAtomwise, ForcesAndStress
+from schnetpack_softadapt.training import optimizers
 from schnetpack_softadapt.training.callbacks import HistoryWriter
 from schnetpack_softadapt.training.checkpoints import AveragedWeights, RunCheckpoint
 from schnetpack_softadapt.training.losses import EnergyLoss, ForcesLoss, StressLoss
@@ -218,7 +219,9 @@ def history(folder):
         return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
 
 
-def run_as_told(folder, database, epochs, ranks=1, model="toy", losses=None, test=False):
+def run_as_told(
+    folder, database, epochs, ranks=1, model="toy", losses=None, optimizer="SGD", test=False
+):
     """A run in the working directory, of the same global batches on any number of ranks.
 
     Args:
@@ -227,8 +230,9 @@ def run_as_told(folder, database, epochs, ranks=1, model="toy", losses=None, tes
         epochs: of the whole run; it goes on from the last checkpoint.
         ranks: processes.
         model: "toy", or "acsf" with stored descriptors.
-        losses: of energy, forces and stress, separated by commas; plain SGD then, since Adam would
-            not notice a gradient of the wrong length.
+        losses: of energy, forces and stress, separated by commas.
+        optimizer: with losses: plain SGD, since Adam would not notice a gradient of the wrong
+            length, or one of ours.
         test: evaluate the best epoch at the end, as `spktrain` does.
     """
     ranks = int(ranks)
@@ -241,8 +245,8 @@ def run_as_told(folder, database, epochs, ranks=1, model="toy", losses=None, tes
         task = toy_task(
             acsf_model() if model == "acsf" else toy_model(),
             [kind(loss=loss) for kind, loss in kinds],
-            optimizer_cls=torch.optim.SGD,
-            lr=1e-2,
+            optimizer_cls=getattr(optimizers, optimizer, torch.optim.SGD),
+            lr=1e-2 if optimizer == "SGD" else 0.2,
         )
     trainer_args = {"strategy": "ddp", "devices": ranks} if ranks > 1 else {}
     trainer, task, datamodule = run(

@@ -1,19 +1,18 @@
 """A second-order optimizer for networks of a few thousand parameters."""
 
-import logging
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
+from schnetpack_softadapt.training.optimizers.ranks import rows_of_all_ranks
+from schnetpack_softadapt.training.optimizers.residual_optimizer import ResidualOptimizer
 from schnetpack_softadapt.training.optimizers.residuals import Residuals
 
 __all__ = ["KalmanFilter"]
 
-log = logging.getLogger(__name__)
 
-
-class KalmanFilter(torch.optim.Optimizer):
+class KalmanFilter(ResidualOptimizer):
     """Multi-stream extended Kalman filter with fading memory, in information form.
 
     For residuals r(theta) of a batch with Jacobian J, memory m and Levenberg damping lambda,
@@ -28,9 +27,7 @@ class KalmanFilter(torch.optim.Optimizer):
     M P^2 + P^3 / 3 operations where the covariance form costs 4 M P^2. Without `kalman_gain` the
     step has the length of a Gauss-Newton step times `lr`, which a scheduler takes to zero.
 
-    The loss is the sum of squares, so weights of components count as they do in the loss. Of
-    components with many residuals a random part is used in every step, as Singraber 2019 takes some
-    percent of the forces: steps cost less, and neighbouring forces say much the same.
+    The loss is the sum of squares, so weights of components count as they do in the loss.
 
     Damping, D = mean(diag(A / n)) and lambda = `damping` x loss, is large while the loss is and
     vanishes with it (J. Fan and Y. Yuan, Computing 74, 23, 2005), so there is nothing to adapt. A
@@ -43,6 +40,9 @@ class KalmanFilter(torch.optim.Optimizer):
 
     Memory: A, a float64 copy of it and its factor, 20 bytes P^2 in float32: 20 MB for P = 1000
     parameters, 0.5 GB for 5000; 4 bytes P^2 in each checkpoint. `max_parameters` refuses more.
+
+    Several ranks take the step of one rank with the batches of all: each computes its rows of J,
+    and all of them do the rest with the rows of all.
 
     Args:
         params: parameters of one model; one group.
@@ -62,9 +62,6 @@ class KalmanFilter(torch.optim.Optimizer):
     Raises:
         ValueError: an argument out of range, no or too many parameters, several groups.
     """
-
-    #: `SoftAdaptTask` steps optimizers with this attribute by a closure that returns `Residuals`
-    uses_residuals = True
 
     def __init__(
         self,
@@ -91,22 +88,14 @@ class KalmanFilter(torch.optim.Optimizer):
             "kalman_gain": (kalman_gain, True),
             "initial_information": (initial_information, initial_information >= 0.0),
         }
-        for name, (value, valid) in settings.items():
-            if not valid:
-                raise ValueError(f"{name}={value} is out of range")
-        super().__init__(params, {name: value for name, (value, _) in settings.items()})
-        if len(self.param_groups) != 1:
-            raise ValueError("KalmanFilter takes one group of parameters: they are one vector")
-        self._parameters = [p for p in self.param_groups[0]["params"] if p.requires_grad]
-        self._sizes = [p.numel() for p in self._parameters]
-        self.n_parameters = sum(self._sizes)
+        super().__init__(params, settings)
         self._factor: Tensor | None = None
         self._age = 0  # steps since the factor was made
-        if not 0 < self.n_parameters <= max_parameters:
+        if self.n_parameters > max_parameters:
             raise ValueError(
                 f"KalmanFilter keeps a matrix of {self.n_parameters} x {self.n_parameters}, for at"
                 f" most max_parameters={max_parameters}; choose smaller networks (n_hidden) or"
-                " another optimizer (task/optimizer=acsf_adamw)"
+                " another optimizer (task/optimizer=softadapt_spring)"
             )
 
     @torch.no_grad()
@@ -123,10 +112,8 @@ class KalmanFilter(torch.optim.Optimizer):
             ValueError: a residual, a derivative or the step is not finite.
         """
         group = self.param_groups[0]
-        with torch.enable_grad():
-            residuals = closure()
-        loss = sum(float(r.detach().double().square().sum()) for r in residuals.values())
-        j, r = self._linearize(residuals, group)
+        residuals, loss = self._residuals(closure)
+        j, r = map(rows_of_all_ranks, self._linearize(residuals, group))
         state = self._state(j, group)
         memory = group["memory"]
         state["information"].mul_(memory).addmm_(j.T, j)
@@ -143,40 +130,8 @@ class KalmanFilter(torch.optim.Optimizer):
             step = self._updated_solve(self._factor, state["n"], j.double(), r.double())
         self._age += 1
         length = group["lr"] / (state["n"] if group["kalman_gain"] else 1.0)
-        change = float(gradient @ step) * length**2
-        if not torch.isfinite(step).all():
-            raise ValueError("the Kalman filter's step is not finite; raise `damping`")
-        if change > group["trust"] * loss:
-            length *= (group["trust"] * loss / change) ** 0.5
-        for p, part in zip(self._parameters, step.split(self._sizes), strict=True):
-            p.sub_(part.view_as(p).to(p.dtype), alpha=length)
-        return torch.tensor(loss)
-
-    def _linearize(self, residuals: Residuals, group: dict) -> tuple[Tensor, Tensor]:
-        """Jacobian (M, P) and residuals (M,) of the part that is used, scaled to stand for all."""
-        for name, value in residuals.items():
-            if not torch.isfinite(value).all():
-                raise ValueError(
-                    f"residuals of the component {name} are not finite: the run has diverged (lower"
-                    " lr) or the labels are damaged"
-                )
-        chosen, factors = dict.fromkeys(residuals), dict.fromkeys(residuals, 1.0)
-        for name, value in residuals.items():
-            n = len(value) // residuals.n_columns[name]
-            n_used = min(n, max(group["min_groups"], round(group["fraction"] * n)))
-            if n_used < n:
-                sample = torch.randperm(n)[:n_used].sort().values
-                chosen[name], factors[name] = sample.to(value.device), (n / n_used) ** 0.5
-        with torch.enable_grad():
-            rows = residuals.jacobian(chosen, self._parameters)
-        dtype = self._parameters[0].dtype
-        j = torch.cat([rows[name].to(dtype) * factors[name] for name in residuals])
-        r = torch.cat(
-            [residuals.entries(name, chosen[name]).to(dtype) * factors[name] for name in residuals]
-        )
-        if not torch.isfinite(j).all():
-            raise ValueError("derivatives of the residuals are not finite: the run has diverged")
-        return j, r
+        self._move(step, length, float(gradient @ step), loss)
+        return torch.tensor(loss, dtype=torch.float64)
 
     def _state(self, j: Tensor, group: dict) -> dict:
         state = self.state[self._parameters[0]]

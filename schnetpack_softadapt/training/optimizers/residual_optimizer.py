@@ -1,0 +1,117 @@
+"""What the optimizers that step with residual vectors have in common."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from schnetpack_softadapt.training.optimizers.ranks import sum_over_ranks
+from schnetpack_softadapt.training.optimizers.residuals import Residuals
+
+__all__ = ["ResidualOptimizer"]
+
+
+class ResidualOptimizer(torch.optim.Optimizer):
+    """An optimizer of a sum of squared residuals by their Jacobian J (M, P).
+
+    Of components with many residuals a random part is used in every step, as A. Singraber et al.,
+    J. Chem. Theory Comput. 15, 3075 (2019) take some percent of the forces: steps cost less, and
+    neighbouring forces say much the same.
+
+    Args:
+        params: parameters of one model; one group.
+        settings: value of each setting of the group, and whether it is valid. `_linearize` needs
+            `fraction` and `min_groups`, `_move` needs `trust`.
+
+    Raises:
+        ValueError: a setting out of range, nothing to train, several groups.
+    """
+
+    #: `SoftAdaptTask` steps optimizers with this attribute by a closure that returns `Residuals`
+    uses_residuals = True
+    #: and runs those with this one on several ranks, each of which has its part of the residuals
+    sums_over_ranks = True
+
+    def __init__(
+        self, params: Iterable[Tensor] | Iterable[dict], settings: Mapping[str, tuple[Any, bool]]
+    ):
+        for name, (value, valid) in settings.items():
+            if not valid:
+                raise ValueError(f"{name}={value} is out of range")
+        super().__init__(params, {name: value for name, (value, _) in settings.items()})
+        name = type(self).__name__
+        if len(self.param_groups) != 1:
+            raise ValueError(f"{name} takes one group of parameters: they are one vector")
+        self._parameters = [p for p in self.param_groups[0]["params"] if p.requires_grad]
+        self._sizes = [p.numel() for p in self._parameters]
+        self.n_parameters = sum(self._sizes)
+        if not self.n_parameters:
+            raise ValueError(f"{name} has nothing to train: no parameter of the model requires it")
+
+    def _residuals(self, closure: Callable[[], Residuals]) -> tuple[Residuals, float]:
+        """Residuals of this rank with their graph, and the sum of squares of all ranks.
+
+        Raises:
+            ValueError: the closure returns anything else, or a residual is not finite.
+        """
+        with torch.enable_grad():
+            residuals = closure()
+        if not isinstance(residuals, Residuals):
+            raise ValueError(
+                f"{type(self).__name__} needs Residuals with their Jacobian from its closure, not a"
+                f" {type(residuals).__name__}: train with SoftAdaptTask, or with another optimizer"
+            )
+        squares = [r.detach().double().square().sum() for r in residuals.values()]
+        squares = sum_over_ranks(torch.stack(squares)).tolist()
+        for name, value in zip(residuals, squares, strict=True):
+            if not abs(value) < float("inf"):
+                raise ValueError(
+                    f"residuals of the component {name} are not finite: the run has diverged (lower"
+                    " lr) or the labels are damaged"
+                )
+        return residuals, sum(squares)
+
+    def _linearize(self, residuals: Residuals, group: dict) -> tuple[Tensor, Tensor]:
+        """Jacobian (M, P) and residuals (M,) of the part that is used, scaled to stand for all.
+
+        On several ranks, each takes its part of its own residuals.
+        """
+        chosen, scale = dict.fromkeys(residuals), {}
+        for name, value in residuals.items():
+            n = len(value) // residuals.n_columns[name]
+            n_used = min(n, max(group["min_groups"], round(group["fraction"] * n)))
+            if n_used < n:
+                chosen[name] = torch.randperm(n)[:n_used].sort().values.to(value.device)
+            n_rows = n_used * residuals.n_columns[name]
+            scale[name] = value.new_full((n_rows,), (n / max(n_used, 1)) ** 0.5)
+        with torch.enable_grad():
+            rows = residuals.jacobian(chosen, self._parameters)
+        dtype = self._parameters[0].dtype
+        entries = [residuals.entries(name, chosen[name]) for name in residuals]
+        scale = torch.cat(list(scale.values())).to(dtype)
+        j = torch.cat([rows[name].to(dtype) for name in residuals]).mul_(scale[:, None])
+        r = torch.cat(entries).detach().to(dtype) * scale
+        # nan and inf survive a sum; one number for all ranks, which must agree on an error
+        if not torch.isfinite(sum_over_ranks(j.sum().double())):
+            raise ValueError("derivatives of the residuals are not finite: the run has diverged")
+        return j, r
+
+    def _move(self, step: Tensor, length: float, change: float, loss: float) -> None:
+        """theta <- theta - length x step (P,), shortened where the linear model is not trusted.
+
+        Args:
+            change: squared length of the change of the linearised residuals by `step`; where it is
+                more than `trust` of the loss, the length is reduced.
+
+        Raises:
+            ValueError: the step is not finite.
+        """
+        if not torch.isfinite(step).all():
+            raise ValueError(f"the step of {type(self).__name__} is not finite; raise `damping`")
+        change *= length**2
+        trusted = self.param_groups[0]["trust"] * loss
+        if change > trusted:
+            length *= (trusted / change) ** 0.5
+        for p, part in zip(self._parameters, step.split(self._sizes), strict=True):
+            p.sub_(part.view_as(p).to(p.dtype), alpha=length)

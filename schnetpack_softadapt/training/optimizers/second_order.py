@@ -1,0 +1,81 @@
+"""Which second-order optimizer a network gets, by its size."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from schnetpack_softadapt.training.optimizers.kalman import KalmanFilter
+from schnetpack_softadapt.training.optimizers.spring import Spring
+
+__all__ = ["Choice", "SecondOrder"]
+
+
+class Choice(NamedTuple):
+    """An optimizer that was chosen for a network.
+
+    Attributes:
+        optimizer_cls: its class.
+        optimizer_args: its arguments.
+        epochs: after which a cosine of its learning rate gains little more.
+        reason: what was chosen and why.
+    """
+
+    optimizer_cls: type[Optimizer]
+    optimizer_args: dict[str, Any]
+    epochs: int
+    reason: str
+
+
+class SecondOrder:
+    """`KalmanFilter` for networks of up to `kalman_up_to` trainable parameters, `Spring` above.
+
+    For M residuals of a batch and P parameters a step of the filter costs M P^2 operations and one
+    of SPRING M^2 P, so the filter's epochs get dear as networks grow; it needs fewer of them, for
+    it remembers the curvature of all batches. `SoftAdaptTask` asks `choose` once the data have
+    completed the model, and goes on with what it returns.
+
+    Args:
+        params: parameters of one model.
+        arguments: those of `choose`.
+    """
+
+    uses_residuals = True
+    sums_over_ranks = True
+
+    def __new__(cls, params: Iterable[Tensor], **arguments: Any) -> Optimizer:
+        params = list(params)
+        n_parameters = sum(p.numel() for p in params if p.requires_grad)
+        choice = cls.choose(n_parameters, **arguments)
+        return choice.optimizer_cls(params, **choice.optimizer_args)
+
+    @staticmethod
+    def choose(
+        n_parameters: int,
+        lr: float = 0.5,
+        kalman_up_to: int = 2500,
+        kalman: Mapping[str, Any] | None = None,
+        spring: Mapping[str, Any] | None = None,
+        kalman_epochs: int = 25,
+        spring_epochs: int = 100,
+    ) -> Choice:
+        """The optimizer for a number of trainable parameters.
+
+        Args:
+            n_parameters: trainable parameters P.
+            lr: of both.
+            kalman_up_to: largest P of the Kalman filter.
+            kalman, spring: other arguments of the optimizers.
+            kalman_epochs, spring_epochs: epochs with each, where `trainer.max_epochs` is -1.
+        """
+        if n_parameters <= kalman_up_to:
+            arguments, epochs, cls = kalman, kalman_epochs, KalmanFilter
+            reason = f"Kalman filter: {n_parameters} parameters, at most {kalman_up_to}"
+        else:
+            arguments, epochs, cls = spring, spring_epochs, Spring
+            reason = (
+                f"SPRING: {n_parameters} parameters, and steps of the Kalman filter cost the square"
+                f" of that (task.optimizer_args.kalman_up_to={kalman_up_to})"
+            )
+        return Choice(cls, {"lr": lr, **(arguments or {})}, epochs, reason)
