@@ -119,7 +119,7 @@ def spktrain_arguments(
         raise ValueError(f"model {model!r} is none of {', '.join(MODELS)}")
     crystal, molecule = MODELS[model]
     recipe = crystal if _has_periodic_structures(Path(database).expanduser()) else molecule
-    out = Path("runs", Path(database).stem) if out is None else Path(out)
+    out = Path("runs", Path(database).stem) if out is None else Path(out).expanduser()
     arguments = [*recipe, f"data.datapath={_value(database)}", f"run.id={_value(out.name)}"]
     if out.parent != Path("runs"):
         arguments.append(f"run.path={_value(out.parent)}")

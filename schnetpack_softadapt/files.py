@@ -56,8 +56,12 @@ def link_or_copy(source: Path, target: Path) -> None:
     except FileExistsError:
         raise
     except OSError:
-        with open(source, "rb") as old, open(target, "xb") as new:
-            shutil.copyfileobj(old, new)
+        if target.exists():
+            raise FileExistsError(f"{target} exists") from None
+        # whole at any time, but what another process writes meanwhile is replaced
+        copy = target.with_name(f".{target.name}.{os.getpid()}.copy")
+        shutil.copyfile(source, copy)
+        os.replace(copy, target)
 
 
 @contextlib.contextmanager

@@ -202,6 +202,16 @@ class InMemoryAtomsData(ASEAtomsData):
             sample.update(self.store.sample(self.indices[index], sample[properties.R].dtype))
         return sample
 
+    def iter_properties(self, indices=None, load_properties=None, load_structure=None, **kwargs):
+        """Samples without transforms, as the parent class, but from memory."""
+        if kwargs.get("load_metadata"):
+            yield from super().iter_properties(indices, load_properties, load_structure, **kwargs)
+            return
+        names = set(self.load_properties if load_properties is None else load_properties)
+        for index in range(len(self)) if indices is None else np.atleast_1d(indices):
+            sample = self.raw.sample(self.indices[int(index)])
+            yield {k: v for k, v in sample.items() if k.startswith("_") or k in names}
+
     def batch(self, indices: Iterable[int], gather: bool = False) -> dict[str, torch.Tensor]:
         """Batch of structures of this set, copied, as SchNetPack's loader would give it.
 

@@ -347,9 +347,10 @@ class Partition:
             split = load_split(given, len(dataset), fingerprint)
             split = self._from_users(split, given, dataset)
         else:
-            if self._kind(dataset) == "random":
+            kind = self._kind(dataset)
+            if kind == "random":
                 _warn_of_trajectories(dataset)
-            split = Split(*self._draw(dataset, *self._sizes))
+            split = Split(*self._draw(dataset, kind, *self._sizes))
         split.request, split.fingerprint = self.request, fingerprint
         return split
 
@@ -381,7 +382,7 @@ class Partition:
         train, val, test = subsets
         if train and not val:  # files were given for testing only
             trainable = dataset.subset(train)
-            rest, chosen = self._draw(trainable, None, self.num_val)
+            rest, chosen = self._draw(trainable, self._kind(trainable), None, self.num_val)
             log.info("%d of the training structures serve for validation", len(chosen))
             train, val = [train[k] for k in rest], [train[k] for k in chosen]
         return Split(train, val, test)
@@ -398,11 +399,11 @@ class Partition:
         log.warning("only %d group(s) %r: the split is random", len(set(labels)), self.split_key)
         return "random"
 
-    def _draw(self, dataset, *sizes) -> list[list[int]]:
+    def _draw(self, dataset, kind: str, *sizes) -> list[list[int]]:
         """A new split: indices of as many subsets as there are sizes."""
         if isinstance(self.strategy, SplittingStrategy):
             return schnetpack_split(self.strategy, self.seed, dataset, *sizes)
-        kind, n = self._kind(dataset), len(dataset)
+        n = len(dataset)
         sizes = split_sizes(n, *sizes)
         if kind == "random":
             return random_split(n, sizes, self.seed)

@@ -57,6 +57,13 @@ def _load(path: Path) -> nn.Module:
         loaded = load_model(str(path), device="cpu")
     except FileNotFoundError:
         raise
+    except (AttributeError, ModuleNotFoundError) as error:
+        if "schnetpack_softadapt" not in str(error):
+            raise ValueError(f"{path} cannot be loaded as a model: {error}") from error
+        raise ValueError(
+            f"{path} was made by another version of this package, whose classes had other places:"
+            " train again, or export it with that version as an n2p2 folder and read that"
+        ) from error
     except Exception as error:  # a broken pickle can raise anything
         raise ValueError(f"{path} cannot be loaded as a model: {error}") from error
     if not isinstance(loaded, nn.Module):

@@ -178,7 +178,10 @@ class Run:
             names = self.history.prefixed("weight_")
             components = [self.history.get(f"train_{name}_loss") for name in names]
             standardised = self.setting("task.standardize") is not False
+            # pieces of a component that is split do not add up to it
+            is_whole = not any(self._settings("task.outputs", "split")[0])
             is_known = components and standardised and all(c is not None for c in components)
+            is_known = is_known and is_whole
             losses["train"] = np.sum(components, axis=0) if is_known else None
         return {subset: values for subset, values in losses.items() if values is not None}
 
@@ -223,7 +226,7 @@ class Run:
     def data_key(self, key: str) -> str:
         """Name in the data of what the model calls `key`."""
         names, targets = self._settings("task.outputs", "name", "target_property")
-        return dict(zip(names, targets, strict=True)).get(key) or key
+        return dict(reversed([*zip(names, targets, strict=True)])).get(key) or key
 
     def setting(self, dotted: str) -> Any:
         """Entry of config.yaml, None where there is none or where it needs Hydra."""

@@ -86,7 +86,8 @@ def update_config(path: Path, resumed: bool, chosen: Mapping[str, Any]) -> None:
 
     Upstream writes the file on the first start only, and on others copies it to config.old.N.yaml:
     an extended run would keep the settings of the shorter one, and a run whose first start has
-    failed those that were wrong. A resumed run keeps its first seed.
+    failed those that were wrong. A resumed run keeps its first seed. Only the file that upstream
+    writes is touched: that of `spktrain` in the run's folder.
 
     Args:
         path: of the file.
@@ -96,6 +97,8 @@ def update_config(path: Path, resumed: bool, chosen: Mapping[str, Any]) -> None:
     if not path.is_file() or not HydraConfig.initialized():
         return
     hydra = HydraConfig.get()
+    if path.resolve().parent != Path(hydra.runtime.output_dir).resolve():
+        return
     config = compose(hydra.job.config_name, list(hydra.overrides.task))
     for name, value in chosen.items():
         OmegaConf.update(config, name, value, merge=False, force_add=True)

@@ -297,10 +297,18 @@ def table(args) -> None:
         titles = " | ".join(f"{c}, {ERRORS[c][1]}" for c in columns)
         print(f"\n| weights | seeds | {titles} | balance |")
         print("|---|---|" + "---|" * (len(columns) + 1))
+        balance = {
+            rule: statistics.geometric_mean(m / b for m, b in zip(mean, best, strict=True))
+            for rule, mean in means.items()
+        }
         for rule, mean in means.items():
-            balance = statistics.geometric_mean(m / b for m, b in zip(mean, best, strict=True))
             cells = [f"{m:.3g} +- {s:.2g}" for m, s in zip(mean, spread[rule], strict=True)]
-            print(f"| {rule} | {count[rule]} | {' | '.join(cells)} | {balance:.2f} |")
+            print(f"| {rule} | {count[rule]} | {' | '.join(cells)} | {balance[rule]:.2f} |")
+        fixed = {rule: value for rule, value in balance.items() if is_fixed(rule)}
+        if fixed and "likelihood" in balance:
+            name = min(fixed, key=fixed.get)
+            ratio = balance["likelihood"] / fixed[name]
+            print(f"\nBest fixed weights: {name}; likelihood is at {ratio:.2f} of their balance.")
 
 
 def figure(args) -> None:

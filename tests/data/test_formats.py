@@ -16,6 +16,7 @@ from ase import Atoms, units
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import write
 from emt_structures import labelled_atoms
 from shared import shared_path
 
@@ -632,3 +633,14 @@ def test_what_is_missing_is_one_line(format, message, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_virials_of_atoms_are_no_stress(tmp_path):
+    atoms = Atoms("Mo2", [[0, 0, 0], [1.5, 1.5, 1.5]], cell=[3.1] * 3, pbc=True)
+    atoms.arrays["virials"] = np.ones((2, 9))
+    atoms.calc = SinglePointCalculator(atoms, energy=-3.0, forces=np.zeros((2, 3)))
+    write(tmp_path / "atoms.extxyz", atoms)
+    assert "virials:R:9" in (tmp_path / "atoms.extxyz").read_text()
+    structures, problems, _ = read_files(find_sources([tmp_path / "atoms.extxyz"]), ImportOptions())
+    assert not problems
+    assert structures[0].stress is None

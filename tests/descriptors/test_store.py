@@ -463,6 +463,21 @@ def test_full_disk_is_seen_before_the_work(tmp_path, monkeypatch):
     assert stores(tmp_path) == set()
 
 
+def test_a_damaged_store_makes_room_for_the_new_one(tmp_path, monkeypatch):
+    store = build(tmp_path)
+    path, size = store.path, sum(f.stat().st_size for f in store.path.iterdir())
+    with open(path / "G.npy", "r+b") as file:
+        file.seek(200)
+        file.write(b"\x07" * 4)
+
+    def usage(_):
+        used = sum(f.stat().st_size for f in tmp_path.rglob("*") if f.is_file())
+        return SimpleNamespace(free=int(1.2 * size) - used)
+
+    monkeypatch.setattr("shutil.disk_usage", usage)
+    assert build(tmp_path).path == path
+
+
 def test_a_disk_that_fills_up_meanwhile(tmp_path):
     """The error of the system comes through, and nothing is left."""
 

@@ -125,3 +125,10 @@ def test_loss_panel_sums_unweighted_components(tmp_path):
     assert losses["val"] == pytest.approx(run.history.get("val_loss"), rel=1e-12)
     run.config["task"]["standardize"] = False
     assert list(run.logged_losses()) == ["val"]
+
+
+def test_pieces_of_a_loss_do_not_add_up(tmp_path):
+    write_run(tmp_path / "run", subsets=())
+    run = Run.read(tmp_path / "run")
+    run.config["task"]["outputs"] = [{"name": "energy"}, {"name": "stress", "split": "voigt"}]
+    assert list(run.logged_losses()) == ["val"]

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 import toy_runs
 from ase import units
+from ase.db import connect
 from schnetpack.data import AtomsDataModule
 from schnetpack.transform import AddOffsets, CastTo32, CastTo64, MatScipyNeighborList, RemoveOffsets
 
@@ -260,3 +261,19 @@ def test_table_of_symmetry_functions_is_a_file(tmp_path):
     assert file.name == "descriptor.txt"
     assert file.read_text() == f"{layout}\n"
     writer.on_fit_start(trainer, SimpleNamespace(model=toy_runs.toy_model()))
+
+
+def test_energies_stored_as_plain_numbers(tmp_path, monkeypatch):
+    """Other programs write databases so; they are read once, at the start."""
+    path = toy_runs.write_database(tmp_path / "a.db", toy_runs.emt_structures(18))
+    with connect(path) as database:
+        metadata = database.metadata
+        for row in list(database.select()):
+            data = {**row.data, "energy": float(np.ravel(row.data["energy"])[0])}
+            database.update(row.id, data=data)
+        database.metadata = metadata
+    monkeypatch.chdir(tmp_path)
+    callback = ResultsWriter(str(tmp_path))
+    trainer, task, data = toy_runs.run(tmp_path, path, 1, callbacks=[callback])
+    trainer.test(task, datamodule=data, verbose=False)
+    assert json.loads((tmp_path / "metrics.json").read_text())["test"]["energy_rmse_meV_per_atom"]

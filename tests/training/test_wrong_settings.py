@@ -1,5 +1,6 @@
 """What `spktrain` says of settings that are wrong: one line, before anything long is done."""
 
+import subprocess
 import sys
 import traceback
 
@@ -310,3 +311,19 @@ def test_values_of_other_callbacks_may_be_watched():
     check_monitor("EarlyStopping.monitor", "val_torsion_barrier", {"val_loss", "val_forces_rmse"})
     with pytest.raises(ValueError, match="'val_forces_rsme' is not logged"):
         check_monitor("EarlyStopping.monitor", "val_forces_rsme", {"val_loss", "val_forces_rmse"})
+
+
+def test_a_config_of_the_user_stays(tmp_path):
+    """A Hydra program of the user's whose own config.yaml is where it was started."""
+    (tmp_path / "config.yaml").write_text("lr: 1 # mine\n")
+    (tmp_path / "program.py").write_text(
+        "import pathlib, hydra\n"
+        "from schnetpack_softadapt.training.settings import update_config\n"
+        "@hydra.main(config_path='.', config_name='config', version_base='1.2')\n"
+        "def main(config):\n"
+        "    update_config(pathlib.Path('config.yaml'), False, {})\n"
+        "main()\n"
+    )
+    command = [sys.executable, "program.py", "lr=5"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    assert (tmp_path / "config.yaml").read_text() == "lr: 1 # mine\n"

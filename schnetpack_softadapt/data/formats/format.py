@@ -284,7 +284,13 @@ def _structure(raw: dict, record: Format, file: LabelledFile) -> Structure:
 
 def _stress(raw: dict, units: LabelUnits, cell: np.ndarray, file: LabelledFile):
     """Stress (3, 3) in eV/Ang^3, also from a virial; None without."""
-    names = set().union(*raw["labels"])
+    # a virial of each atom has the name of that of the cell
+    names = {
+        name
+        for labels in raw["labels"]
+        for name, value in labels.items()
+        if name not in VIRIAL_KEYS or np.size(value) in (6, 9)
+    }
     key, order = file.options.stress_key, stress_order(units.stress_order)
     if key is None and raw.get("usual", {}).get("stress", "stress") not in names:
         key = next((k for k in VIRIAL_KEYS if k in names), None)

@@ -63,9 +63,9 @@ def _structure(member: dict, file: LabelledFile) -> dict:
 
 def _number(index: int, site: dict) -> int:
     """Atomic number of a site, which must hold one whole atom."""
-    species = site["species"]
+    species = site.get("species", ())
     if len(species) != 1 or abs(species[0].get("occu", 1) - 1) > 1e-6:
-        raise ValueError(f"site {index} is not occupied by one whole atom")
+        raise ValueError(f"site {index} is not occupied by one whole atom (`species`)")
     try:
         return atomic_number(str(species[0]["element"]))
     except ValueError as error:

@@ -143,6 +143,8 @@ def build_store(
         "block_columns": ((n_all,), "int16"),
         "dg_dr": ((n_all, 3, width), dtype),
     }
+    if target.exists():
+        shutil.rmtree(target)  # damaged; whoever still reads it keeps its maps
     _announce(target, shapes, n_rows, n_columns)
 
     def compute(pieces: list[_Piece]) -> dict[str, np.ndarray]:
@@ -165,8 +167,6 @@ def build_store(
         described[name] = {"shape": shape, "dtype": kind, "crc": crc}
     manifest = {"format": FORMAT, **description, "arrays": described}
     (building / MANIFEST).write_text(json.dumps(manifest))
-    if target.exists():
-        shutil.rmtree(target)  # damaged; whoever still reads it keeps its maps
     os.rename(building, target)
 
 

@@ -83,6 +83,7 @@ class SoftAdapt(Rule):
     def _alpha(self, losses: dict[str, float]) -> dict[str, float]:
         powers = {k: self.beta * s for k, s in self.rates.items()}
         # all losses zero: nothing to weight by, and weights of zero would end the training
-        if self.loss_weighted and any(losses.values()):
-            powers = {k: p + math.log(losses[k]) for k, p in powers.items() if losses[k]}
+        if self.loss_weighted and any(loss > 0 for loss in losses.values()):
+            # a loss of the user's may be negative: it counts as little as one of zero
+            powers = {k: p + math.log(losses[k]) for k, p in powers.items() if losses[k] > 0}
         return dict.fromkeys(losses, 0.0) | softmax(powers, self.eps)
