@@ -16,7 +16,7 @@ from torch import nn
 
 from schnetpack_softadapt import properties as keys
 from schnetpack_softadapt.deploy.extrapolation import ExtrapolationMonitor
-from schnetpack_softadapt.deploy.skin import Pairs, check_finite
+from schnetpack_softadapt.deploy.skin import PairList, check_finite
 from schnetpack_softadapt.model import ForcesAndStress
 from schnetpack_softadapt.model.composition import Composition
 from schnetpack_softadapt.model.pair_evaluator import PairEvaluator
@@ -66,7 +66,7 @@ class ComposedModels:
         self.monitor = monitor
         self.evaluator = PairEvaluator(models, None if monitor is None else monitor.add)
 
-    def __call__(self, structure: Geometry, pairs: Pairs) -> list[Prediction]:
+    def __call__(self, structure: Geometry, pairs: PairList) -> list[Prediction]:
         """One prediction for each model."""
         sums = self.begin(len(structure.numbers))
         indices = pairs.idx_i, pairs.idx_j
@@ -190,7 +190,7 @@ class BatchModel:
         self.transforms = list(transforms)
         self.additional_inputs = dict(additional_inputs or {})
 
-    def __call__(self, structure: Geometry, pairs: Pairs) -> list[Prediction]:
+    def __call__(self, structure: Geometry, pairs: PairList) -> list[Prediction]:
         """A list of one prediction."""
         results = self.model(self._batch(structure, pairs))
         stress = None
@@ -212,7 +212,7 @@ class BatchModel:
             return 1.0
         return float(np.sign(np.linalg.det(cell)))
 
-    def _batch(self, structure: Geometry, pairs: Pairs) -> dict[str, torch.Tensor]:
+    def _batch(self, structure: Geometry, pairs: PairList) -> dict[str, torch.Tensor]:
         n_atoms = len(structure.numbers)
         # stock models divide by the volume without a look at it: a dummy box for what has none
         cell = structure.cell if structure.volume else np.eye(3)

@@ -20,13 +20,13 @@ from numba import njit
 
 from schnetpack_softadapt.neighbors.pair_list import LinkedCells
 
-__all__ = ["Pairs", "SkinList", "check_finite"]
+__all__ = ["PairList", "SkinList", "check_finite"]
 
 
 _NO_CHANGE = np.zeros((3, 3))
 
 
-class Pairs(NamedTuple):
+class PairList(NamedTuple):
     """Pairs within the cutoff, both directions, sorted by `idx_i`; r_ij = R_j - R_i + offset."""
 
     idx_i: np.ndarray  # (n_pairs,) int64
@@ -56,7 +56,7 @@ class SkinList:
         self.n_updates = 0
         self._positions: np.ndarray | None = None
 
-    def update(self, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> Pairs:
+    def update(self, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> PairList:
         """Pairs within the cutoff.
 
         Args:
@@ -75,7 +75,7 @@ class SkinList:
         self.n_updates += 1
         if not self._still_holds(positions, cell, pbc):
             self._build(positions, cell, pbc)
-        return Pairs(*_pairs_within(positions, cell, *self._list, self.cutoff))
+        return PairList(*_pairs_within(positions, cell, *self._list, self.cutoff))
 
     def _still_holds(self, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> bool:
         if (

@@ -39,7 +39,7 @@ class DescriptorPotential(NeuralNetworkPotential):
     """`NeuralNetworkPotential` whose elements, descriptors and networks follow from the data.
 
     Before training, `initialize_transforms` resolves what the config leaves open: the elements of
-    the data, the symmetry functions, their scaling, the networks of the elements. Everything is
+    the data, the descriptor, its scaling, the networks of the elements. Everything is
     stored in the model, so that a saved model needs no data. Arguments are those of
     `schnetpack.model.NeuralNetworkPotential`.
 
@@ -48,7 +48,7 @@ class DescriptorPotential(NeuralNetworkPotential):
     `reads_neighbors = False` itself.
 
     Attributes:
-        metadata: what a user of the saved model must know: units, elements, symmetry functions,
+        metadata: what a user of the saved model must know: units, elements, descriptor,
             provenance of the training data.
     """
 

@@ -161,7 +161,7 @@ def jvp_atoms(
     n_lists = len(columns)
     has_strain = len(tangent_strain) > 0
     real = tangent_g.dtype.type
-    chosen = np.zeros((n_lists, width), tangent_g.dtype)
+    change = np.zeros((n_lists, width), tangent_g.dtype)
     used = np.zeros(n_lists, np.bool_)
     voigt = np.zeros(6, tangent_g.dtype)
     # a window of tangents of one structure, with what the strain moves taken out
@@ -199,7 +199,7 @@ def jvp_atoms(
             t_y = real(t[j, 1] - t[i - first, 1])
             t_z = real(t[j, 2] - t[i - first, 2])
             for k in range(width):
-                chosen[which, k] += (
+                change[which, k] += (
                     t_x * dg_dr[b, 0, k] + t_y * dg_dr[b, 1, k] + t_z * dg_dr[b, 2, k]
                 )
         for k in range(n_columns):
@@ -212,8 +212,8 @@ def jvp_atoms(
             if used[which]:
                 used[which] = False
                 for k in range(width):
-                    tangent_g[i, columns[which, k]] += chosen[which, k]
-                    chosen[which, k] = 0.0
+                    tangent_g[i, columns[which, k]] += change[which, k]
+                    change[which, k] = 0.0
     return -1
 
 
