@@ -202,7 +202,8 @@ class SoftAdaptTask(ResumableTask):
             "task.optimizer_args": self.optimizer_kwargs,
             "trainer.max_epochs": self.trainer.max_epochs,
         }
-        log.info("%s; %d epochs", choice.reason, self.trainer.max_epochs)
+        if self.trainer.is_global_zero:
+            log.info("%s; %d epochs", choice.reason, self.trainer.max_epochs)
 
     def _is_there(
         self, c: LossComponent, available: Sequence[str], targets: TrainingTargets | None = None

@@ -94,7 +94,7 @@ def test_data_that_are_not_there(spktrain, unread, overrides, text):
         (["callbacks.early_stopping.monitor=val_lss"], "EarlyStopping.monitor='val_lss' is not"),
         (["callbacks.model_checkpoint.monitor=val_lss"], "RunCheckpoint.monitor='val_lss' is not"),
         (["trainer.max_epochs=many"], "'many' is no number of epochs"),
-        (["+task.optimizer_args.max_parameters=10"], "for at most max_parameters=10"),
+        (["+task.optimizer_args.kalman.max_parameters=10"], "for at most max_parameters=10"),
         (
             ["task/weighting=fixed", "task.weighting.weights={energy: 1, forces: 1}"],
             "no initial weight for the loss component stress",  # the data could have no stress

@@ -33,8 +33,12 @@ class SecondOrder:
 
     For M residuals of a batch and P parameters a step of the filter costs M P^2 operations and one
     of SPRING M^2 P, so the filter's epochs get dear as networks grow; it needs fewer of them, for
-    it remembers the curvature of all batches. `SoftAdaptTask` asks `choose` once the data have
-    completed the model, and goes on with what it returns.
+    it remembers the curvature of all batches. Measured (tests/benchmarks/results, "Second order"):
+    25 epochs of the filter take as long as 100 of SPRING at P = 1700; the filter has smaller errors
+    of forces and stress at P = 1265, a larger validation loss at 2738.
+
+    `SoftAdaptTask` asks `choose` once the data have completed the model, and goes on with what it
+    returns.
 
     Args:
         params: parameters of one model.
@@ -54,7 +58,7 @@ class SecondOrder:
     def choose(
         n_parameters: int,
         lr: float = 0.5,
-        kalman_up_to: int = 2500,
+        kalman_up_to: int = 2000,
         kalman: Mapping[str, Any] | None = None,
         spring: Mapping[str, Any] | None = None,
         kalman_epochs: int = 25,
