@@ -3,6 +3,8 @@
 import itertools
 import logging
 import pickle
+import sys
+from types import ModuleType
 
 import ase.db
 import numpy as np
@@ -28,6 +30,7 @@ from schnetpack_softadapt.deploy.committee import mean_and_spread
 from schnetpack_softadapt.deploy.evaluate import ComposedModels
 from schnetpack_softadapt.deploy.exchange.n2p2 import write_potential
 from schnetpack_softadapt.deploy.extrapolation import ExtrapolationError
+from schnetpack_softadapt.deploy.loading import load_potential
 
 
 def make_schnet(stress=False):
@@ -581,3 +584,13 @@ def test_training_atoms_are_inside():
     atoms = calculated(mote2(0.3, seed=2), make_model())
     atoms.get_potential_energy()
     assert atoms.calc.extrapolation.n_total == 0
+
+
+def test_a_model_of_another_version_is_refused_in_one_sentence(tmp_path, monkeypatch):
+    gone = ModuleType("schnetpack_softadapt.model.gone")
+    gone.Old = type("Old", (torch.nn.Module,), {"__module__": gone.__name__})
+    monkeypatch.setitem(sys.modules, gone.__name__, gone)
+    torch.save(gone.Old(), tmp_path / "best_model")
+    monkeypatch.delitem(sys.modules, gone.__name__)
+    with pytest.raises(ValueError, match=r"best_model was made by another version.*train again"):
+        load_potential(tmp_path)
