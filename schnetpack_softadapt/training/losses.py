@@ -399,6 +399,9 @@ class StressLoss(LossComponent):
                 f"voigt names different components among {', '.join(VOIGT)}, not {voigt}"
             )
         self.voigt = None if voigt is None else list(voigt)
+        # (9, 6), a product with which is faster than indexing; deliberately no buffer, DDP would
+        # send it every step
+        self.to_voigt = full_to_voigt(torch.eye(9).reshape(9, 3, 3))
 
     def _restrictions(self):
         if self.split == "groups":
@@ -423,7 +426,10 @@ class StressLoss(LossComponent):
 
     def error(self, pred, batch):
         # reshape, not view: the stress of schnetpack.atomistic.Forces is not contiguous
-        return full_to_voigt((pred[self.name] - batch[self.target_property]).reshape(-1, 3, 3))
+        error = (pred[self.name] - batch[self.target_property]).reshape(-1, 9)
+        if self.to_voigt.device != error.device or self.to_voigt.dtype != error.dtype:
+            self.to_voigt = self.to_voigt.to(error)
+        return error @ self.to_voigt
 
     def scaled(self, error, batch, standardization):
         return super().scaled(self.counted(error), batch, standardization)

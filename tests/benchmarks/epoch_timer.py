@@ -78,7 +78,7 @@ def breakdown(trainer, task) -> dict[str, float]:
 
     parts = {"data": cpu_time(lambda: list(loader)), "step": cpu_time(steps)}
     representation = task.model.representation
-    if hasattr(representation, "layout"):
+    if hasattr(representation, "descriptor"):
         parts["descriptors"] = cpu_time(lambda: [descriptors_only(task.model, b) for b in batches])
     return parts
 
