@@ -1,7 +1,9 @@
 """The MoTe2 data set that comes with the package: PBE monolayers, strained and perturbed."""
 
 import contextlib
+import hashlib
 import logging
+from functools import cache
 from importlib import resources
 from pathlib import Path
 
@@ -45,8 +47,14 @@ def create_mote2_database(path: str | Path) -> Path:
     provenance = (FOLDER / "README.md").read_text(encoding="utf-8")
     # it takes a second: several processes may all make it, the contents are the same
     with contextlib.suppress(FileExistsError):
-        write_database(path, mote2_structures(), provenance=provenance)
+        metadata = {"source_sha256": _source_hash()}
+        write_database(path, mote2_structures(), provenance=provenance, metadata=metadata)
     return path
+
+
+@cache
+def _source_hash() -> str:
+    return hashlib.sha256((FOLDER / "mote2_pbe.extxyz").read_bytes()).hexdigest()
 
 
 class MoTe2DataModule(SoftAdaptDataModule):
@@ -67,5 +75,13 @@ class MoTe2DataModule(SoftAdaptDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """As the parent class; also without Lightning's `prepare_data` before it."""
+        if self.dataset is not None:
+            return
         self.prepare_data()
         super().setup(stage)
+        if self.dataset.metadata.get("source_sha256") != _source_hash():
+            log.warning(
+                "%s was made from another version of the MoTe2 set than is installed now;"
+                " remove it to get the new one",
+                self.datapath,
+            )

@@ -29,20 +29,20 @@ def database(tmp_path_factory):
 def test_the_shipped_set_is_what_its_provenance_says(database):
     structures = read_database(database)
     raise_problems(structures)
-    assert len(structures) == 463
-    assert sum(s.n_atoms for s in structures) == 2097
-    assert [sum(s.group == g for s in structures) for g in ("2H", "1Tp")] == [227, 236]
+    assert len(structures) == 645
+    assert sum(s.n_atoms for s in structures) == 2913
+    assert [sum(s.group == g for s in structures) for g in ("2H", "1Tp")] == [319, 326]
     energy = np.array([s.energy / s.n_atoms for s in structures])
     forces = np.concatenate([s.forces for s in structures])
     stress = np.array([s.stress_voigt for s in structures]) / (1e-3 * units.GPa)
     # as the README rounds them
     assert round(1e3 * energy.std()) == 130
-    assert round(1e3 * forces.std()) == 1163
-    assert round(stress.std()) == 2745
+    assert round(1e3 * forces.std()) == 1173
+    assert round(stress.std()) == 2742
     with connect(database) as connection:
         metadata = connection.metadata
     assert "Pulay" in metadata["provenance"]
-    assert len(set(metadata["groups_ids"]["strain_state"])) == 207
+    assert len(set(metadata["groups_ids"]["strain_state"])) == 227
 
 
 def test_tension_is_positive():
@@ -59,13 +59,13 @@ def test_default_split_keeps_strain_states_together(database, tmp_path, monkeypa
     datamodule.setup()
     states = np.array(datamodule.dataset.metadata["groups_ids"]["strain_state"])
     parts = [datamodule.train_idx, datamodule.val_idx, datamodule.test_idx]
-    assert sorted(k for part in parts for k in part) == list(range(463))
+    assert sorted(k for part in parts for k in part) == list(range(645))
     for a, b in ((0, 1), (0, 2), (1, 2)):
         assert not set(states[parts[a]]) & set(states[parts[b]])
     for part, fraction in zip(parts, (0.7, 0.2, 0.1), strict=True):
-        assert abs(len(part) / 463 - fraction) < 0.01
+        assert abs(len(part) / 645 - fraction) < 0.01
     # the same split in every run: numbers in the README belong to it
-    assert parts[2][:5] == [23, 24, 25, 26, 27]
+    assert parts[2][:5] == [10, 11, 12, 13, 14]
 
 
 def test_processes_that_start_together_make_one_database(tmp_path, monkeypatch):
@@ -83,7 +83,7 @@ def test_processes_that_start_together_make_one_database(tmp_path, monkeypatch):
     for process in processes:
         process.join(timeout=60)
     assert [process.exitcode for process in processes] == [0, 0, 0]
-    assert len(read_database("m.db")) == 463
+    assert len(read_database("m.db")) == 645
     assert [p.name for p in tmp_path.iterdir()] == ["m.db"]
 
 
@@ -99,3 +99,11 @@ def test_the_config_needs_no_argument(database, tmp_path, monkeypatch):
     batch = next(iter(datamodule.train_dataloader()))
     assert len(batch["energy"]) == 10
     assert batch["_offsets"].dtype == batch["_positions"].dtype
+
+
+def test_another_version_of_the_set_is_pointed_out(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    create_mote2_database("mote2.db")
+    monkeypatch.setattr("schnetpack_softadapt.data.mote2._source_hash", lambda: "newer")
+    MoTe2DataModule("mote2.db").setup()
+    assert "another version of the MoTe2 set" in caplog.text
