@@ -138,12 +138,16 @@ def generate(
             ) as bar,
         ):
             file.truncate(n_bytes)
+            n_failed = 0
             for key, labels in bar:
                 records[key] = {"key": key, "digest": digests[key], **labels}
                 file.write(json.dumps(records[key]).encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
                 result.n_new += "error" not in labels
+                if "error" in labels:
+                    n_failed += 1
+                    bar.set_postfix(failed=n_failed)
         _collect(tasks, records, recipe, result)
         if result.labelled:
             _write(out, result.labelled, recipe)

@@ -144,11 +144,12 @@ class DescriptorStore:
         parts = [(name, part) for name, crc in crcs.items() for part in range(len(crc))]
         if everything or self.nbytes <= CHECKED_BYTES:
             return parts
-        small = [(name, 0) for name, crc in crcs.items() if len(crc) == 1]
-        others = [part for part in parts if part not in small]
+        # a file that was cut off, or never written to its end, shows there
+        ends = [(name, part) for name, crc in crcs.items() for part in {0, len(crc) - 1}]
+        others = [part for part in parts if part not in ends]
         # its own generator: opening a store must not move the seeds of a training
         n = min(len(others), max(1, CHECKED_BYTES // PART_BYTES))
-        return small + random.Random(os.urandom(8)).sample(others, n)
+        return ends + random.Random(os.urandom(8)).sample(others, n)
 
     def __len__(self):
         return self.n_structures
