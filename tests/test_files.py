@@ -153,3 +153,26 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path):
     holder.wait()
     with locked(tmp_path / "store"):
         assert names(tmp_path) == [".store.lock"]
+
+
+def test_only_one_of_several_is_inside(tmp_path):
+    """Each leaves and comes back often, and the lock file with it: no one may hold an old one."""
+    program = (
+        "import os, time\n"
+        "from schnetpack_softadapt.files import locked\n"
+        "while not os.path.exists('start'):\n"
+        "    time.sleep(0.001)\n"
+        "for _ in range(20):\n"
+        "    with locked('thing', on_wait=lambda: None):\n"
+        "        os.close(os.open('inside', os.O_CREAT | os.O_EXCL))\n"
+        "        time.sleep(0.001)\n"
+        "        os.remove('inside')\n"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, stderr=subprocess.PIPE)
+        for _ in range(4)
+    ]
+    time.sleep(0.3)
+    (tmp_path / "start").touch()
+    errors = [process.communicate(timeout=120)[1].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, errors
