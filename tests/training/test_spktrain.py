@@ -15,6 +15,19 @@ from schnetpack import cli
 from schnetpack_softadapt.cli.main import main
 from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator
 
+#: a network and symmetry functions that train in a moment
+SMALL = [
+    "data.store=false",
+    "trainer.accelerator=cpu",
+    "globals.cutoff=4.0",
+    "globals.n_hidden=[4]",
+    "model.representation.grid.n_radial=3",
+    "model.representation.grid.n_angular_widths=1",
+    "model.representation.grid.zetas=[1]",
+    "print_config=false",
+    "run.id=run",
+]
+
 
 def labelled(n):
     """EMT structures as a file holds them."""
@@ -96,17 +109,9 @@ def test_shear_stress_has_a_weight_of_its_own(database, tmp_path, monkeypatch):
         "data.num_val=4",
         "data.num_test=4",
         "data.batch_size=5",
-        "data.store=false",
         "trainer.max_epochs=2",
-        "trainer.accelerator=cpu",
-        "globals.cutoff=4.0",
-        "globals.n_hidden=[4]",
-        "model.representation.grid.n_radial=3",
-        "model.representation.grid.n_angular_widths=1",
-        "model.representation.grid.zetas=[1]",
-        "print_config=false",
+        *SMALL,
         f"run.path={tmp_path}",
-        "run.id=run",
     ]
     monkeypatch.setattr(sys, "argv", ["spktrain", *settings])
     cli.train()
@@ -132,16 +137,8 @@ def test_recipe_chooses_optimizer_and_epochs(database, tmp_path, monkeypatch):
         "data.num_train=8",
         "data.num_val=2",
         "data.num_test=2",
-        "data.store=false",
-        "trainer.accelerator=cpu",
-        "globals.cutoff=4.0",
-        "globals.n_hidden=[4]",
-        "model.representation.grid.n_radial=3",
-        "model.representation.grid.n_angular_widths=1",
-        "model.representation.grid.zetas=[1]",
-        "print_config=false",
+        *SMALL,
         f"run.path={tmp_path}",
-        "run.id=run",
     ]
     for more, epochs in (([], 2), ([], 2), (["trainer.max_epochs=3"], 3)):
         monkeypatch.setattr(sys, "argv", ["spktrain", *settings, *more])
