@@ -4,8 +4,8 @@
     python tests/benchmarks/channels.py table FOLDER
 
 Every case trains the shipped recipe (`experiment=mlearn_softadapt`, SPRING) for as many epochs as S
-CPU seconds take on one thread; seconds of an epoch come from a short run before, which also builds
-the store. The same command again continues. Without a database, NAME "mote2" is the shipped set.
+CPU seconds take on one thread, which the first epochs of the run tell (`Budget`). The same command
+again continues. Without a database, NAME "mote2" is the shipped set.
 """
 
 import argparse
@@ -14,9 +14,14 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
+from pytorch_lightning.callbacks import Callback
+
 ERRORS = ("energy_rmse_meV_per_atom", "forces_rmse_meV_per_Ang", "stress_rmse_MPa")
+SIZES = ("columns", "stored", "parameters", "seconds", "epochs")
 CASES = {
     "full": [],
     "weighted by Z": ["model.representation.grid.weighted=true"],
@@ -36,55 +41,72 @@ def oblique(elements: list[str]) -> list[str]:
 ELEMENTS = {"mote2": ["Mo", "Te"], "wbe": ["Be", "W"]}
 
 
-def train(folder: Path, name: str, database: str | None, case: str, more: list[str]) -> Path:
-    """One run in folder/name/...; returns its folder."""
+class Budget(Callback):
+    """Sets epochs, and the scheduler's half period, to what a run can afford.
+
+    Args:
+        seconds: CPU seconds of training, validation included, from the second epoch on.
+        path: JSON file, relative to the run directory, for what was found.
+    """
+
+    def __init__(self, seconds: float, path: str = "budget.json"):
+        self.seconds, self.path = seconds, Path(path).resolve()
+        self.cpu: list[float] = []
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.cpu.append(time.process_time())
+        if len(self.cpu) == 5:  # the first epoch has compiled
+            epochs = max(8, round(self.seconds / float(np.median(np.diff(self.cpu)[1:]))))
+            trainer.fit_loop.max_epochs = epochs
+            for config in trainer.lr_scheduler_configs:
+                config.scheduler.T_max = epochs
+
+    def on_train_end(self, trainer, pl_module):
+        descriptor = pl_module.model.representation.descriptor
+        elements = descriptor.elements
+        stored = [len(descriptor.columns(z, other)) for z in elements for other in elements]
+        result = {
+            "seconds": float(np.median(np.diff(self.cpu)[1:])),
+            "epochs": len(self.cpu),
+            "columns": descriptor.n_columns,
+            "stored": float(np.mean(stored)),  # columns of a block of the store
+            "parameters": sum(p.numel() for p in pl_module.parameters() if p.requires_grad),
+        }
+        self.path.write_text(json.dumps(result))
+
+
+def train(folder: Path, name: str, database: str | None, case: str, seed: int, seconds: float):
+    """One run."""
     source = "data=mote2_pbe" if database is None else f"data.datapath={database}"
-    overrides = oblique(ELEMENTS[name]) if "oblique" in case else CASES[case]
+    run_id = f"{name}_{case.replace(' ', '_').replace(',', '')}_{seed}"
+    if (folder / run_id / "metrics.json").exists():
+        return
     command = [
         str(Path(sys.executable).with_name("spktrain")),
         "experiment=mlearn_softadapt",
         "task/optimizer=softadapt_spring",
         source,
+        *(oblique(ELEMENTS[name]) if "oblique" in case else CASES[case]),
+        f"seed={seed}",
+        "trainer.max_epochs=1000",
         "globals.model_path=best_model",
         "trainer.accelerator=cpu",
         "print_config=false",
         f"run.path={folder}",
-        *overrides,
-        *more,
+        f"run.id={run_id}",
+        "+callbacks.budget._target_=channels.Budget",
+        f"+callbacks.budget.seconds={seconds}",
     ]
     env = dict(os.environ, PYTHONPATH=str(Path(__file__).parent))
     env |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1")
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{case} failed:\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}")
-    run_id = next(m.split("=")[1] for m in more if m.startswith("run.id="))
-    return folder / run_id
-
-
-def measure(folder: Path, args) -> None:
-    """Train all cases that are not there yet."""
-    timer = ["+callbacks.timer._target_=epoch_timer.EpochTimer", "+callbacks.timer.skip=1"]
-    for seed in args.seeds:
-        for entry in args.data:
-            name, _, database = entry.partition("=")
-            database = str(Path(database).resolve()) if database else None
-            for case in args.cases or CASES:
-                label = f"{name}_{case.replace(' ', '_').replace(',', '')}"
-                speed = folder / f"{label}_speed" / "epochs.json"
-                if not speed.exists():
-                    more = [f"run.id={label}_speed", "trainer.max_epochs=4", *timer]
-                    train(folder, name, database, case, more)
-                seconds = json.loads(speed.read_text())["cpu_s_per_epoch"]
-                epochs = max(2, round(args.seconds / seconds))
-                more = [f"run.id={label}_{seed}", f"trainer.max_epochs={epochs}", f"seed={seed}"]
-                run = folder / f"{label}_{seed}"
-                if not (run / "metrics.json").exists():
-                    run = train(folder, name, database, case, more)
-                test = json.loads((run / "metrics.json").read_text())["test"]
-                summary = {"data": name, "case": case, "seed": seed, "epochs": epochs}
-                summary |= {"seconds": seconds, "test": {k: test[k] for k in ERRORS if k in test}}
-                (run / "channels.json").write_text(json.dumps(summary))
-                print(summary, flush=True)
+    summary = {"data": name, "case": case, "seed": seed}
+    summary |= json.loads((folder / run_id / "budget.json").read_text())
+    summary["test"] = json.loads((folder / run_id / "metrics.json").read_text())["test"]
+    (folder / run_id / "channels.json").write_text(json.dumps(summary))
+    print(summary, flush=True)
 
 
 def table(folder: Path) -> None:
@@ -93,15 +115,16 @@ def table(folder: Path) -> None:
     for path in sorted(folder.glob("*/channels.json")):
         row = json.loads(path.read_text())
         rows.setdefault((row["data"], row["case"]), []).append(row)
-    print("| data | case | CPU s/epoch | epochs | seeds | meV/atom | meV/Ang | MPa |")
-    print("|---|---|---|---|---|---|---|---|")
+    head = "| data | case | functions | stored of a pair | parameters | CPU s/epoch | epochs"
+    print(f"{head} | seeds | meV/atom | meV/Ang | MPa |\n{'|---' * 11}|")
     for (data, case), found in rows.items():
         cells = []
         for key in ERRORS:
             values = [row["test"][key] for row in found if key in row["test"]]
             spread = f" +- {statistics.stdev(values):.2g}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.3g}{spread}" if values else "-")
-        head = f"| {data} | {case} | {found[0]['seconds']:.2f} | {found[0]['epochs']}"
+        columns = [statistics.mean(row[key] for row in found) for key in SIZES]
+        head = f"| {data} | {case} | " + " | ".join(f"{x:.3g}" for x in columns)
         print(f"{head} | {len(found)} | {' | '.join(cells)} |")
 
 
@@ -115,7 +138,15 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
-    measure(args.folder.resolve(), args) if args.what == "run" else table(args.folder)
+    if args.what == "table":
+        table(args.folder)
+        return
+    for seed in args.seeds:
+        for case in args.cases or CASES:
+            for entry in args.data:
+                name, _, database = entry.partition("=")
+                database = str(Path(database).resolve()) if database else None
+                train(args.folder.resolve(), name, database, case, seed, args.seconds)
 
 
 if __name__ == "__main__":

@@ -78,6 +78,10 @@ def environments(
             number of channels beyond that of the elements radial functions take no more than that.
     """
     if channels is not None:
+        if not (isinstance(channels, int) or all(isinstance(c, Mapping) for c in channels)):
+            raise ValueError(
+                f"channels must be a number, or weights by element for each, got {channels!r}"
+            )
         if isinstance(channels, int):
             n = channels if n_neighbors > 1 else min(channels, len(elements))
             channels = element_channels(elements, n)

@@ -16,6 +16,7 @@ from ase.data import covalent_radii
 
 from schnetpack_softadapt.descriptors.acsf.channels import Environment, environments
 from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
+from schnetpack_softadapt.descriptors.acsf.tables import table_layout
 from schnetpack_softadapt.descriptors.elements import atomic_number
 
 __all__ = ["angular_grid", "default_layout", "radial_grid"]
@@ -82,6 +83,7 @@ def default_layout(
     cutoff_fn: str = "poly2",
     weighted: bool | None = None,
     channels: int | Sequence[Mapping[int | str, float]] | None = None,
+    tables: str | Sequence[Mapping] | None = None,
 ) -> Layout:
     """A layout for any material of the given elements.
 
@@ -108,6 +110,9 @@ def default_layout(
         channels: sum over elements with tables of element weights instead, so many of them
             (`channels.element_channels`), or the weights of each by element; an element then has at
             most `channels` times the functions of one element, however many elements there are.
+        tables: grids of your own (settings of `tables.Table`) that are added up, or the name of
+            some: "imbalzano" has 10 radial functions (shifted, geometric from 1 Ang) and 24 wide
+            angular ones (4 widths, zeta 1, 3, 12). Of the other arguments the cutoffs count only.
 
     Raises:
         UnknownElementError: what is no chemical element.
@@ -123,6 +128,8 @@ def default_layout(
         angular_cutoff = min(cutoff, max(_ANGULAR_CUTOFF, _ANGULAR_BONDS * longest_bond))
     if angular_cutoff > cutoff:
         raise ValueError(f"angular cutoff {angular_cutoff:g} exceeds the cutoff {cutoff:g}")
+    if tables is not None:
+        return table_layout(numbers, tables, cutoff, angular_cutoff, cutoff_fn)
     if weighted is None:
         weighted = channels is None and len(numbers) > MAX_RESOLVED_ELEMENTS
     if weighted and channels is not None:
