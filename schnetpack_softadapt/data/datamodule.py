@@ -273,12 +273,13 @@ class SoftAdaptDataModule(AtomsDataModule):
             log.warning("descriptors are computed anew for every batch: %s", error)
             # first-order steps by autograd need two products with the derivatives, not these
             task = getattr(self.trainer, "lightning_module", None)
+            products_do = getattr(task, "automatic_optimization", False) and not self.keep_neighbors
             source = ComputedSource(
                 structures,
                 descriptor,
                 self.keep_neighbors,
                 "float64" if self.store_dtype == "float64" else "float32",
-                jacobian=not getattr(task, "automatic_optimization", False),
+                jacobian=not products_do,
             )
         for dataset in datasets:
             dataset.attach(source)

@@ -19,11 +19,11 @@ class DescriptorSource(Protocol):
 
     Attributes:
         keep_neighbors: whether samples keep their neighbour lists; otherwise these are empty.
-        works: whether a batch costs so much that it is worth making while the last one is used.
+        in_advance: whether a batch costs so much that it is worth making while another is used.
     """
 
     keep_neighbors: bool
-    works: bool
+    in_advance: bool
 
     def sample(self, index: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """Keys to add to structure `index` of the database, with descriptors (n, D)."""
@@ -47,7 +47,7 @@ class StoreSource:
         keep_neighbors: see `DescriptorSource`.
     """
 
-    works = False
+    in_advance = False
 
     def __init__(self, store, keep_neighbors: bool = False):
         self._store = store
@@ -92,11 +92,11 @@ class ComputedSource:
         keep_neighbors: see `DescriptorSource`.
         dtype: "float32" or "float64".
         jacobian: whether batches carry the derivatives. They cost three times as much as the two
-            products that first-order training needs, for which pairs of neighbours will do; the
-            model then computes the descriptors.
+            products that first-order training needs; without them batches carry all pairs of
+            neighbours, and the model computes the descriptors.
     """
 
-    works = True
+    in_advance = True
 
     def __init__(
         self,
@@ -107,25 +107,11 @@ class ComputedSource:
         jacobian: bool = True,
     ):
         # compiled kernels, only where needed
-        from schnetpack_softadapt.descriptors.compiled import n_threads
-        from schnetpack_softadapt.descriptors.store.build import Columns, batch_arrays
-        from schnetpack_softadapt.descriptors.store.store import in_batch
-        from schnetpack_softadapt.neighbors.pair_list import neighbor_pairs
+        from schnetpack_softadapt.descriptors.store.build import Columns
 
-        self.structures, self.descriptor = structures, descriptor
-        self.keep_neighbors, self.jacobian = keep_neighbors, jacobian
+        self.structures, self.keep_neighbors, self.jacobian = structures, keep_neighbors, jacobian
         self._dtype = dtype
-        self._engine = descriptor.engine("cpu")
-        columns = Columns(descriptor)
-
-        def arrays(chosen: list[Structure]) -> dict[str, torch.Tensor]:
-            found = batch_arrays(chosen, self._engine, columns, dtype, n_threads())
-            return {keys.descriptors: torch.from_numpy(found.pop("G")), **in_batch(found)}
-
-        def pairs(s: Structure) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            return neighbor_pairs(s.positions, s.cell, s.pbc, descriptor.cutoff)[:3]
-
-        self._arrays, self._pairs = arrays, pairs
+        self._engine, self._columns = descriptor.engine("cpu"), Columns(descriptor)
 
     def sample(self, index: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """See `DescriptorSource.sample`."""
@@ -143,8 +129,6 @@ class ComputedSource:
         if self.jacobian:
             neighbors = {} if self.keep_neighbors else _no_neighbors(batch[properties.R].dtype)
             return {**self._arrays(chosen), **neighbors}
-        if self.keep_neighbors:
-            return {}
         found, n = [], 0
         for s in chosen:
             i, j, r_ij = self._pairs(s)
@@ -154,10 +138,23 @@ class ComputedSource:
         # the transforms may have shifted atoms
         offsets = r_ij - (batch[properties.R][j].double() - batch[properties.R][i].double())
         return {
-            properties.idx_i: i.long(),
-            properties.idx_j: j.long(),
+            properties.idx_i: i,
+            properties.idx_j: j,
             properties.offsets: offsets.to(batch[properties.R].dtype),
         }
+
+    def _arrays(self, chosen: list[Structure]) -> dict[str, torch.Tensor]:
+        from schnetpack_softadapt.descriptors.compiled import n_threads
+        from schnetpack_softadapt.descriptors.store.build import batch_arrays
+        from schnetpack_softadapt.descriptors.store.store import in_batch
+
+        found = batch_arrays(chosen, self._engine, self._columns, self._dtype, n_threads())
+        return {keys.descriptors: torch.from_numpy(found.pop("G")), **in_batch(found)}
+
+    def _pairs(self, s: Structure) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        from schnetpack_softadapt.neighbors.pair_list import neighbor_pairs
+
+        return neighbor_pairs(s.positions, s.cell, s.pbc, self._engine.descriptor.cutoff)[:3]
 
 
 class Geometries:

@@ -82,8 +82,8 @@ class InMemoryLoader(AtomsLoader):
         dataset = self.dataset.dataset
         dataset.prepare()
         batches = super().__iter__()
-        works = dataset.store is not None and dataset.store.works
-        return _ahead(batches) if works and self.num_workers == 0 else batches
+        ahead = dataset.store is not None and dataset.store.in_advance and self.num_workers == 0
+        return _ahead(batches) if ahead else batches
 
 
 def _ahead(batches: Iterator, n: int = 2) -> Iterator:

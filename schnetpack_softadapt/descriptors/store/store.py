@@ -259,20 +259,22 @@ class DescriptorStore:
         expected, structure_first = fingerprints(structures, descriptor, dtypes)
         targets = {name: folder / f"descriptors-{expected[name][:16]}" for name in dtypes}
 
-        def complete() -> DescriptorStore | None:
+        def complete(level: int) -> DescriptorStore | None:
             for name, target in targets.items():
                 try:
                     return cls(target, expected[name])
                 except StoreError as error:
                     if target.exists():
-                        log.warning("the descriptor store %s is computed again: %s", target, error)
+                        log.log(
+                            level, "the descriptor store %s is computed again: %s", target, error
+                        )
             return None
 
-        if store := complete():
+        if store := complete(logging.WARNING):
             return store
         building = folder / "building"
         with locked(building, on_wait=lambda: log.warning(_WAIT, folder)):
-            if store := complete():  # it may have come while this process waited
+            if store := complete(logging.DEBUG):  # it may have come while this process waited
                 return store
             # of a process that was killed, and damaged ones; who still reads these keeps the maps
             for old in (building, *targets.values()):
