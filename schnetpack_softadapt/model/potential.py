@@ -11,6 +11,7 @@ from torch import Tensor
 
 from schnetpack_softadapt.data.statistics import training_targets
 from schnetpack_softadapt.model.atomwise import ElementalAtomwise
+from schnetpack_softadapt.model.baseline import Baseline, baseline_of
 from schnetpack_softadapt.model.direct import evaluate_directly
 from schnetpack_softadapt.model.jacobian import JacobianRows, potential_jacobian
 from schnetpack_softadapt.model.representation import DescriptorRepresentation
@@ -57,6 +58,11 @@ class DescriptorPotential(NeuralNetworkPotential):
         self.metadata: dict = {}
         self._build_networks()
 
+    @property
+    def baseline(self) -> Baseline | None:
+        """What is added to the networks, of the postprocessors; its labels are not learned."""
+        return baseline_of(self)
+
     def _build_networks(self) -> None:
         descriptor = getattr(self.representation, "descriptor", None)
         if descriptor is None:
@@ -88,6 +94,13 @@ class DescriptorPotential(NeuralNetworkPotential):
         Raises:
             UnknownElementError: the data contain an element that the model was not built for.
         """
+        baseline = self.baseline
+        if baseline is not None:
+            baseline.datamodule(datamodule)  # first: all else is fitted to what it leaves
+            self.metadata["baseline"] = baseline.to_dict()
+            for module in self.output_modules:
+                if isinstance(module, ElementalAtomwise):
+                    module.fade = baseline.fade
         describes = isinstance(self.representation, DescriptorRepresentation)
         if describes and self.representation.descriptor is None:
             self.representation.build(training_targets(datamodule).elements)
