@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import NamedTuple
@@ -194,6 +194,10 @@ class Layout(Descriptor):
         """A function of one neighbour element does not change with atoms of another."""
         functions = enumerate(self.functions[z_i])
         return [k for k, f in functions if not f.neighbors or z_j in f.neighbors]
+
+    def select(self, columns: Mapping[int, Sequence[int]]) -> "Layout":
+        """Some of the functions of each element."""
+        return Layout({z: [self.functions[z][k] for k in columns[z]] for z in self.elements})
 
     def describe(self, z: int, column: int) -> str:
         """Kind and parameters of a function."""
