@@ -102,8 +102,8 @@ class DescriptorPotential(NeuralNetworkPotential):
                 if isinstance(module, ElementalAtomwise):
                     module.fade = baseline.fade
         describes = isinstance(self.representation, DescriptorRepresentation)
-        if describes and self.representation.descriptor is None:
-            self.representation.build(training_targets(datamodule).elements)
+        if describes:
+            self.representation.complete(datamodule)
         self._follow_labels(datamodule)
         datamodule.keep_neighbors = self._reads_neighbors()
         # the networks must exist before the transforms, which fit their scale and shifts

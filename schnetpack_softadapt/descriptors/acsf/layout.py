@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import NamedTuple
@@ -237,6 +237,10 @@ class Layout(Descriptor):
     def columns(self, z_i: int, z_j: int) -> list[int]:
         """A function of one neighbour element does not change with atoms of another."""
         return [k for k, f in enumerate(self.functions[z_i]) if f.depends_on(z_j)]
+
+    def select(self, columns: Mapping[int, Sequence[int]]) -> "Layout":
+        """Some of the functions of each element."""
+        return Layout({z: [self.functions[z][k] for k in columns[z]] for z in self.elements})
 
     def describe(self, z: int, column: int) -> str:
         """Kind and parameters of a function."""
