@@ -10,9 +10,11 @@ from schnetpack_softadapt.model.potential import DescriptorPotential
 from schnetpack_softadapt.model.representation import DescriptorRepresentation
 from schnetpack_softadapt.model.response import ForcesAndStress
 from schnetpack_softadapt.model.shift import ElementShift, EnergyScale
+from schnetpack_softadapt.model.snap import SNAP
 
 __all__ = [
     "ACSF",
+    "SNAP",
     "ZBL",
     "CalculatorBaseline",
     "DescriptorPotential",
