@@ -76,6 +76,8 @@ class NetworkJacobian:
         out = self._new(n_rows, 1)
         for k, layer in enumerate(self._layers):
             mine = layer.atoms
+            if not len(mine):  # no atom of the element in the batch
+                continue
             table, slots, width = _table(rows[mine], n_rows)
             local = _scatter(layer.local[mine], table, slots, n_rows, width)
             there = _scatter(torch.ones_like(mine), table, slots, n_rows, width)
