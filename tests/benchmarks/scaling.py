@@ -365,7 +365,7 @@ def train_recipe(
     command += [*SOURCES[source], f"data.datapath={folder}/data.db", "data.splitting=random"]
     command += ["data.num_train=0.9", "data.num_val=0.1", "data.num_test=null"]
     command += ["task/optimizer=softadapt_spring", "trainer.max_epochs=2"]
-    command += [f"+trainer.limit_{name}_batches={fraction}" for name in ("train", "val")]
+    command += [f"++trainer.limit_{name}_batches={fraction}" for name in ("train", "val")]
     command += [f"run.id={source}", "trainer.accelerator=cpu", "print_config=false"]
     command += ["+callbacks.memory._target_=epoch_timer.MemoryWatch", "~callbacks.results"]
     env = dict(os.environ, PYTHONPATH=str(Path(__file__).parent))
