@@ -65,7 +65,7 @@ class PairEvaluator:
             energies (n_central,); dE/dr_ij (P, 3).
         """
         pairs = self.engine.prepare(r_ij, idx_i, idx_j, numbers)
-        values = self.engine.values(pairs).numpy()
+        values = np.asarray(self.engine.values(pairs))
         n_others = len(numbers) - n_central
         if n_others:
             values, numbers = values[:n_central], numbers[:n_central]
@@ -77,4 +77,4 @@ class PairEvaluator:
             energies += offsets[numbers]
             if n_others:
                 gradient = np.pad(gradient, ((0, n_others), (0, 0)))
-            yield energies, self.engine.vjp(pairs, torch.from_numpy(gradient)).numpy()
+            yield energies, np.asarray(self.engine.vjp(pairs, torch.from_numpy(gradient)))
