@@ -41,11 +41,11 @@ def run(folder, text: str, ranks: int = 1) -> str:
     if ranks > 1 and shutil.which("mpirun") is None:
         pytest.skip("there is no mpirun on PATH")
     (folder / "in.test").write_text(text)
-    threads = {name: "1" for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "MKL_NUM_THREADS")}
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "NUMBA_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    ranked = ("mpirun", "--oversubscribe", "-np", str(ranks)) if ranks > 1 else ()
     done = subprocess.run(
-        [*(("mpirun", "--oversubscribe", "-np", str(ranks)) if ranks > 1 else ()), "lmp"]
-        + ["-in", "in.test"],
+        [*ranked, "lmp", "-in", "in.test"],
         cwd=folder,
         capture_output=True,
         text=True,
