@@ -85,7 +85,7 @@ def test_two_ranks_with_ghosts(committee):
 
 
 def test_pairs_beyond_the_cutoff_change_nothing(committee):
-    models, potential = committee
+    _, potential = committee
     atoms, elements = mote2(0.1), potential.potential.elements
     results = []
     for cutoff in (2 * potential.rcutfac, 2 * potential.rcutfac + 1.5):
@@ -115,7 +115,7 @@ def test_ranks_without_atoms_and_atoms_without_neighbours(committee):
 def test_reading_gives_the_same_model(tmp_path):
     """All digits; also of functions, activations and cutoffs that n2p2 does not know."""
     model = make_model(activation="silu", scaling="sigma")
-    files, reason = export_potential([model], tmp_path, mote2())
+    _, reason = export_potential([model], tmp_path, mote2())
     assert "n2p2 has no activation 'silu'" in reason
     assert not (tmp_path / "input.nn").exists()
     again = load_potential(tmp_path)

@@ -98,7 +98,7 @@ class LammpsPotential:
         if n_outside and not self.n_extrapolations:
             log.warning(
                 "%d descriptors of %d atoms are outside of the training range; the first of this"
-                " rank, further ones are only counted (c_extrapolations)",
+                " rank, further ones are only counted (c_outside)",
                 n_outside,
                 np.count_nonzero(result.n_outside),
             )
