@@ -6,6 +6,7 @@ import numpy as np
 from torch import nn
 
 from schnetpack_softadapt.data.formats.units import ENERGY_UNITS, LENGTH_UNITS, unit_factor
+from schnetpack_softadapt.model.baseline import baseline_of
 from schnetpack_softadapt.model.outputs import property_kinds
 
 __all__ = ["common_unit", "cutoff_of", "output_keys"]
@@ -89,4 +90,5 @@ def cutoff_of(model: nn.Module, given: float | None) -> float:
     cutoff = getattr(getattr(model, "representation", None), "cutoff", None)
     if cutoff is None:
         raise ValueError("the model does not tell its cutoff radius: give `cutoff`")
-    return float(cutoff)
+    # a calculator as baseline has no cutoff of pairs
+    return max(float(cutoff), getattr(baseline_of(model), "cutoff", 0.0))

@@ -14,6 +14,7 @@ from torch.nn import functional
 from schnetpack_softadapt import properties as keys
 from schnetpack_softadapt.data.statistics import training_targets
 from schnetpack_softadapt.descriptors.elements import ElementIndex, atomic_number
+from schnetpack_softadapt.model.fade import Fade
 from schnetpack_softadapt.model.shift import ElementShift, atomic_energy_spread, sum_over_structures
 
 __all__ = ["ACTIVATIONS", "ElementalAtomwise"]
@@ -60,6 +61,9 @@ class ElementalAtomwise(Transform):
         fit_shifts: fit the shifts on the training set; with False they stay as given.
         shifts: energy per atom (eV) by symbol, instead of a fit.
         fit_scale: set `scale` from the training set; with False it stays 1 eV.
+
+    Attributes:
+        fade: how the networks end at distances below those of the data, None: they do not.
     """
 
     reads_neighbors = False
@@ -97,6 +101,7 @@ class ElementalAtomwise(Transform):
         self.shifts = ElementShift(output_key, shifts)
         self.shifts.fit_shifts = fit_shifts and shifts is None
         self.register_buffer("scale", torch.ones(()))
+        self.fade: Fade | None = None
         self.index: ElementIndex | None = None
         self.weights = nn.ParameterList()  # of (n_elements, n_in, n_out)
         self.biases = nn.ParameterList()  # of (n_elements, 1, n_out)
@@ -168,6 +173,10 @@ class ElementalAtomwise(Transform):
             )
         numbers = inputs[properties.Z]
         energies = self.atomic_energies(inputs[keys.scalar_representation], numbers)
+        # models saved before there was one lack the attribute
+        fade = None if self.training else getattr(self, "fade", None)
+        if fade is not None:  # the data have no pairs where it would matter in training
+            energies = fade(energies, inputs)
         inputs[self.output_key] = sum_over_structures(energies.double(), inputs)
         if self.per_atom_output_key is not None:
             shifts = self.shifts.shift[numbers]

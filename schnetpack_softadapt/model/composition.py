@@ -1,4 +1,4 @@
-"""Models taken apart: descriptor, scaling, networks, constant energies, response."""
+"""Models taken apart: descriptor, scaling, networks, constant energies, response, baseline."""
 
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ from torch import nn
 from schnetpack_softadapt.descriptors.protocol import Descriptor
 from schnetpack_softadapt.descriptors.scaling import Scaling
 from schnetpack_softadapt.model.atomwise import ElementalAtomwise
+from schnetpack_softadapt.model.baseline import Baseline
 from schnetpack_softadapt.model.representation import DescriptorRepresentation
 from schnetpack_softadapt.model.shift import ElementShift
 
@@ -22,19 +23,21 @@ class UnsupportedModelError(ValueError):
 
 
 class Composition(NamedTuple):
-    """What determines the energy, E = sum_i [networks(scaling(G_i)) + offsets[Z_i]].
+    """What determines the energy, E = sum_i [networks(scaling(G_i)) + offsets[Z_i]] + baseline.
 
     Attributes:
         representation: gives the descriptors, scaled.
         networks: one network per element, including their energy scale and shifts.
         response: gives forces and stress; None if the model has none.
         constants: modules that add a constant for each atom to the energy.
+        baseline: a sum over pairs that is added to it.
     """
 
     representation: DescriptorRepresentation
     networks: ElementalAtomwise
     response: Forces | None
     constants: list[nn.Module]
+    baseline: Baseline | None = None
 
     @property
     def descriptor(self) -> Descriptor:
@@ -92,19 +95,25 @@ def take_apart(model: nn.Module, postprocessed: bool = True) -> Composition:
     networks, descriptor = networks[0], representation.descriptor
     if networks.elements != descriptor.elements or networks.n_columns != descriptor.n_columns:
         raise UnsupportedModelError("the networks are not made for the elements of the descriptor")
-    response, constants = None, []
+    response, constants, baseline = None, [], None
     after = model.postprocessors if postprocessed and model.do_postprocessing else []
     for module in [*outputs, *after]:
         if isinstance(module, Forces) and response is None:
             response = module
         elif _adds_constant(module, networks.output_key):
             constants.append(module)
+        elif isinstance(module, Baseline) and module.is_pairwise:
+            baseline = module
+        elif isinstance(module, Baseline):
+            raise UnsupportedModelError(
+                f"the baseline {module.to_dict()} is no sum over pairs: it runs only with ASE"
+            )
         elif module is not networks and not isinstance(module, (CastTo32, CastTo64)):
             raise UnsupportedModelError(
                 f"the module {type(module).__name__} is no sum of atomic energies: it has no"
                 " counterpart"
             )
-    return Composition(representation, networks, response, constants)
+    return Composition(representation, networks, response, constants, baseline)
 
 
 def _adds_constant(module: nn.Module, energy_key: str) -> bool:

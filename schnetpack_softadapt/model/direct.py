@@ -9,6 +9,7 @@ from schnetpack.transform import AddOffsets, CastTo32, CastTo64
 from torch import Tensor, nn
 
 from schnetpack_softadapt import properties as keys
+from schnetpack_softadapt.model.baseline import Baseline
 from schnetpack_softadapt.model.composition import Composition, UnsupportedModelError, take_apart
 from schnetpack_softadapt.model.response import ForcesAndStress, inverse_volume
 from schnetpack_softadapt.model.shift import ElementShift
@@ -17,7 +18,7 @@ __all__ = ["evaluate_directly"]
 
 _FLOAT, _INT = np.dtype(np.float64), np.dtype(np.int64)
 # these need no more of the batch than what is written here
-_POSTPROCESSORS = (AddOffsets, CastTo32, CastTo64, ElementShift)
+_POSTPROCESSORS = (AddOffsets, Baseline, CastTo32, CastTo64, ElementShift)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 

@@ -42,6 +42,8 @@ class PairEvaluator:
         self._watch = watch
         self._networks = [CompiledNetworks(m.networks, m.scaling) for m in models]
         self._offsets = [m.offsets.numpy() for m in models]
+        self._fades = [getattr(m.networks, "fade", None) for m in models]
+        self._baselines = [m.baseline for m in models]
         self._rows = first.scaling.index.rows.numpy()  # by atomic number; the same for all models
 
     def __call__(
@@ -66,15 +68,25 @@ class PairEvaluator:
         """
         pairs = self.engine.prepare(r_ij, idx_i, idx_j, numbers)
         values = self.engine.values(pairs).numpy()
-        n_others = len(numbers) - n_central
+        n_others, of_pairs = len(numbers) - n_central, (r_ij, idx_i, idx_j, numbers)
         if n_others:
             values, numbers = values[:n_central], numbers[:n_central]
         if self._watch is not None:
             self._watch(values, numbers, start)
         rows = self._rows[numbers]
-        for networks, offsets in zip(self._networks, self._offsets, strict=True):
+        parts = zip(self._networks, self._offsets, self._fades, self._baselines, strict=True)
+        for networks, offsets, fade, baseline in parts:
             energies, gradient = networks(rows, values)
+            faded = None if fade is None else fade.of_pairs(*of_pairs, energies)
+            if faded is not None:
+                energies, factor, by_pairs = faded
+                gradient *= factor[:, None]
             energies += offsets[numbers]
             if n_others:
                 gradient = np.pad(gradient, ((0, n_others), (0, 0)))
-            yield energies, self.engine.vjp(pairs, torch.from_numpy(gradient)).numpy()
+            by_vectors = self.engine.vjp(pairs, torch.from_numpy(gradient)).numpy()
+            if faded is not None:
+                by_vectors += by_pairs
+            if baseline is not None:
+                baseline.add_pairs(*of_pairs, energies, by_vectors)
+            yield energies, by_vectors

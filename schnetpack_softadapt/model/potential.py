@@ -1,7 +1,7 @@
 """The model that `spktrain` builds: SchNetPack's potential, completed from the training data."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ase.data import chemical_symbols
 from schnetpack import atomistic
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from schnetpack_softadapt.data.statistics import training_targets
 from schnetpack_softadapt.model.atomwise import ElementalAtomwise
+from schnetpack_softadapt.model.baseline import Baseline, baseline_of
 from schnetpack_softadapt.model.direct import evaluate_directly
-from schnetpack_softadapt.model.jacobian import potential_jacobian
+from schnetpack_softadapt.model.jacobian import JacobianRows, potential_jacobian
 from schnetpack_softadapt.model.representation import DescriptorRepresentation
 from schnetpack_softadapt.model.response import ForcesAndStress
 
@@ -57,6 +58,11 @@ class DescriptorPotential(NeuralNetworkPotential):
         self.metadata: dict = {}
         self._build_networks()
 
+    @property
+    def baseline(self) -> Baseline | None:
+        """What is added to the networks, of the postprocessors; its labels are not learned."""
+        return baseline_of(self)
+
     def _build_networks(self) -> None:
         descriptor = getattr(self.representation, "descriptor", None)
         if descriptor is None:
@@ -88,9 +94,16 @@ class DescriptorPotential(NeuralNetworkPotential):
         Raises:
             UnknownElementError: the data contain an element that the model was not built for.
         """
+        baseline = self.baseline
+        if baseline is not None:
+            baseline.datamodule(datamodule)  # first: all else is fitted to what it leaves
+            self.metadata["baseline"] = baseline.to_dict()
+            for module in self.output_modules:
+                if isinstance(module, ElementalAtomwise):
+                    module.fade = baseline.fade
         describes = isinstance(self.representation, DescriptorRepresentation)
-        if describes and self.representation.descriptor is None:
-            self.representation.build(training_targets(datamodule).elements)
+        if describes:
+            self.representation.complete(datamodule)
         self._follow_labels(datamodule)
         datamodule.keep_neighbors = self._reads_neighbors()
         # the networks must exist before the transforms, which fit their scale and shifts
@@ -134,10 +147,10 @@ class DescriptorPotential(NeuralNetworkPotential):
         return super().forward(inputs)
 
     def parameter_jacobian(
-        self, batch: Mapping[str, Tensor], atoms: Tensor
-    ) -> dict[str, Tensor] | None:
-        """Derivatives of the outputs by the trainable parameters; see `potential_jacobian`.
+        self, batch: Mapping[str, Tensor], wanted: Sequence[JacobianRows]
+    ) -> Tensor | None:
+        """Derivatives of outputs by the trainable parameters; see `potential_jacobian`.
 
         Second-order optimizers ask for it; None sends them to automatic differentiation.
         """
-        return potential_jacobian(self, batch, atoms)
+        return potential_jacobian(self, batch, wanted)
