@@ -11,12 +11,14 @@ from schnetpack import properties
 from schnetpack.data import AtomsDataModule, SplittingStrategy
 from schnetpack.units import convert_units
 
+from schnetpack_softadapt import properties as keys
 from schnetpack_softadapt.data.dataset import InMemoryAtomsData
 from schnetpack_softadapt.data.descriptors import ComputedSource, Geometries, StoreSource
 from schnetpack_softadapt.data.loader import BatchSource, EpochSampler, InMemoryLoader, as_batch
 from schnetpack_softadapt.data.paths import user_path
 from schnetpack_softadapt.data.splitting import DEFAULT_SPLIT_FILE, DEFAULT_SPLIT_KEY, Partition
 from schnetpack_softadapt.data.statistics import TrainingTargets, element_contributions
+from schnetpack_softadapt.data.weights import SCHEMES, weights_of
 from schnetpack_softadapt.descriptors.elements import atomic_number, check_elements
 from schnetpack_softadapt.errors import in_one_line
 
@@ -51,6 +53,11 @@ class SoftAdaptDataModule(AtomsDataModule):
         store_dir: folder for stores; default `<datapath>.descriptors`. A complete new store
             replaces older ones of the same database.
         store_jobs: processes or threads that build a store; default all cores.
+        weights: weigh structures by name, see `data.weights`: "uniform" or "energy". Losses and
+            what is fitted to the training set take them, errors never.
+        exclude: structures that neither train nor validate, such as those whose labels look wrong:
+            their numbers in the database, counted from 0 as the report does, or a text file of
+            numbers. They stay in the test set.
         num_workers: loader processes; 0 is fastest for data in memory.
         kwargs: further arguments of SchNetPack's AtomsDataModule.
 
@@ -80,6 +87,8 @@ class SoftAdaptDataModule(AtomsDataModule):
         store_dtype: str = "auto",
         store_dir: str | None = None,
         store_jobs: int | None = None,
+        weights: str | None = None,
+        exclude: Sequence[int] | str = (),
         num_workers: int = 0,
         **kwargs,
     ):
@@ -115,6 +124,10 @@ class SoftAdaptDataModule(AtomsDataModule):
         self.store_dtype = store_dtype
         self.store_dir = store_dir
         self.store_jobs = store_jobs
+        if weights not in (None, *SCHEMES):
+            raise ValueError(f"data.weights is null, {' or '.join(SCHEMES)}, not {weights!r}")
+        self.weights = weights
+        self.exclude = exclude
         self._attached: tuple[str, bool] | None = None
         self._atomrefs = {}
         self._raw_targets: TrainingTargets | None = None
@@ -144,11 +157,63 @@ class SoftAdaptDataModule(AtomsDataModule):
             self.train_idx, self.val_idx, self.test_idx = split.train, split.val, split.test
             self.num_train, self.num_val = len(split.train), len(split.val)
             self.num_test = len(split.test)
+        self._leave_out()
+        self._weigh()
         self._train_dataset = self.dataset.subset(self.train_idx)
         self._val_dataset = self.dataset.subset(self.val_idx)
         self._test_dataset = self.dataset.subset(self.test_idx)
         self._setup_transforms()
         self._warn_of_unseen_elements()
+
+    def _leave_out(self) -> None:
+        """Take `exclude` out of training and validation."""
+        excluded = _numbers_in(self.exclude)
+        unknown = [k for k in excluded if not 0 <= k < len(self.dataset)]
+        if unknown:
+            raise ValueError(
+                f"data.exclude names structure {unknown[0]}; {self.datapath} has"
+                f" {len(self.dataset)}, counted from 0"
+            )
+        if not excluded:
+            return
+        gone = {}
+        for name in ("train", "val"):
+            before = getattr(self, f"{name}_idx")
+            left = [k for k in before if k not in excluded]
+            if not left:
+                raise ValueError(f"data.exclude leaves no structure in the {name} set")
+            gone[name] = len(before) - len(left)
+            setattr(self, f"{name}_idx", left)
+            setattr(self, f"num_{name}", len(left))
+        log.info(
+            "data.exclude: %d structures left out of training, %d of validation",
+            gone["train"],
+            gone["val"],
+        )
+
+    def _weigh(self) -> None:
+        """Give all structures the weights of a scheme."""
+        if self.weights is None:
+            return
+        for key in (keys.structure_weight, keys.forces_weight):
+            if key in self.dataset.raw:
+                raise ValueError(
+                    f"data.weights={self.weights}, but {self.datapath} has weights of its own"
+                    f" ({key}); leave one of them out"
+                )
+        targets = TrainingTargets.from_dataset(self.dataset)
+        structure, forces = weights_of(self.weights, targets, np.asarray(self.train_idx))
+        self.dataset.raw = self.dataset.raw.joined(
+            {keys.structure_weight: structure, keys.forces_weight: forces[:, None]}
+        )
+        low, high = structure[self.train_idx].min(), structure[self.train_idx].max()
+        log.info(
+            "data.weights=%s: structures of the training set weigh %.2g to %.2g (mean 1); errors"
+            " are without weights",
+            self.weights,
+            low,
+            high,
+        )
 
     @property
     def elements(self) -> list[int]:
@@ -323,6 +388,20 @@ class SoftAdaptDataModule(AtomsDataModule):
     def test_dataloader(self) -> InMemoryLoader:
         """Test batches; none if no structures are left for testing."""
         return self._loader("test", self.test_batch_size, self.num_test_workers)
+
+
+def _numbers_in(exclude: Sequence[int] | str) -> set[int]:
+    """Numbers of structures, from a list or a text file of them."""
+    if isinstance(exclude, str):
+        path = user_path(exclude)
+        try:
+            exclude = path.read_text(encoding="utf-8").replace(",", " ").split()
+        except OSError as error:
+            raise ValueError(f"data.exclude={path} cannot be read: {error}") from error
+    try:
+        return {int(k) for k in exclude or ()}
+    except ValueError as error:
+        raise ValueError(f"data.exclude holds something that is no number: {error}") from error
 
 
 def _check_counts(**arguments) -> None:

@@ -5,6 +5,7 @@ B: structures in the batch, S: structures in all. Values of structure `s` are th
 structure, per atom, per pair of neighbours or anything else.
 """
 
+import copy
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -82,6 +83,17 @@ class RaggedSamples:
         """Rows of one structure, not copied."""
         first = self.first(key)
         return self._arrays[key][first[index] : first[index + 1]]
+
+    def joined(self, values: dict[str, np.ndarray]) -> "RaggedSamples":
+        """The same samples with more keys, whose rows are those of structures or of atoms."""
+        result = copy.copy(self)
+        result._arrays, result._first_of = {**self._arrays, **values}, dict(self._first_of)
+        for key, array in values.items():
+            rows = (properties.n_atoms, properties.Z)
+            result._first_of[key] = next(
+                self._first_of[k] for k in rows if len(self._arrays[k]) == len(array)
+            )
+        return result
 
     def sample(self, index: int) -> dict[str, torch.Tensor]:
         """The sample of one structure, copied."""

@@ -48,6 +48,12 @@ class TrainingTargets:
     stress_mask: np.ndarray | None = None
     labels: Mapping[str, np.ndarray] = field(default_factory=dict)
 
+    @property
+    def weight(self) -> np.ndarray:
+        """(S,) weights of the structures; all 1 where the data have none."""
+        given = self.labels.get(keys.structure_weight)
+        return np.ones(len(self.n_atoms)) if given is None else given.reshape(-1).astype(float)
+
     def named(
         self,
         energy: str = properties.energy,
@@ -117,7 +123,8 @@ def training_targets(datamodule: AtomsDataModule) -> TrainingTargets:
 def composition_fit(targets: TrainingTargets) -> tuple[np.ndarray, np.ndarray]:
     """Energies per element that explain the training energies best.
 
-    Minimises sum_s ((E_s - sum_Z n_sZ mu_Z) / n_s)^2, errors per atom as in the loss. Compositions
+    Minimises sum_s w_s ((E_s - sum_Z n_sZ mu_Z) / n_s)^2, errors per atom as in the loss, with the
+    weights of the structures. Compositions
     are often linearly dependent (all structures MoTe2, or one element only): the solution of
     minimum norm is taken, by singular values, where normal equations would be singular.
 
@@ -154,5 +161,6 @@ def element_contributions(
 
 def _per_element(targets: TrainingTargets, per_atom: np.ndarray) -> np.ndarray:
     """Solution (n_elements,) of minimum norm for values (S,) that are means over atoms."""
+    root = np.sqrt(targets.weight)
     matrix = targets.compositions / targets.n_atoms[:, None]
-    return np.linalg.lstsq(matrix, per_atom, rcond=None)[0]
+    return np.linalg.lstsq(matrix * root[:, None], per_atom * root, rcond=None)[0]

@@ -5,6 +5,7 @@ import logging
 import math
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from ase.data import chemical_symbols
 from schnetpack import properties
@@ -129,4 +130,4 @@ def atomic_energy_spread(targets) -> float:
     """Root mean square of an atomic energy of which n independent ones sum to the spread seen."""
     _, shifts = composition_fit(targets)
     spread = targets.energy - targets.compositions @ shifts
-    return math.sqrt(float((spread**2 / targets.n_atoms).mean()))
+    return math.sqrt(float(np.average(spread**2 / targets.n_atoms, weights=targets.weight)))

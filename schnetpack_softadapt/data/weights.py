@@ -1,0 +1,85 @@
+"""Weights of structures by how far they are from equilibrium, by name.
+
+Sets for hot or dense matter hold structures on purpose that are electronvolts per atom above the
+ground state. Their errors are large however well they are fitted, and so are the spreads of such
+labels: unweighted, the structures that simulations visit count next to nothing. After the schemes
+of pacemaker (A. Bochkarev et al., Phys. Rev. Mater. 6, 013804, 2022), with the hull of the training
+set:
+
+- "uniform": every structure counts alike in the forces, whatever its number of atoms.
+- "energy": a structure e above the hull weighs 1 / (1 + e / 1 eV/atom)^2, and a force F on an atom
+  further 1 / (1 + |F|^2 / (1 eV/Ang)^2).
+"""
+
+import numpy as np
+from scipy.spatial import ConvexHull
+
+from schnetpack_softadapt.data.statistics import TrainingTargets
+
+__all__ = ["SCHEMES", "energy_above_hull", "weights_of"]
+
+SCHEMES = ("uniform", "energy")
+ENERGY_EV = 1.0  # per atom
+FORCE_EV_PER_ANG = 1.0
+
+
+def weights_of(
+    scheme: str, targets: TrainingTargets, train: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weights of structures (S,) and of the forces on atoms (N,), those of a training set mean 1.
+
+    Args:
+        scheme: one of `SCHEMES`.
+        targets: all structures, ASE units.
+        train: (n,) rows of the training structures, which span the hull.
+
+    Raises:
+        ValueError: another scheme; "energy" without energies.
+    """
+    if scheme not in SCHEMES:
+        raise ValueError(f"data.weights is null, {' or '.join(SCHEMES)}, not {scheme!r}")
+    structure = np.ones(len(targets.n_atoms))
+    in_train = np.zeros(len(structure), dtype=bool)
+    in_train[train] = True
+    in_train = np.repeat(in_train, targets.n_atoms)
+    if scheme == "uniform":
+        forces = np.repeat(1.0 / targets.n_atoms, targets.n_atoms)
+        return structure, forces / forces[in_train].mean()
+    if targets.energy is None:
+        raise ValueError("data.weights=energy, but the data have no energies")
+    fractions = targets.compositions / targets.n_atoms[:, None]
+    above = energy_above_hull(fractions, targets.energy / targets.n_atoms, train)
+    structure = 1.0 / (1.0 + above.clip(min=0) / ENERGY_EV) ** 2
+    forces = np.ones(len(targets.numbers))
+    if targets.forces is not None:
+        forces = 1.0 / (1.0 + (targets.forces**2).sum(axis=1) / FORCE_EV_PER_ANG**2)
+    return structure / structure[train].mean(), forces / forces[in_train].mean()
+
+
+def energy_above_hull(fractions: np.ndarray, energies: np.ndarray, of: np.ndarray) -> np.ndarray:
+    """Distance (S,) to the lower convex hull of energies over compositions; less than 0 below it.
+
+    With one composition only, the distance to the lowest energy.
+
+    Args:
+        fractions: (S, n_elements) of atoms of each element.
+        energies: (S,) per atom.
+        of: (n,) rows of the structures that make the hull.
+    """
+    mean = fractions[of].mean(axis=0)
+    # coordinates of compositions, as many as are independent: all MoTe2 have none
+    _, sizes, axes = np.linalg.svd(fractions[of] - mean, full_matrices=False)
+    x = (fractions - mean) @ axes[sizes > 1e-8 * max(1.0, np.sqrt(len(of)))].T
+    if x.shape[1] == 0:
+        return energies - energies[of].min()
+    # the lowest energy of each composition; rounding makes no new ones
+    _, which = np.unique(np.round(x[of], 9), axis=0, return_inverse=True)
+    order = np.argsort(energies[of], kind="stable")
+    _, first = np.unique(which.reshape(-1)[order], return_index=True)
+    low = of[order[first]]
+    # with a point above all others there are facets, however few compositions
+    top = np.append(x[low].mean(axis=0), energies[low].max() + 1.0)
+    hull = ConvexHull(np.vstack([np.column_stack([x[low], energies[low]]), top]), qhull_options="QJ")
+    planes = hull.equations[hull.equations[:, -2] < -1e-9]  # normals that point down
+    lower = -(x @ planes[:, :-2].T + planes[:, -1]) / planes[:, -2]
+    return energies - lower.max(axis=1)
