@@ -79,7 +79,9 @@ def energy_above_hull(fractions: np.ndarray, energies: np.ndarray, of: np.ndarra
     low = of[order[first]]
     # with a point above all others there are facets, however few compositions
     top = np.append(x[low].mean(axis=0), energies[low].max() + 1.0)
-    hull = ConvexHull(np.vstack([np.column_stack([x[low], energies[low]]), top]), qhull_options="QJ")
+    hull = ConvexHull(
+        np.vstack([np.column_stack([x[low], energies[low]]), top]), qhull_options="QJ"
+    )
     planes = hull.equations[hull.equations[:, -2] < -1e-9]  # normals that point down
     lower = -(x @ planes[:, :-2].T + planes[:, -1]) / planes[:, -2]
     return energies - lower.max(axis=1)

@@ -107,7 +107,7 @@ class Descriptor(ABC):
         """Columns of an atom of element z_i that depend on neighbours of z_j; by default all."""
         return range(self.n_functions[z_i])
 
-    def select(self, columns: Mapping[int, Sequence[int]]) -> "Descriptor":
+    def select(self, columns: Mapping[int, Sequence[int]]) -> Descriptor:
         """The same descriptor with some of its columns only, in the order given.
 
         A family whose columns are not computed one by one may compute all and keep some.

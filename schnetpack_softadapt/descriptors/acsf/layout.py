@@ -242,7 +242,7 @@ class Layout(Descriptor):
         """A function of one neighbour element does not change with atoms of another."""
         return [k for k, f in enumerate(self.functions[z_i]) if f.depends_on(z_j)]
 
-    def select(self, columns: Mapping[int, Sequence[int]]) -> "Layout":
+    def select(self, columns: Mapping[int, Sequence[int]]) -> Layout:
         """Some of the functions of each element."""
         return Layout({z: [self.functions[z][k] for k in columns[z]] for z in self.elements})
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from schnetpack_softadapt.descriptors.elements import ElementIndex
+from schnetpack_softadapt.descriptors.element_index import ElementIndex
 from schnetpack_softadapt.descriptors.protocol import Engine
 from schnetpack_softadapt.descriptors.snap.clebsch import clebsch_gordan, components
 from schnetpack_softadapt.descriptors.snap.parameters import Bispectrum
