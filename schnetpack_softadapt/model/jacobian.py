@@ -252,7 +252,7 @@ def potential_jacobian(
 def _trained_networks(model) -> Composition | None:
     """The composition of a potential of which nothing but the networks is trained."""
     try:
-        composition = take_apart(model, postprocessed=False)
+        composition = take_apart(model, postprocessed=False, short_range=True)
     except UnsupportedModelError:
         return None
     if type(composition.response) not in (type(None), ForcesAndStress):

@@ -299,9 +299,13 @@ def test_calculator_that_fails_names_the_structure(database):
 
 
 def test_export_without_a_place_for_it_is_refused():
-    model = potential(ZBL.of_elements({29, 79}, inner=1.0, outer=2.0))
-    with pytest.raises(UnsupportedModelError, match="ZBL"):
-        from_model(model)
+    zbl = ZBL.of_elements({29, 79}, inner=1.0, outer=2.0)
+    with pytest.raises(UnsupportedModelError, match=r"baseline .*zbl"):
+        from_model(potential(zbl, fade=False))
+    faded = potential(zbl)
+    del faded.postprocessors[0]
+    with pytest.raises(UnsupportedModelError, match="fade"):
+        from_model(faded)
 
 
 def test_stock_models_take_a_baseline(database):
