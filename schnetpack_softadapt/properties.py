@@ -48,5 +48,10 @@ store_block_columns: Final[str] = "_store_block_columns"
 #: (n, W) columns that are not zero in a block, filled up with columns that are, int32
 store_columns: Final[str] = "_store_columns"
 
-#: (blocks, 3, W) position derivative of the descriptors, 1/Ang, whole store
+#: (blocks, 3, W) position derivative of the descriptors, 1/Ang, whole store; 16-bit integers in
+#: units of store_scale where that has rows
 store_dg_dr: Final[str] = "_store_dg_dr"
+
+#: (rows, D) what one of the integers of store_dg_dr is worth, 1/Ang, whole store; (0, D) where
+#: those are real numbers
+store_scale: Final[str] = "_store_scale"

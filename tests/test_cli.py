@@ -13,7 +13,16 @@ from schnetpack_softadapt.cli import main as cli
 from schnetpack_softadapt.descriptors.acsf.layout import Layout
 
 #: commands that write a result, and the others
-WRITERS = ("import", "generate", "predict", "report", "check", "export", "import-potential")
+WRITERS = (
+    "import",
+    "generate",
+    "select-functions",
+    "predict",
+    "report",
+    "check",
+    "export",
+    "import-potential",
+)
 NAMES = (*WRITERS, "train", "info")
 
 

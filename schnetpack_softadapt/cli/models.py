@@ -51,6 +51,56 @@ def _train(args) -> None:
     print(f"model {run.folder / 'best_model'}; `spk-softadapt report {run.folder}` makes pictures")
 
 
+def add_select_functions(commands) -> None:
+    parser = commands.add_parser(
+        "select-functions",
+        help="the fewest symmetry functions that say what all of them say about a database",
+        description="Choose among the functions of the recommended recipe (or of a run) by their"
+        " values for the training structures (all structures where there is no split), and write"
+        " those kept to a file for model.representation.layout. As a part of a training this is"
+        " model.representation.select=N.",
+    )
+    parser.add_argument("path", metavar="DB|RUN", help="database, or run directory")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="what is chosen from, as for spktrain: model.representation.grid.n_radial=40",
+    )
+    parser.add_argument(
+        "--n", type=int, default=64, metavar="N", help="functions of each element (default: 64)"
+    )
+    parser.add_argument(
+        "--min-range",
+        type=float,
+        default=0.0,
+        metavar="G",
+        help="first drop functions whose values differ by less (n2p2 users take 0.01)",
+    )
+    parser.add_argument(
+        "--max-correlation",
+        type=float,
+        default=1.0,
+        metavar="R",
+        help="and those more correlated with one before them",
+    )
+    parser.add_argument(
+        "--histograms",
+        metavar="FILE",
+        help="distribution of each function's values in 200 bins, *.csv or *.png",
+    )
+    add_output(parser, "FILE", "functions kept (default: layout.json)", default="layout.json")
+    parser.set_defaults(run=_select_functions)
+
+
+def _select_functions(args) -> None:
+    from schnetpack_softadapt.cli.select_functions import select_functions
+
+    names = ("n", "min_range", "max_correlation")
+    thresholds = {name: getattr(args, name) for name in names}
+    print(select_functions(args.path, args.out, args.overrides, args.histograms, **thresholds))
+
+
 def add_predict(commands) -> None:
     parser = commands.add_parser(
         "predict",
@@ -270,6 +320,7 @@ def _import_potential(args) -> None:
 
 COMMANDS = (
     add_train,
+    add_select_functions,
     add_predict,
     add_info,
     add_report,

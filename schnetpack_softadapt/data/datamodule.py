@@ -1,6 +1,7 @@
 """SchNetPack's data module: data in memory, a reproducible split, stored descriptors."""
 
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -11,7 +12,7 @@ from schnetpack.data import AtomsDataModule, SplittingStrategy
 from schnetpack.units import convert_units
 
 from schnetpack_softadapt.data.dataset import InMemoryAtomsData
-from schnetpack_softadapt.data.descriptors import DescriptorSource
+from schnetpack_softadapt.data.descriptors import ComputedSource, Geometries, StoreSource
 from schnetpack_softadapt.data.loader import BatchSource, EpochSampler, InMemoryLoader, as_batch
 from schnetpack_softadapt.data.paths import user_path
 from schnetpack_softadapt.data.splitting import DEFAULT_SPLIT_FILE, DEFAULT_SPLIT_KEY, Partition
@@ -41,8 +42,12 @@ class SoftAdaptDataModule(AtomsDataModule):
             needs an empty list with torch 2.4, whose MSELoss does not mix precisions.
         cache_transforms: False for transforms that are random.
         store: whether models that ask for it get their descriptors and derivatives from a store on
-            disk instead of neighbour lists. "auto": yes, unless that is not possible.
-        store_dtype: "float32" or "float64".
+            disk instead of neighbour lists. "auto": yes, unless that is not possible; what is not
+            stored is computed anew for every batch.
+        store_budget: bytes that a new store may take, as a number or "20GB"; by default nine tenths
+            of what is free on the disk. 0: none is made.
+        store_dtype: "float32", "float64", "float16" or "auto": float32 if that is within the
+            budget, else float16, see `DescriptorStore.open_or_build`.
         store_dir: folder for stores; default `<datapath>.descriptors`. A complete new store
             replaces older ones of the same database.
         store_jobs: processes or threads that build a store; default all cores.
@@ -71,7 +76,8 @@ class SoftAdaptDataModule(AtomsDataModule):
         keep_float64: Sequence[str] = (properties.energy,),
         cache_transforms: bool = True,
         store: bool | str = "auto",
-        store_dtype: str = "float32",
+        store_budget: int | float | str | None = None,
+        store_dtype: str = "auto",
         store_dir: str | None = None,
         store_jobs: int | None = None,
         num_workers: int = 0,
@@ -105,6 +111,7 @@ class SoftAdaptDataModule(AtomsDataModule):
         self.keep_float64 = tuple(keep_float64)
         self.cache_transforms = cache_transforms
         self.store = store
+        self.store_budget = _bytes(store_budget)
         self.store_dtype = store_dtype
         self.store_dir = store_dir
         self.store_jobs = store_jobs
@@ -247,24 +254,35 @@ class SoftAdaptDataModule(AtomsDataModule):
         )
 
         folder = user_path(self.store_dir or f"{self.datapath}.descriptors")
+        structures = Geometries(self.dataset.raw)
         try:
             store = DescriptorStore.open_or_build(
                 folder,
-                self.dataset.structures(),
+                structures,
                 descriptor,
                 dtype=self.store_dtype,
                 n_jobs=self.store_jobs,
                 progress=True,
                 database=self.datapath,
+                budget=self.store_budget,
             )
+            source = StoreSource(store, self.keep_neighbors)
         except OSError as error:
             if self.store is True:
                 raise
-            log.warning("no descriptor store in %s (%s): training computes them", folder, error)
-            return False
-        stored = DescriptorSource(store, self.keep_neighbors)
+            log.warning("descriptors are computed anew for every batch: %s", error)
+            # first-order steps by autograd need two products with the derivatives, not these
+            task = getattr(self.trainer, "lightning_module", None)
+            products_do = getattr(task, "automatic_optimization", False) and not self.keep_neighbors
+            source = ComputedSource(
+                structures,
+                descriptor,
+                self.keep_neighbors,
+                "float64" if self.store_dtype == "float64" else "float32",
+                jacobian=not products_do,
+            )
         for dataset in datasets:
-            dataset.attach(stored)
+            dataset.attach(source)
         self._attached = descriptor.fingerprint, self.keep_neighbors
         return True
 
@@ -314,6 +332,17 @@ def _check_counts(**arguments) -> None:
             continue
         if not isinstance(value, int) or value < least:
             raise ValueError(f"data.{name} is a whole number from {least} on, not {value!r}")
+
+
+def _bytes(size: int | float | str | None) -> int | None:
+    """A number of bytes, such as 3e9 or "20GB"."""
+    if size is None:
+        return None
+    text = str(size).strip()
+    found = re.fullmatch(r"(\d+\.?\d*(?:e\+?\d+)?)\s*([kmgt]?)b?", text, re.IGNORECASE)
+    if found is None:
+        raise ValueError(f"data.store_budget={size!r}: give a number of bytes, or one such as 20GB")
+    return int(float(found[1]) * 1000 ** " kmgt".index(found[2].lower() or " "))
 
 
 def _check_units(property_units: Mapping[str, str], distance_unit: str | None) -> None:

@@ -1,7 +1,9 @@
 """Batches through torch's DataLoader: reproducible order, no work per structure."""
 
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from schnetpack.data import AtomsLoader
@@ -71,11 +73,26 @@ class BatchSource(Dataset):
 
 
 class InMemoryLoader(AtomsLoader):
-    """Loader over a `BatchSource`; prepares the data once, before worker processes are made."""
+    """Loader over a `BatchSource`; prepares the data once, before worker processes are made.
+
+    Batches whose descriptors are computed are made in a thread while the step before them runs.
+    """
 
     def __iter__(self):
-        self.dataset.dataset.prepare()
-        return super().__iter__()
+        dataset = self.dataset.dataset
+        dataset.prepare()
+        batches = super().__iter__()
+        ahead = dataset.store is not None and dataset.store.in_advance and self.num_workers == 0
+        return _ahead(batches) if ahead else batches
+
+
+def _ahead(batches: Iterator, n: int = 2) -> Iterator:
+    """The same batches, n of them made in advance by another thread."""
+    with ThreadPoolExecutor(1) as thread:
+        waiting = deque(thread.submit(next, batches, None) for _ in range(n))
+        while (batch := waiting.popleft().result()) is not None:
+            waiting.append(thread.submit(next, batches, None))
+            yield batch
 
 
 def as_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""A structure of the set that a model was trained on, found from the run directory alone."""
+"""The set that a model was trained on, found from the run directory alone."""
 
 from pathlib import Path
 
@@ -9,11 +9,19 @@ from schnetpack_softadapt.data.dataset import InMemoryAtomsData
 from schnetpack_softadapt.data.paths import run_config, run_database
 from schnetpack_softadapt.data.splitting import load_split
 
-__all__ = ["training_structure"]
+__all__ = ["training_set", "training_structure"]
 
 
 def training_structure(model: str | Path) -> Atoms:
     """The largest structure of a run's training set (the first of equals), in Ang.
+
+    Arguments and errors are those of `training_set`.
+    """
+    return max(training_set(model).structures(), key=lambda s: s.n_atoms).to_atoms()
+
+
+def training_set(model: str | Path) -> InMemoryAtomsData:
+    """A run's training structures without labels, in Ang.
 
     Args:
         model: a run directory, or a file in it, such as its `best_model`.
@@ -30,5 +38,4 @@ def training_structure(model: str | Path) -> Atoms:
     split_file = run_dir / (OmegaConf.select(config, "data.split_file") or "split.npz")
     if not split_file.is_file():
         raise FileNotFoundError(f"no split file at {split_file}")
-    train = load_split(split_file, len(dataset)).train
-    return max(dataset.subset(train).structures(), key=lambda s: s.n_atoms).to_atoms()
+    return dataset.subset(load_split(split_file, len(dataset)).train)

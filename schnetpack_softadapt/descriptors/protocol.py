@@ -15,10 +15,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from importlib import import_module
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
+import yaml
 from ase.data import chemical_symbols
 from torch import Tensor
 
@@ -35,6 +37,7 @@ __all__ = [
     "Pairs",
     "check_engine_name",
     "descriptor_from_dict",
+    "read_descriptor",
 ]
 
 #: names that `Descriptor.engine` takes
@@ -99,6 +102,22 @@ class Descriptor(ABC):
         """Columns of an atom of element z_i that depend on neighbours of z_j; by default all."""
         return range(self.n_functions[z_i])
 
+    def select(self, columns: Mapping[int, Sequence[int]]) -> "Descriptor":
+        """The same descriptor with some of its columns only, in the order given.
+
+        A family whose columns are not computed one by one may compute all and keep some.
+
+        Args:
+            columns: of each element, by atomic number.
+
+        Raises:
+            ValueError: the family has no such choice.
+        """
+        raise ValueError(
+            f"columns of a descriptor of the kind {self.kind!r} cannot be chosen: leave `select`"
+            " out of model.representation"
+        )
+
     def describe(self, z: int, column: int) -> str:
         """What a column of element z is, in one line, for reports and warnings."""
         return f"{self.kind} {column}"
@@ -147,6 +166,25 @@ def descriptor_from_dict(data: Mapping) -> Descriptor:
         except ImportError:
             raise ValueError(f"there is no descriptor of the kind {kind!r}") from None
     return _KINDS[kind].from_dict(data)
+
+
+def read_descriptor(path: str | Path) -> Descriptor:
+    """The descriptor in a JSON or YAML file that holds what `to_dict` gives.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds no descriptor.
+    """
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(data, Mapping):
+            raise ValueError("it holds no dictionary")
+        return descriptor_from_dict(data)
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{path} is no descriptor as `spk-softadapt select-functions` writes it: {reason}"
+        ) from error
 
 
 class Pairs(NamedTuple):

@@ -20,8 +20,8 @@ SCALING_MODES = ("none", "center", "scale", "scale_center", "sigma")
 
 # A column whose training values spread by less carries nothing but rounding (float32 values), or
 # the far tail of a Gaussian whose factor would turn any new structure into a huge number.
-_RELATIVE_SPREAD = 1e-6
-_ABSOLUTE_SPREAD = 1e-8
+RELATIVE_SPREAD = 1e-6
+ABSOLUTE_SPREAD = 1e-8
 
 
 class Scaling(nn.Module):
@@ -173,7 +173,7 @@ class Scaling(nn.Module):
         low, high = self.limits
         spread = self.maximum - self.minimum
         size = torch.maximum(self.maximum.abs(), self.minimum.abs())
-        varies = spread > torch.clamp(_RELATIVE_SPREAD * size, min=_ABSOLUTE_SPREAD)
+        varies = spread > torch.clamp(RELATIVE_SPREAD * size, min=ABSOLUTE_SPREAD)
         if self.mode in ("none", "center"):
             factor = torch.ones_like(spread)
         else:

@@ -13,11 +13,14 @@ layers and their tangents (marked by a prime) in the direction v, is
 
 (B. A. Pearlmutter, Neural Comput. 6, 147, 1994: forward over reverse). Summed over the neighbours
 these are small matrix products, some hundred times cheaper than one backward pass for each row.
+Factors of the rows act on v, which is smaller than the Jacobian, and each row is written once,
+where the optimizer reads it.
 
-N atoms, B structures, D columns, P parameters, R rows of a Jacobian, T terms in their sums.
+N atoms, B structures, D columns, P parameters, R rows of C components each, T terms in their sums.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from schnetpack import properties
@@ -27,12 +30,26 @@ from schnetpack_softadapt import properties as keys
 from schnetpack_softadapt.descriptors.store.batch import position_terms
 from schnetpack_softadapt.model.atomwise import ACTIVATIONS, ElementalAtomwise
 from schnetpack_softadapt.model.composition import Composition, UnsupportedModelError, take_apart
+from schnetpack_softadapt.model.outer_sums import add_outer_sums
 from schnetpack_softadapt.model.response import ForcesAndStress, inverse_volume
 
-__all__ = ["NetworkJacobian", "potential_jacobian"]
+__all__ = ["JacobianRows", "NetworkJacobian", "potential_jacobian"]
 
-# floats that one chunk of tangents may hold: stays in the cache, and bounds the memory
-_CHUNK = 4_000_000
+
+class JacobianRows(NamedTuple):
+    """Rows of a Jacobian that are wanted, of one output.
+
+    Attributes:
+        key: output key of energy, forces or stress.
+        places: (R,) structures, or atoms of forces; ascending, each at most once.
+        factor: (R, C) factors on the derivatives; where all of a row are zero nothing is computed.
+        columns: the Voigt components (xx yy zz yz xz xy) of a stress; all if None.
+    """
+
+    key: str
+    places: Tensor
+    factor: Tensor
+    columns: list[int] | None = None
 
 
 class NetworkJacobian:
@@ -47,84 +64,67 @@ class NetworkJacobian:
     """
 
     def __init__(self, networks: ElementalAtomwise, x: Tensor, numbers: Tensor):
-        self.networks = networks
         self.parameters = [*networks.weights, *networks.biases]
         self.n_parameters = sum(p.numel() for p in self.parameters)
         self.element = networks.index(numbers)  # (N,) row of the element
-        self.scale = float(networks.scale)
+        scale = float(networks.scale)
         weights = [w.detach() for w in networks.weights]
         biases = [b.detach() for b in networks.biases]
         self._layers = []
         for k in range(len(networks.elements)):
             mine = (self.element == k).nonzero()[:, 0]
             layer = _ElementLayers(
-                [w[k] for w in weights], [b[k] for b in biases], networks.activations, self.scale
+                [w[k] for w in weights], [b[k] for b in biases], networks.activations, scale
             )
             layer.forward(x.detach().index_select(0, mine), mine, len(x))
             self._layers.append(layer)
 
-    def energies(self, rows: Tensor, n_rows: int) -> Tensor:
-        """Gradients of sums of atomic energies.
+    def add_energies(self, out: Tensor, centers: Tensor, rows: Tensor, factor: Tensor) -> None:
+        """Add factor_t dE_i(t)/dtheta to the rows of a Jacobian.
 
         Args:
-            rows: (N,) the sum each atom belongs to, ascending.
-            n_rows: number of sums.
-
-        Returns:
-            (n_rows, P) in eV.
+            out: (R, 1, P) contiguous.
+            centers: (T,) atom i of each term.
+            rows: (T,) row that it is added to, ascending.
+            factor: (T, 1, 1).
         """
-        out = self._new(n_rows, 1)
-        for k, layer in enumerate(self._layers):
-            mine = layer.atoms
-            table, slots, width = _table(rows[mine], n_rows)
-            local = _scatter(layer.local[mine], table, slots, n_rows, width)
-            there = _scatter(torch.ones_like(mine), table, slots, n_rows, width)
-            self._store(out, k, layer.gradient(local, there.to(out.dtype)))
-        return out[:, 0]
+        for terms, layer, add in self._by_element(out, centers, rows):
+            add(layer.gradient(layer.local[centers[terms]], factor[terms]))
 
-    def tangents(self, centers: Tensor, rows: Tensor, directions: Tensor, n_rows: int) -> Tensor:
-        """Gradients of sums of directional derivatives, sum_t dE_i(t)/dG_i(t) . v_t.
+    def add_tangents(self, out: Tensor, centers: Tensor, rows: Tensor, directions: Tensor) -> None:
+        """Add the derivatives of dE_i(t)/dG_i(t) . v_t to the rows of a Jacobian.
 
         Args:
-            centers: (T,) atom of each term.
-            rows: (T,) row of the Jacobian that each term is added to, ascending.
+            out: (R, C, P) contiguous.
+            centers, rows: as for `add_energies`.
             directions: (T, C, D) C directions in the scaled descriptors for each term.
-            n_rows: number of rows.
-
-        Returns:
-            (n_rows, C, P).
         """
-        n_components = directions.shape[1]
-        out = self._new(n_rows, n_components)
+        for terms, layer, add in self._by_element(out, centers, rows):
+            add(layer.tangent_gradient(layer.local[centers[terms]], directions[terms]))
+
+    def _by_element(self, out: Tensor, centers: Tensor, rows: Tensor):
+        """Terms and network of each element, and a function that adds its products to `out`."""
         element = self.element[centers]
         for k, layer in enumerate(self._layers):
-            terms = (element == k).nonzero()[:, 0] if len(self._layers) > 1 else None
-            row = rows if terms is None else rows[terms]
-            if not len(row):
+            terms = (element == k).nonzero()[:, 0]
+            if not len(terms):
                 continue
-            table, slots, width = _table(row, n_rows)
-            center = centers if terms is None else centers[terms]
-            local = _scatter(layer.local[center], table, slots, n_rows, width)
-            v = directions if terms is None else directions[terms]
-            # padded terms have the direction zero and so add nothing
-            v = _scatter(v, table, slots, n_rows, width)  # (R, K, C, D)
-            step = max(1, _CHUNK // (width * n_components * layer.widest))
-            for first in range(0, n_rows, step):
-                part = slice(first, first + step)
-                self._store(out[part], k, layer.tangent_gradient(local[part], v[part]))
-        return out
+            count = torch.bincount(rows[terms], minlength=len(out))
+            first = torch.cat([count.new_zeros(1), count.cumsum(0)])
 
-    def _new(self, n_rows: int, n_components: int) -> Tensor:
-        return self.parameters[0].new_zeros(n_rows, n_components, self.n_parameters)
+            def add(products, first=first, k=k):
+                column = 0
+                for parameter, pairs in zip(self.parameters, products, strict=True):
+                    for left, right in pairs:
+                        here = column + k * parameter[0].numel()
+                        add_outer_sums(first, left, right, out, here)
+                    column += parameter.numel()
 
-    def _store(self, out: Tensor, element: int, gradients: list[Tensor]) -> None:
-        """Put the gradients (R, C, n) of one element's weights, then biases, in their columns."""
-        first = 0
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            size = parameter[0].numel()
-            begin = first + element * size
-            out[:, :, begin : begin + size] = gradient.reshape(*out.shape[:2], size)
-            first += parameter.numel()
+            yield terms, layer, add
+
+
+#: factors (T, 1 or C, n_in) and (T, 1 or C, n_out) of the outer products of one parameter
+_Products = list[tuple[Tensor, Tensor]]
 
 
 class _ElementLayers:
@@ -134,11 +134,9 @@ class _ElementLayers:
         self.weights, self.biases, self.activations = weights, biases, activations
         self.scale = scale
         self.n_hidden = len(weights) - 1
-        self.widest = max(max(w.shape) for w in weights)
 
     def forward(self, x: Tensor, atoms: Tensor, n_atoms: int) -> None:
         """Activations a, adjoints d and what their tangents need, for the element's atoms."""
-        self.atoms = atoms
         self.local = torch.zeros(n_atoms, dtype=torch.long, device=x.device)
         self.local[atoms] = torch.arange(len(atoms), device=x.device)
         self.a = [x]
@@ -154,68 +152,56 @@ class _ElementLayers:
         for layer in reversed(range(self.n_hidden)):
             self.d.insert(0, q * slopes[layer])
             self.bend.insert(0, q * curvatures[layer])
-            q = self.d[0] @ self.weights[layer].T
+            if layer > 0:
+                q = self.d[0] @ self.weights[layer].T
 
-    def gradient(self, local: Tensor, there: Tensor) -> list[Tensor]:
-        """Gradients (R, 1, n) of sums over atoms `local` (R, K), `there` (R, K) 1 or 0."""
-        weights, biases = [], []
-        for layer in range(self.n_hidden):
-            d = self.d[layer][local] * there[:, :, None]
-            weights.append(torch.bmm(self.a[layer][local].transpose(1, 2), d)[:, None])
-            biases.append(d.sum(dim=1)[:, None])
-        last = (self.a[-1][local] * there[:, :, None]).sum(dim=1)
-        weights.append(last[:, None] * self.scale)
-        biases.append(there.sum(dim=1)[:, None, None] * self.scale)
-        return [*weights, *biases]
+    def gradient(self, atoms: Tensor, factor: Tensor) -> list[_Products]:
+        """Products of weights, then biases, for y of atoms (T,) times factors (T, 1, 1)."""
+        one = torch.ones_like(factor)
+        d = [d[atoms][:, None] * factor for d in self.d]
+        last = factor * self.scale
+        weights = [[(a[atoms][:, None], right)] for a, right in zip(self.a, d, strict=False)]
+        weights.append([(last, self.a[-1][atoms][:, None])])
+        return [*weights, *([(one, right)] for right in [*d, last])]
 
-    def tangent_gradient(self, local: Tensor, v: Tensor) -> list[Tensor]:
-        """Gradients (R, C, n) of sum_k y'(v) over atoms `local` (R, K), directions (R, K, C, D)."""
-        n_rows, n_terms, n_components = v.shape[:3]
-        shape = (n_rows, n_terms, n_components, -1)
-        tangent = v.reshape(-1, v.shape[3])
-        a_tangent, z_tangent = [tangent], []
+    def tangent_gradient(self, atoms: Tensor, v: Tensor) -> list[_Products]:
+        """Products of weights, then biases, for y'(v) of atoms (T,), directions v (T, C, D)."""
+        a_tangent, z_tangent = [v], []
+        slope = [s[atoms][:, None] for s in self.slope]
         for layer in range(self.n_hidden):
-            z_tangent.append((tangent @ self.weights[layer]).view(shape))
-            tangent = self.slope[layer][local][:, :, None] * z_tangent[-1]
-            tangent = tangent.reshape(-1, tangent.shape[3])
-            a_tangent.append(tangent)
-        d_tangent: list[Tensor] = [v] * self.n_hidden
+            z_tangent.append(a_tangent[-1] @ self.weights[layer])
+            a_tangent.append(slope[layer] * z_tangent[-1])
+        d_tangent: list[Tensor] = []
         for layer in reversed(range(self.n_hidden)):
-            value = self.bend[layer][local][:, :, None] * z_tangent[layer]
+            value = z_tangent[layer].mul_(self.bend[layer][atoms][:, None])
             if layer + 1 < self.n_hidden:
-                back = d_tangent[layer + 1].reshape(-1, self.weights[layer + 1].shape[1])
-                back = (back @ self.weights[layer + 1].T).view(shape)
-                value = value + self.slope[layer][local][:, :, None] * back
-            d_tangent[layer] = value
-        weights, biases = [], []
-        for layer, (n_in, n_out) in enumerate(w.shape for w in self.weights[:-1]):
-            a = self.a[layer][local].transpose(1, 2)  # (R, n_in, K)
-            one = torch.bmm(a, d_tangent[layer].reshape(n_rows, n_terms, -1))
-            one = one.view(n_rows, n_in, n_components, n_out).transpose(1, 2)
-            two = a_tangent[layer].view(n_rows, n_terms, -1).transpose(1, 2)
-            two = torch.bmm(two, self.d[layer][local]).view(n_rows, n_components, n_in, n_out)
-            weights.append(one + two)
-            biases.append(d_tangent[layer].sum(dim=1))
-        weights.append(a_tangent[-1].view(shape).sum(dim=1) * self.scale)
-        biases.append(v.new_zeros(n_rows, n_components, 1))  # a constant has no derivative
-        return [*weights, *biases]
+                value += slope[layer] * (d_tangent[0] @ self.weights[layer + 1].T)
+            d_tangent.insert(0, value)
+        one = v.new_ones(len(v), 1, 1)
+        weights: list[_Products] = [
+            [(self.a[k][atoms][:, None], d_tangent[k]), (a_tangent[k], self.d[k][atoms][:, None])]
+            for k in range(self.n_hidden)
+        ]
+        weights.append([(one * self.scale, a_tangent[-1])])
+        # a constant has no derivative
+        return [*weights, *([(one, d)] for d in d_tangent), []]
 
 
 def potential_jacobian(
-    model, batch: Mapping[str, Tensor], atoms: Tensor
-) -> dict[str, Tensor] | None:
+    model, batch: Mapping[str, Tensor], wanted: Sequence[JacobianRows]
+) -> Tensor | None:
     """Derivatives of what a potential predicts by its parameters, from stored descriptors.
 
     Args:
         model: a `Composition` with `ForcesAndStress`.
         batch: as for the model's forward; it is left as it is.
-        atoms: (R,) atoms whose forces are differentiated.
+        wanted: rows, of any outputs.
 
     Returns:
-        By output key: energies (B, 1, P) in eV, forces (R, 3, P) in eV/Ang, stress (B, 6, P) in
-        eV/Ang^3 and Voigt order xx yy zz yz xz xy, over the trainable parameters of the model in
-        their order; zeros for a stress that is not wanted. None if the batch has no stored
-        descriptors or the model is another.
+        (M, P), the rows of `wanted` in turn, C for each place: derivatives of energies in eV,
+        forces in eV/Ang and stress in eV/Ang^3, times their factors, over the trainable parameters
+        of the model in their order; zeros for a stress that is not wanted. None if the batch has no
+        stored descriptors or the model is another.
 
     Raises:
         ValueError: as `response.inverse_volume`.
@@ -224,29 +210,60 @@ def potential_jacobian(
     if composition is None or keys.descriptors not in batch or keys.store_dg_dr not in batch:
         return None
     networks, response, scaling = composition.networks, composition.response, composition.scaling
-    numbers, idx_m = batch[properties.Z], batch[properties.idx_m]
+    add = {networks.output_key: _add_energies}
+    if response is not None and response.calc_forces:
+        add[response.force_key] = _add_forces
+    if response is not None and response.calc_stress:
+        add[response.stress_key] = _add_stress
+    if not {rows.key for rows in wanted} <= set(add):
+        return None
+    numbers = batch[properties.Z]
     dtype = networks.weights[0].dtype
     with torch.no_grad():
         x = scaling(batch[keys.descriptors], numbers).to(dtype)
-        factor = scaling.factor[scaling.index(numbers)].to(dtype)  # (N, D)
+        scale = scaling.factor[scaling.index(numbers)].to(dtype)  # (N, D)
         jacobian = NetworkJacobian(networks, x, numbers)
-        n_structures = len(batch[properties.n_atoms])
-        result = {networks.output_key: jacobian.energies(idx_m, n_structures)[:, None]}
-        if response is not None and response.calc_forces:
-            terms = position_terms(atoms, idx_m, batch)
-            v = terms.derivatives.to(dtype) * factor[terms.centers][:, None]
-            rows = jacobian.tangents(terms.centers, terms.rows, v, len(atoms))
-            result[response.force_key] = rows.neg_()
-        if response is not None and response.calc_stress:
-            stored = batch[keys.store_dg_dstrain]
-            if keys.store_rows in batch:
-                stored = stored.index_select(0, batch[keys.store_rows])
-            centers = torch.arange(len(x), device=x.device)
-            v = stored.to(dtype) * factor[:, None]
-            rows = jacobian.tangents(centers, idx_m, v, n_structures)
-            rows *= inverse_volume(batch).to(dtype)[:, None, None]
-            result[response.stress_key] = rows
-    return result
+        sizes = [rows.factor.numel() for rows in wanted]
+        matrix = x.new_zeros(sum(sizes), jacobian.n_parameters)
+        for rows, part in zip(wanted, matrix.split(sizes), strict=True):
+            out = part.view(*rows.factor.shape, -1)
+            add[rows.key](jacobian, batch, rows, scale, out)
+    return matrix
+
+
+def _add_energies(jacobian, batch, rows: JacobianRows, scale: Tensor, out: Tensor) -> None:
+    atoms, row, factor = _atoms_of(rows.places, rows.factor.to(scale.dtype), batch)
+    jacobian.add_energies(out, atoms, row, factor[:, :, None])
+
+
+def _add_stress(jacobian, batch, rows: JacobianRows, scale: Tensor, out: Tensor) -> None:
+    factor = rows.factor * inverse_volume(batch)[rows.places][:, None]
+    atoms, row, factor = _atoms_of(rows.places, factor.to(scale.dtype), batch)
+    stored = atoms if keys.store_rows not in batch else batch[keys.store_rows][atoms]
+    v = batch[keys.store_dg_dstrain][stored]
+    v = (v if rows.columns is None else v[:, rows.columns]).to(scale.dtype)
+    v = v * scale[atoms][:, None]
+    jacobian.add_tangents(out, atoms, row, v.mul_(factor[:, :, None]))
+
+
+def _add_forces(jacobian, batch, rows: JacobianRows, scale: Tensor, out: Tensor) -> None:
+    factor = rows.factor.to(scale.dtype)
+    used = (factor != 0).any(dim=1).nonzero()[:, 0]
+    terms = position_terms(rows.places[used], batch[properties.idx_m], batch)
+    row = used[terms.rows]
+    v = terms.derivatives.to(scale.dtype) * scale[terms.centers][:, None]
+    jacobian.add_tangents(out, terms.centers, row, v.mul_(factor[row][:, :, None]).neg_())
+
+
+def _atoms_of(structures: Tensor, factor: Tensor, batch) -> tuple[Tensor, Tensor, Tensor]:
+    """Atoms (T,) of structures (R,) with factors (R, C) that are not all zero, the number of the
+    structure (T,) and its factors (T, C)."""
+    used = (factor != 0).any(dim=1)
+    row_of = torch.full_like(batch[properties.n_atoms], -1)
+    row_of[structures[used]] = used.nonzero()[:, 0]
+    row = row_of[batch[properties.idx_m]]
+    atoms = (row >= 0).nonzero()[:, 0]
+    return atoms, row[atoms], factor[row[atoms]]
 
 
 def _trained_networks(model) -> Composition | None:
@@ -274,17 +291,3 @@ def _activation(name: str, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             return value.detach(), slope.detach(), torch.zeros_like(z)
         curvature = torch.autograd.grad(slope.sum(), z)[0]
     return value.detach(), slope.detach(), curvature
-
-
-def _table(rows: Tensor, n_rows: int) -> tuple[Tensor, Tensor, int]:
-    """Places (row, slot) of terms sorted by row in a padded table, and its width."""
-    count = torch.bincount(rows, minlength=n_rows)
-    first = count.cumsum(0) - count
-    slot = torch.arange(len(rows), device=rows.device) - first[rows]
-    return rows, slot, max(1, int(count.max())) if len(rows) else 1
-
-
-def _scatter(values: Tensor, rows: Tensor, slots: Tensor, n_rows: int, width: int) -> Tensor:
-    out = values.new_zeros(n_rows, width, *values.shape[1:])
-    out[rows, slots] = values
-    return out

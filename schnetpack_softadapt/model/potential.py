@@ -1,7 +1,7 @@
 """The model that `spktrain` builds: SchNetPack's potential, completed from the training data."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ase.data import chemical_symbols
 from schnetpack import atomistic
@@ -13,7 +13,7 @@ from schnetpack_softadapt.data.statistics import training_targets
 from schnetpack_softadapt.model.atomwise import ElementalAtomwise
 from schnetpack_softadapt.model.baseline import Baseline, baseline_of
 from schnetpack_softadapt.model.direct import evaluate_directly
-from schnetpack_softadapt.model.jacobian import potential_jacobian
+from schnetpack_softadapt.model.jacobian import JacobianRows, potential_jacobian
 from schnetpack_softadapt.model.representation import DescriptorRepresentation
 from schnetpack_softadapt.model.response import ForcesAndStress
 
@@ -102,8 +102,8 @@ class DescriptorPotential(NeuralNetworkPotential):
                 if isinstance(module, ElementalAtomwise):
                     module.fade = baseline.fade
         describes = isinstance(self.representation, DescriptorRepresentation)
-        if describes and self.representation.descriptor is None:
-            self.representation.build(training_targets(datamodule).elements)
+        if describes:
+            self.representation.complete(datamodule)
         self._follow_labels(datamodule)
         datamodule.keep_neighbors = self._reads_neighbors()
         # the networks must exist before the transforms, which fit their scale and shifts
@@ -147,10 +147,10 @@ class DescriptorPotential(NeuralNetworkPotential):
         return super().forward(inputs)
 
     def parameter_jacobian(
-        self, batch: Mapping[str, Tensor], atoms: Tensor
-    ) -> dict[str, Tensor] | None:
-        """Derivatives of the outputs by the trainable parameters; see `potential_jacobian`.
+        self, batch: Mapping[str, Tensor], wanted: Sequence[JacobianRows]
+    ) -> Tensor | None:
+        """Derivatives of outputs by the trainable parameters; see `potential_jacobian`.
 
         Second-order optimizers ask for it; None sends them to automatic differentiation.
         """
-        return potential_jacobian(self, batch, atoms)
+        return potential_jacobian(self, batch, wanted)

@@ -418,11 +418,14 @@ class StressLoss(LossComponent):
         """Number of Voigt components that count."""
         return len(self.voigt or VOIGT)
 
+    @property
+    def columns(self) -> list[int] | None:
+        """Which of the six Voigt components count; None for all."""
+        return None if self.voigt is None else [VOIGT.index(name) for name in self.voigt]
+
     def counted(self, values: torch.Tensor) -> torch.Tensor:
-        """The Voigt components that count, (rows, n_columns, ...), of all (rows, 6, ...)."""
-        if self.voigt is None:
-            return values
-        return values[:, [VOIGT.index(name) for name in self.voigt]]
+        """The Voigt components that count, (rows, n_columns), of all (rows, 6)."""
+        return values if self.voigt is None else values[:, self.columns]
 
     def error(self, pred, batch):
         # reshape, not view: the stress of schnetpack.atomistic.Forces is not contiguous

@@ -1,6 +1,7 @@
-"""Lightning callback that times epochs and takes a training step apart; used by `training.py`."""
+"""Lightning callbacks that time epochs, for `training.py`, and watch memory, for `scaling.py`."""
 
 import json
+import threading
 import time
 from pathlib import Path
 
@@ -8,7 +9,55 @@ import numpy as np
 import torch
 from pytorch_lightning.callbacks import Callback
 
-__all__ = ["EpochTimer"]
+__all__ = ["EpochTimer", "MemoryWatch"]
+
+
+class MemoryWatch(Callback):
+    """CPU seconds of each epoch and the memory of the process that belongs to no file.
+
+    The memory is looked at twenty times a second from the start of the process on, reading of the
+    data and building of the store included. Pages of the mapped store are no part of it (RssAnon
+    of Linux): the system drops them when it needs room.
+
+    Args:
+        path: JSON file, relative to the run directory.
+    """
+
+    def __init__(self, path: str = "memory.json"):
+        self.path = Path(path).resolve()
+        self.cpu: list[float] = []
+        self.at_start = self.most = self.own_mb()
+        self.before_training = 0.0
+        threading.Thread(target=self.watch, daemon=True).start()
+
+    @staticmethod
+    def own_mb() -> float:
+        """RssAnon, MB."""
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(x.split()[1]) * 1024e-6 for x in lines if x.startswith("RssAnon"))
+
+    def watch(self):
+        while True:
+            self.most = max(self.most, self.own_mb())
+            time.sleep(0.05)
+
+    def on_train_start(self, trainer, pl_module):
+        self.before_training = time.process_time()
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.cpu.append(time.process_time())
+
+    def on_train_end(self, trainer, pl_module):
+        self.cpu.append(time.process_time())
+        epochs = np.diff(self.cpu)
+        result = {
+            "cpu_s_before": self.before_training,
+            # compiled code is read in the first
+            "cpu_s_per_epoch": float(np.median(epochs[1:] if len(epochs) > 1 else epochs)),
+            "own_mb": self.most,
+            "own_mb_before_data": self.at_start,
+        }
+        self.path.write_text(json.dumps(result))
 
 
 class EpochTimer(Callback):

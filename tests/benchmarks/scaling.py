@@ -1,7 +1,7 @@
 """How time and memory of evaluation grow with atoms, and those of training with structures.
 
     python tests/benchmarks/scaling.py [--max-atoms 1000000] [--max-structures 100000]
-        [--threads 1] [--chunk 10000] [--json FILE]
+        [--threads 1] [--chunk 10000] [--wbe wbe.db [--fraction 0.1]] [--json FILE]
 
 Every size is measured in a process of its own. Memory is the peak of what the process holds (RSS)
 less that of the same work on a small size before it. Exponents are slopes of log time and log
@@ -16,14 +16,23 @@ training: generated Mo structures of 4 and 8 atoms, labelled by a Morse potentia
     torch, for the start of `spktrain` takes longer than most of these. `peak` counts pages of the
     store that the machine keeps in memory as long as there is room; `own` are those that it cannot
     drop, after the last epoch.
+W-Be: the recipe `mlearn_softadapt` through `spktrain` on 100 to all structures of a database of
+    two elements, with the store in float32, in half precision, and with descriptors computed for
+    every batch; then on the structures twice, the second time rattled, within 8 GB of memory
+    (RLIMIT_DATA, which counts what a process allocates and no mapped files). `before` is
+    everything up to the first epoch, reading and building included; `own` is the largest memory
+    that belongs to no file, at any time, less that before the data are read. The database:
+    spk-softadapt import w.extxyz.xz wbe.extxyz.xz --stress-key none --out wbe.db
 
 Times are CPU seconds for one thread, wall seconds for several.
 """
 
 import argparse
+import copy
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -233,10 +242,28 @@ def measure_training(job: dict) -> dict:
     }
 
 
+def write_part(job: dict) -> dict:
+    """Write some structures of a database as another, or all of them twice."""
+    from schnetpack_softadapt.data.database import write_database
+    from schnetpack_softadapt.data.dataset import read_database
+
+    rng = np.random.default_rng(0)
+    structures = read_database(job["source"])
+    n = job["n_structures"]
+    chosen = [structures[k] for k in rng.permutation(len(structures))[:n]]
+    for s in structures[: max(0, n - len(structures))]:
+        moved = copy.copy(s)
+        moved.positions = s.positions + rng.normal(0, 0.01, s.positions.shape)
+        chosen.append(moved)
+    write_database(job["database"], chosen, provenance="part of W-Be", overwrite=True)
+    return {"n_structures": len(chosen), "n_atoms": sum(s.n_atoms for s in chosen)}
+
+
 KINDS = {
     "evaluation": measure_evaluation,
     "write": write_data,
     "training": measure_training,
+    "part": write_part,
 }
 
 
@@ -318,6 +345,87 @@ def training_rows(args) -> tuple[list[dict], dict]:
     return rows, {"training": print_exponents(rows, "n_structures", columns)}
 
 
+SOURCES = {
+    "float32": ["data.store=true", "data.store_dtype=float32"],
+    "float16": ["data.store=true", "data.store_dtype=float16"],
+    "computed": ["data.store_budget=0"],
+}
+
+
+def train_recipe(
+    folder: str, source: str, fraction: float, threads: int, limit: int | None
+) -> dict:
+    """A run of the recipe on `folder`/data.db by `spktrain`; its store is removed afterwards.
+
+    Args:
+        fraction: part of the batches of an epoch that are run.
+        limit: bytes that the process may allocate.
+    """
+    command = [str(Path(sys.executable).with_name("spktrain")), "experiment=mlearn_softadapt"]
+    command += [*SOURCES[source], f"data.datapath={folder}/data.db", "data.splitting=random"]
+    command += ["data.num_train=0.9", "data.num_val=0.1", "data.num_test=null"]
+    command += ["task/optimizer=softadapt_spring", "trainer.max_epochs=2"]
+    command += [f"+trainer.limit_{name}_batches={fraction}" for name in ("train", "val")]
+    command += [f"run.id={source}", "trainer.accelerator=cpu", "print_config=false"]
+    command += ["+callbacks.memory._target_=epoch_timer.MemoryWatch", "~callbacks.results"]
+    env = dict(os.environ, PYTHONPATH=str(Path(__file__).parent))
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        env[variable] = str(threads)
+
+    def bound() -> None:
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+    done = subprocess.run(
+        command, cwd=folder, env=env, capture_output=True, text=True, preexec_fn=bound
+    )
+    path = Path(folder) / "runs" / source / "memory.json"
+    if not path.exists():
+        raise RuntimeError(f"{source} failed:\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}")
+    found = json.loads(path.read_text())
+    store = Path(folder) / "data.db.descriptors"
+    size = sum(f.stat().st_size for f in store.rglob("*") if f.is_file()) / 1e6
+    shutil.rmtree(store, ignore_errors=True)
+    return {
+        "source": source,
+        "before_s": found["cpu_s_before"],
+        "s_per_epoch": found["cpu_s_per_epoch"] / fraction,
+        "fraction": fraction,
+        "own_mb": found["own_mb"] - found["own_mb_before_data"],
+        "own_mb_in_all": found["own_mb"],
+        "store_mb": size,
+    }
+
+
+def wbe_rows(args) -> tuple[list[dict], dict]:
+    """All sizes with every source, and twice the structures within 8 GB."""
+    columns = ["before_s", "s_per_epoch", "fraction", "own_mb", "own_mb_in_all", "store_mb"]
+    print("\nW-Be\n structures    atoms   source" + "".join(f"{c:>14s}" for c in columns))
+    rows = []
+    jobs = [(n, source, None) for n in args.wbe_sizes for source in args.sources]
+    jobs += [(args.twice, source, 8 * 10**9) for source in args.twice_sources]
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        size = None
+        for n, source, limit in jobs:
+            if n != size:
+                size = n
+                job = {"source": args.wbe, "n_structures": n, "database": f"{folder}/data.db"}
+                written = measure("part", threads=args.threads, **job)
+            fraction = args.fraction if n >= 10_000 else 1.0
+            found = train_recipe(folder, source, fraction, args.threads, limit)
+            rows.append({"kind": "W-Be", **written, **found, "limit_bytes": limit})
+            texts = "".join(f"{found[c]:14.2f}" for c in columns)
+            print(f"{n:11d} {written['n_atoms']:8d} {source:>8s}{texts}", flush=True)
+    exponents = {}
+    for source in args.sources:
+        of_source = [row for row in rows if row["source"] == source]
+        print(source, end="")
+        exponents[f"W-Be, {source}"] = print_exponents(
+            of_source, "n_atoms", ["before_s", "s_per_epoch", "own_mb", "store_mb"]
+        )
+    return rows, exponents
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--max-atoms", type=int, default=10**6, help="0: no evaluation")
@@ -325,6 +433,13 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=10_000, help="atoms_per_chunk")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--folder", help="where data and stores go for a while; default temporary")
+    parser.add_argument("--wbe", metavar="DB", help="database of W-Be; without it that part is not")
+    sizes_of_wbe = [100, 1000, 10_000, 25_422]
+    parser.add_argument("--wbe-sizes", type=int, nargs="*", default=sizes_of_wbe)
+    parser.add_argument("--sources", nargs="*", choices=SOURCES, default=[*SOURCES])
+    parser.add_argument("--twice", type=int, default=50_844, help="structures of the 8 GB run")
+    parser.add_argument("--twice-sources", nargs="*", choices=SOURCES, default=["computed"])
+    parser.add_argument("--fraction", type=float, default=0.1, help="of epochs from 10,000 on")
     parser.add_argument("--json", metavar="FILE", help="write the numbers to a file")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -334,7 +449,12 @@ def main() -> None:
         return
     print(f"{describe_machine()}; {args.threads} thread(s)")
     rows, exponents = [], {}
-    for part in (evaluation_rows, training_rows):
+    parts = {
+        evaluation_rows: args.max_atoms,
+        training_rows: args.max_structures,
+        wbe_rows: args.wbe,
+    }
+    for part in (part for part, wanted in parts.items() if wanted):
         found, slopes = part(args)
         rows += found
         exponents |= slopes

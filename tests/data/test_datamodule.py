@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import logging
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,7 +29,7 @@ from schnetpack_softadapt import properties as keys
 from schnetpack_softadapt.data import splitting as splitting_module
 from schnetpack_softadapt.data.database import write_database
 from schnetpack_softadapt.data.datamodule import SoftAdaptDataModule
-from schnetpack_softadapt.data.loader import EpochSampler
+from schnetpack_softadapt.data.loader import EpochSampler, _ahead
 from schnetpack_softadapt.data.splitting import Split, load_split, save_split
 from schnetpack_softadapt.data.statistics import training_targets
 from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
@@ -752,13 +753,74 @@ def test_the_store_holds_each_structures_own_descriptors(builds):
 
 
 def test_a_store_that_cannot_be_written_is_done_without(builds, monkeypatch, caplog):
+    reference = with_store(store_dir="kept")
+    assert reference.attach_descriptors(LAYOUT)
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
-    datamodule = made()
-    assert not datamodule.attach_descriptors(LAYOUT)
-    assert "needs 0.00 GB" in caplog.text
-    assert len(next(iter(datamodule.train_dataloader()))[properties.idx_i]) > 0
+    datamodule = with_store()
+    assert datamodule.attach_descriptors(LAYOUT)
+    assert "computed anew for every batch: the descriptor store needs 0.00 GB" in caplog.text
+    assert not list(Path(f"{datamodule.datapath}.descriptors").iterdir())
+    # the same batches, some in advance, and as often as one likes
+    for _ in range(2):
+        batches = list(datamodule.train_dataloader())
+        assert len(batches) == len(datamodule.train_dataloader()) > 1
+        for batch, index in zip(batches, range(len(batches)), strict=True):
+            rows = [datamodule.train_idx.index(int(k)) for k in batch[properties.idx]]
+            expected = reference.train_dataset.batch(rows, gather=True)
+            assert batch.keys() == expected.keys()
+            assert all(torch.equal(batch[key], expected[key]) for key in batch), index
+    sample = datamodule.train_dataset[1][keys.descriptors]
+    assert torch.equal(sample, reference.train_dataset[1][keys.descriptors])
     with pytest.raises(OSError, match=r"needs 0\.00 GB"):
         made(store=True).attach_descriptors(LAYOUT)
+
+
+def test_the_budget_of_a_store(builds, caplog):
+    caplog.set_level(logging.INFO)
+    full = with_store(store_dir="full")
+    full.attach_descriptors(LAYOUT)
+    (path,) = builds[0].glob("descriptors-*")
+    store = DescriptorStore(path)
+    small = sum(x.nbytes for x in (store.block_first, store.structure_first, store.columns))
+    size = store.nbytes - small
+    exact = with_store(store_dir="exact", store_budget=size)
+    exact.attach_descriptors(LAYOUT)
+    assert exact.train_dataset.batch([0])[keys.store_dg_dr].dtype == torch.float32
+    half = with_store(store_dir="half", store_budget=size - 1)
+    half.attach_descriptors(LAYOUT)
+    assert half.train_dataset.batch([0])[keys.store_dg_dr].dtype == torch.int16
+    assert "float16 of 0.00 GB (float32) or 0.00 GB (float16), and data.store_budget" in caplog.text
+    none = with_store(store_dir="none", store_budget="1 kB")
+    none.attach_descriptors(LAYOUT)
+    assert "data.store_budget allows 0.00 GB; data.store_budget=0.01GB would do" in caplog.text
+    assert keys.store_rows not in none.train_dataset.batch([0])
+    with pytest.raises(OSError, match=r"data\.store_budget allows"):
+        with_store(store_dir="none", store_budget=0, store=True).attach_descriptors(LAYOUT)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(None, None), (0, 0), (3e9, 3 * 10**9), ("20GB", 20 * 10**9), ("1.5 tb", 1500 * 10**9)],
+)
+def test_sizes_are_numbers_or_have_units(given, expected):
+    assert SoftAdaptDataModule("my.db", store_budget=given).store_budget == expected
+
+
+@pytest.mark.parametrize("given", ["20GiB", "-1", "lots", True])
+def test_other_sizes_are_refused(given):
+    with pytest.raises(ValueError, match=f"data.store_budget={given!r}: give a number of bytes"):
+        SoftAdaptDataModule("my.db", store_budget=given)
+
+
+def test_an_error_in_a_batch_made_in_advance_comes_through():
+    def batches():
+        yield 1
+        raise ValueError("broken")
+
+    ahead = _ahead(batches())
+    assert next(ahead) == 1
+    with pytest.raises(ValueError, match="broken"):
+        next(ahead)
 
 
 def test_random_transforms_are_not_cached():

@@ -408,6 +408,10 @@ def test_refused_models(tmp_path):
     layout = Layout({"Mo": functions, "Te": functions})
     with pytest.raises(N2P2FormatError, match=r"no weighted wide angular function \(wG5\)"):
         write_potential(make_model(layout=layout), tmp_path)
+    functions[0] = SymmetryFunction("wG2", (), 4.0, 0.1, weights={"Mo": 1.0, "Te": -1.0})
+    layout = Layout({"Mo": functions, "Te": functions})
+    with pytest.raises(N2P2FormatError, match="weigh neighbours by their atomic number"):
+        write_potential(make_model(layout=layout), tmp_path)
     functions[0] = SymmetryFunction("ANI", (42, 52), 4.0, 0.1)
     layout = Layout({"Mo": functions, "Te": functions})
     with pytest.raises(N2P2FormatError, match=r"n2p2 has no modified angular function \(ANI\)"):

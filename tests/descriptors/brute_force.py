@@ -37,13 +37,17 @@ def _cut(name: str, r: float, cutoff: float) -> float:
     }[name]()
 
 
+def _weight(f: SymmetryFunction, z: int) -> float:
+    return dict(f.weights).get(z, 0.0) if f.weights else z
+
+
 def _radial(f: SymmetryFunction, vectors, z_j) -> float:
     total = 0.0
     for v, z in zip(vectors, z_j, strict=True):
         r = math.dist(v, (0, 0, 0))
         if f.neighbors and z != f.neighbors[0]:
             continue
-        weight = 1.0 if f.neighbors else z
+        weight = 1.0 if f.neighbors else _weight(f, z)
         total += weight * math.exp(-f.eta * (r - f.r_s) ** 2) * _cut(f.cutoff_fn, r, f.cutoff)
     return total
 
@@ -62,7 +66,7 @@ def _angular(f: SymmetryFunction, vectors, z_j) -> float:
         shifted = [(r_ij + r_ik) / 2] if f.kind == "ANI" else sides
         term *= math.exp(-f.eta * sum((r - f.r_s) ** 2 for r in shifted))
         term *= math.prod(_cut(f.cutoff_fn, r, f.cutoff) for r in sides)
-        total += term if f.neighbors else term * z_j[j] * z_j[k]
+        total += term if f.neighbors else term * _weight(f, z_j[j]) * _weight(f, z_j[k])
     return total
 
 
@@ -98,6 +102,8 @@ def mixed_layout() -> Layout:
                 s("G5", (1, 8), 4.0, 0.02, 0.5, zeta=16, lam=1, cutoff_fn="poly1"),
                 s("wG4", (), 3.6, 0.02, 0.7, zeta=2, lam=1, cutoff_fn="poly3"),
                 s("wG5", (), 3.0, 0.1, zeta=1.3, lam=-1, cutoff_fn="poly4"),
+                s("wG2", (), 4.0, 0.4, 2.0, cutoff_fn="poly2", weights={"H": -0.7, "O": 1.3}),
+                s("wG5", (), 3.9, 0.1, zeta=2, lam=1, weights={"H": 0.4, "O": -1.1}),
             ],
             "O": [
                 s("G2", (8,), 4.0, 0.3),
@@ -108,6 +114,8 @@ def mixed_layout() -> Layout:
                 s("ANI", (8, 8), 3.5, 0.2, zeta=2.5, lam=1, cutoff_fn="poly2"),
                 s("G4", (1, 1), 3.9, 0.2, 1.0, zeta=7, lam=-1),
                 s("wG4", (), 3.6, 0.02, 0.7, zeta=2, lam=-1, cutoff_fn="poly3"),
+                s("wG2", (), 4.0, 0.3, weights={"O": 1.5}),
+                s("wG4", (), 3.6, 0.02, 0.7, zeta=2, lam=-1, weights={"H": 1.2, "O": -0.9}),
             ],
         }
     )

@@ -65,7 +65,7 @@ def batch_of(store, indices, data, dtype=torch.float64):
     rows = np.concatenate([np.arange(store.n_rows)[store.rows(k)] for k in indices])
     sizes = [len(data[k].numbers) for k in indices]
     batch = {
-        keys.descriptors: torch.from_numpy(store.G[rows].astype(store.dtype)).to(dtype),
+        keys.descriptors: torch.from_numpy(store.G[rows].astype(store.G.dtype)).to(dtype),
         keys.store_rows: torch.from_numpy(rows),
         **store.tensors(),
     }

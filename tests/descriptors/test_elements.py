@@ -16,7 +16,7 @@ from schnetpack_softadapt.descriptors.elements import (
     check_elements,
 )
 from schnetpack_softadapt.descriptors.scaling import Scaling
-from schnetpack_softadapt.descriptors.store.store import fingerprint
+from schnetpack_softadapt.descriptors.store.store import fingerprints
 from schnetpack_softadapt.model import ElementalAtomwise, ElementShift
 from schnetpack_softadapt.training.losses import ForcesLoss
 
@@ -56,7 +56,7 @@ def test_what_is_no_element(use, wrong):
         lambda z: KernelCalls(LAYOUT).values(torch.zeros(0, 3), z[:0], z[:0], z),
         lambda z: Scaling(LAYOUT.n_functions)(torch.zeros(len(z), 1), z),
         lambda z: Scaling(LAYOUT.n_functions).fit([(torch.zeros(len(z), 1), z)]),
-        lambda z: fingerprint([SimpleNamespace(numbers=z.numpy())], LAYOUT),
+        lambda z: fingerprints([SimpleNamespace(numbers=z.numpy())], LAYOUT, ("float32",)),
         lambda z: ElementIndex(["Te", "Mo"])(z),
     ],
     ids=["reference", "kernels", "scaling", "fit", "store", "networks"],

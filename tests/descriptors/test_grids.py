@@ -115,3 +115,84 @@ def test_no_function_is_dead_in_a_crystal(atoms):
         spread = of_element.max(0).values - of_element.min(0).values
         assert torch.all(spread > 2e-8)
         assert torch.all(spread > 1e-3 * of_element.max(0).values)
+
+
+# --- tables
+
+
+def radial_parts(**settings):
+    layout = default_layout(
+        ["Mo"], 6.0, cutoff_fn="cosine", tables=[{"kind": "radial", **settings}]
+    )
+    return np.array([(f.eta, f.r_s) for f in layout.functions[42]]).T
+
+
+def test_grids_of_a_table():
+    # Imbalzano 2018 with n = 4: r_m = r_c / n^(m/n), eta 1 / r_m^2 or 1 / (r_(m-1) - r_m)^2
+    r = 6.0 / 4 ** (np.arange(5) / 4)
+    eta, r_s = radial_parts(placement="centred", points=5, r_low=1.5)
+    np.testing.assert_allclose(eta, 1 / r**2)
+    assert not r_s.any()
+    eta, r_s = radial_parts(placement="shifted", points=4, r_low=1.5)
+    np.testing.assert_allclose(r_s, r[1:])
+    np.testing.assert_allclose(eta, 1 / (r[:-1] - r[1:]) ** 2)
+    # Gastegger 2018
+    eta, r_s = radial_parts(placement="centred", points=3, r_low=2.0, after="gastegger")
+    np.testing.assert_allclose(eta, [1 / 8, 1 / 32, 1 / 72])
+    assert not r_s.any()
+    eta, r_s = radial_parts(placement="shifted", points=2, r_low=2.0, after="gastegger")
+    np.testing.assert_allclose(r_s, [2.0, 4.0])
+    np.testing.assert_allclose(eta, 1 / 8)
+
+
+def test_tables_by_name():
+    functions = default_layout(["Mo"], tables="imbalzano").functions[42]
+    radial, angular = functions[:10], functions[10:]
+    assert {f.kind for f in radial} == {"G2"}
+    assert radial[-1].r_s == pytest.approx(1.0)
+    assert all(f.r_s < 6.0 for f in radial)
+    assert {(f.zeta, f.lam) for f in angular} == {(z, s) for z in (1, 3, 12) for s in (1, -1)}
+    assert len({f.eta for f in angular}) == 4
+    assert len(angular) == 24
+    assert len(default_layout(["Mo", "Te"], tables="imbalzano").functions[52]) == 2 * 10 + 3 * 24
+
+
+def test_tables_are_added_up():
+    radial = {"kind": "radial", "points": 3}
+    tables = [radial, {**radial, "channels": 2}, {"kind": "narrow", "weighted": True, "cutoff": 4}]
+    layout = default_layout(["Mo", "Te"], tables=[*tables, radial])
+    functions = layout.functions[42]
+    kinds = [(f.kind, len(f.weights)) for f in functions]
+    expected = [("G2", 0)] * 6 + [("wG2", 2)] * 6 + [("wG4", 0)] * 8  # what is there twice once
+    assert kinds == expected
+    assert {f.cutoff for f in functions} == {6.0, 4.0}
+    assert Layout.from_dict(layout.to_dict()) == layout
+    with pytest.raises(ValueError, match=r"no tables named 'behler'.*imbalzano"):
+        default_layout(["Mo"], tables="behler")
+    with pytest.raises(ValueError, match="list of tables is empty"):
+        default_layout(["Mo"], tables=[])
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"kind": "angular"}, r"table 2 \(angular\): kind must be one of"),
+        ({"zeta": 1}, r"table 2 \(wide\): unknown setting 'zeta'.*zetas"),
+        ({"points": 0}, r"table 2 \(wide\): points must be a whole number from 1 on, got 0"),
+        ({"points": 2.5}, "points must be a whole number"),
+        ({"r_low": 5.0}, r"table 2 \(wide\): r_low must be between 0 and the cutoff of 5, got 5"),
+        ({"r_low": 0.0}, "r_low must be between"),
+        ({"cutoff": 6.5}, r"table 2 \(wide\): cutoff 6.5 exceeds that of the layout, 6 Ang"),
+        ({"placement": "centered"}, r"placement must be one of \['centred', 'shifted'\]"),
+        ({"after": "behler"}, "after must be one of"),
+        ({"zetas": [0.5]}, "zeta must be at least 1, got 0.5"),
+        ({"zetas": []}, "zetas and lambdas must not be empty"),
+        ({"lambdas": [0.5]}, r"lam must be \+1 or -1"),
+        ({"channels": 0}, "at least one channel"),
+        ({"channels": "2"}, "channels must be a number, or weights by element"),
+        ({"kind": "ani", "weighted": True}, r"table 2 \(ani\): .*'wANI'"),
+    ],
+)
+def test_errors_name_table_and_setting(change, match):
+    with pytest.raises(ValueError, match=match):
+        default_layout(["Mo"], tables=[{"kind": "radial"}, {"kind": "wide", **change}])

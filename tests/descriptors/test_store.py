@@ -25,8 +25,14 @@ from schnetpack_softadapt.descriptors.protocol import Descriptor, Engine, Jacobi
 from schnetpack_softadapt.descriptors.store import build as store_build
 from schnetpack_softadapt.descriptors.store import files as store_files
 from schnetpack_softadapt.descriptors.store import store as store_module
-from schnetpack_softadapt.descriptors.store.build import Columns
-from schnetpack_softadapt.descriptors.store.store import DescriptorStore, StoreError
+from schnetpack_softadapt.descriptors.store.build import (
+    DTYPES,
+    Columns,
+    Counted,
+    batch_arrays,
+    choose_dtype,
+)
+from schnetpack_softadapt.descriptors.store.store import DescriptorStore, StoreError, in_batch
 from schnetpack_softadapt.neighbors.pair_list import neighbor_pairs
 
 HERE = Path(__file__).parent
@@ -449,8 +455,8 @@ def test_errors_name_the_structure(tmp_path):
     broken = WithOtherJacobian(lambda jacobian: jacobian._replace(values=jacobian.values * np.inf))
     with pytest.raises(ValueError, match="structures 0 to 1 are not finite"):
         build(tmp_path, gas(2), broken)
-    with pytest.raises(ValueError, match="dtype"):
-        build(tmp_path, dtype="float16")
+    with pytest.raises(ValueError, match="store_dtype='float8'; choose auto, float32"):
+        build(tmp_path, dtype="float8")
     assert stores(tmp_path) == set()
 
 
@@ -461,6 +467,98 @@ def test_full_disk_is_seen_before_the_work(tmp_path, monkeypatch):
         build(tmp_path, descriptor=descriptor)
     assert descriptor.n_calls == 0
     assert stores(tmp_path) == set()
+
+
+GB = 10**9
+
+
+@pytest.mark.parametrize(
+    ("budget", "free", "expected"),
+    [
+        (None, 50 * GB, ("float32", "has 50.00 GB left")),
+        (5 * GB, 50 * GB, ("float32", "data.store_budget allows 5.00 GB")),
+        (5 * GB - 1, 50 * GB, ("float16", "data.store_budget allows 5.00 GB")),
+        # a tenth of the disk stays free
+        (None, 5.1 * GB, ("float16", "has 5.10 GB left")),
+        (20 * GB, 3.4 * GB, ("float16", "has 3.40 GB left")),
+        (3 * GB - 1, 50 * GB, r"allows 3.00 GB; data.store_budget=3.01GB would do"),
+        (0, 50 * GB, r"allows 0.00 GB; data.store_budget=3.01GB would do"),
+        (None, 3.3 * GB, r"has 3.30 GB left; choose another folder with data.store_dir"),
+        (20 * GB, 1 * GB, r"has 1.00 GB left; choose another folder with data.store_dir"),
+    ],
+)
+def test_budget_and_disk_decide(tmp_path, budget, free, expected):
+    sizes = {"float32": 5 * GB, "float16": 3 * GB}
+    if isinstance(expected, str):
+        with pytest.raises(OSError, match=expected):
+            choose_dtype(sizes, budget, free, tmp_path)
+        return
+    dtype, reason = choose_dtype(sizes, budget, free, tmp_path)
+    assert (dtype, True) == (expected[0], reason.endswith(expected[1]))
+    assert reason.startswith("of 5.00 GB (float32) or 3.00 GB (float16), and ")
+    # one type asked for: all of the disk
+    assert choose_dtype({"float16": 3 * GB}, None, 3 * GB, tmp_path)[0] == "float16"
+
+
+def test_the_size_is_known_before(tmp_path, data):
+    """To the byte, but for headers and the three small arrays."""
+    for dtype in DTYPES:
+        store = build(tmp_path / dtype, data, layout(), dtype=dtype)
+        counted = Counted(data, store.structure_first, layout(), n_jobs=1, progress=False)
+        written = (*WRITTEN, "scale")
+        assert counted.nbytes(dtype) == sum(getattr(store, name).nbytes for name in written)
+        assert store.dtype == dtype
+
+
+def test_a_store_that_is_there_is_taken_whatever_the_budget(tmp_path):
+    half = build(tmp_path, dtype="float16")
+    assert build(tmp_path, dtype="auto", budget=0).path == half.path
+    with pytest.raises(OSError, match=r"data\.store_budget allows 0\.00 GB"):
+        build(tmp_path, gas(seed=1), dtype="auto", budget=0)
+    size = half.nbytes
+    assert build(tmp_path / "fresh", dtype="auto", budget=size).dtype == "float16"
+    full = build(tmp_path, dtype="float32")
+    assert build(tmp_path, dtype="auto", budget=0).path == full.path  # the better one
+
+
+def test_integers_keep_five_digits_whatever_the_scale(tmp_path):
+    """Columns of very different size; each number within half a unit of the largest of its kind."""
+    data = gas(3)
+    factor = np.array([1e-30, 1e-3, 1.0, 1e25])
+
+    def scaled(jacobian):
+        dg_dr = jacobian.dg_dr.astype(np.float64) * factor
+        return jacobian._replace(dg_dr=dg_dr.astype(np.float32))
+
+    full, half = (
+        build(tmp_path, data, WithOtherJacobian(scaled), dtype=d) for d in ("float32", "float16")
+    )
+    assert half.dg_dr.dtype == np.int16
+    row = np.repeat(np.arange(half.n_rows), np.diff(half.block_first))
+    unit = half.scale[row][:, None, :].astype(np.float64)
+    assert (unit > 0).all()
+    error = np.abs(half.dg_dr * unit - full.dg_dr)
+    assert (error <= 0.501 * unit).all()
+    largest = np.zeros_like(half.scale)
+    np.maximum.at(largest, row, np.abs(full.dg_dr).max(1))
+    np.testing.assert_allclose(half.scale * 32767.0, largest, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_recomputed_batches_equal_those_of_a_store(tmp_path, data, monkeypatch, dtype, threads):
+    monkeypatch.setattr(store_build, "LEAST_ROWS", 2)  # structures in pieces
+    monkeypatch.setattr(store_build, "PORTION_NUMBERS", 20)
+    store = build(tmp_path, data, layout(), dtype=dtype)
+    order = [4, 0, 2, 2, 3]
+    chosen = [data[k] for k in order]
+    found = batch_arrays(chosen, layout().engine("cpu"), Columns(layout()), dtype, threads)
+    rows = np.concatenate([np.arange(store.n_rows)[store.rows(k)] for k in order])
+    np.testing.assert_array_equal(found.pop("G"), store.G[rows])
+    expected = store.gather(rows)
+    for key, values in in_batch(found).items():
+        assert torch.equal(values, expected[key]), key
+        assert values.dtype == expected[key].dtype
 
 
 def test_a_damaged_store_makes_room_for_the_new_one(tmp_path, monkeypatch):
@@ -493,7 +591,7 @@ def test_a_disk_that_fills_up_meanwhile(tmp_path, n_jobs):
 
 @pytest.mark.parametrize(("large", "level"), [(1e9, "INFO"), (1e3, "WARNING")])
 def test_size_and_place_are_said_before_the_work(tmp_path, caplog, monkeypatch, large, level):
-    monkeypatch.setattr(store_build, "LARGE_BYTES", large)
+    monkeypatch.setattr(store_module, "LARGE_BYTES", large)
     caplog.set_level(logging.INFO)
     said = []
 
@@ -506,7 +604,7 @@ def test_size_and_place_are_said_before_the_work(tmp_path, caplog, monkeypatch, 
     assert record.levelname == level
     size = sum(getattr(store, name).nbytes for name in WRITTEN)
     assert record.getMessage().startswith(
-        f"descriptor store: {size / 1e9:.2f} GB in {store.path}, for 1200 atoms with 4"
+        f"descriptor store: {size / 1e9:.2f} GB in {store.path}, float32 of {size / 1e9:.2f} GB"
     )
     caplog.clear()
     build(tmp_path)

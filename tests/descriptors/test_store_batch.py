@@ -1,5 +1,7 @@
 """Derivatives from the store against those of the formulas, and against each other."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,12 @@ from small_store import batch_of, layout, structures
 from schnetpack_softadapt import properties as keys
 from schnetpack_softadapt.descriptors import autograd
 from schnetpack_softadapt.descriptors.store import batch as store_batch
-from schnetpack_softadapt.descriptors.store.batch import DeviceMap, HostMap, batch_descriptors
+from schnetpack_softadapt.descriptors.store.batch import (
+    DeviceMap,
+    HostMap,
+    batch_descriptors,
+    position_terms,
+)
 from schnetpack_softadapt.descriptors.store.store import DescriptorStore
 from schnetpack_softadapt.neighbors.pair_list import neighbor_pairs
 
@@ -28,7 +35,7 @@ def stores(data, tmp_path_factory):
         dtype: DescriptorStore.open_or_build(
             folder, data, layout(), dtype, n_jobs=1, progress=False
         )
-        for dtype in ("float32", "float64")
+        for dtype in ("float16", "float32", "float64")
     }
 
 
@@ -80,11 +87,14 @@ def train(descriptors, positions, strain):
     return energy, grad_r, grad_strain, weights.grad
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-13), ("float32", 3e-7)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("float64", 1e-13), ("float32", 3e-7), ("float16", 5e-5)]
+)
 def test_energy_forces_stress_and_training_equal_those_of_the_formulas(
     stores, data, dtype, tolerance
 ):
-    """Relative to the largest value: other order of the sums, and float32 rounds the store."""
+    """Relative to the largest value: other order of the sums, and the store is rounded, in half
+    precision to 1/65534 of the largest derivative of an atom and column."""
     positions, strain, idx_m, batch = batch_of(stores[dtype], INDICES, data)
     ours = train(descriptors_of_store(positions, strain, idx_m, batch), positions, strain)
     positions, strain, idx_m, _ = batch_of(stores[dtype], INDICES, data)
@@ -182,6 +192,86 @@ def test_paths_agree(stores, data, monkeypatch):
     assert len(whole._ranges()) == 5
     for a, b in zip((*whole.vjp(u), whole.jvp(d, s)), expected, strict=True):
         torch.testing.assert_close(a, b, atol=1e-13 * float(b.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize("cls", [HostMap, DeviceMap])
+def test_half_precision_stays_within_half_a_unit_of_each_number(stores, data, cls):
+    """Both products, for the batch in place and gathered, against float64 with the bound itself."""
+    half, exact = stores["float16"], stores["float64"]
+    assert half.dg_dr.dtype == np.int16
+    u, d, s = random_like(half)
+    rows = np.concatenate([np.arange(half.n_rows)[half.rows(k)] for k in INDICES])
+    gathered = {**half.gather(rows), keys.store_rows: None}
+    expected_r, _ = jacobian(exact, data, cls=cls).vjp(u)
+    expected_g = jacobian(exact, data, cls=cls).jvp(d, s)
+    bound_r, bound_g = torch.zeros(len(rows), 3).double(), torch.zeros_like(u)
+    first_atom = np.concatenate([[0], np.cumsum([len(data[k].numbers) for k in INDICES])])
+    of_structure = np.repeat(np.arange(len(INDICES)), np.diff(first_atom))
+    positions = batch_of(exact, INDICES, data)[0].detach()
+    t = d - torch.einsum("nac,nc->na", s[of_structure], positions)  # what blocks are multiplied by
+    for i, row in enumerate(rows):
+        for b in range(half.block_first[row], half.block_first[row + 1]):
+            j = first_atom[of_structure[i]] + int(half.block_atom[b])
+            columns = np.unique(half.columns[half.block_columns[b]])
+            unit = torch.from_numpy(half.scale[row, columns]).double() / 2
+            error = (u[i, columns].abs() * unit).sum()
+            bound_r[j] += error
+            bound_r[i] += error
+            bound_g[i, columns] += unit * (t[j] - t[i]).abs().sum()
+    for changes in ({}, gathered):
+        product = jacobian(half, data, cls=cls, **changes)
+        found_r, _ = product.vjp(u)
+        found_g = product.jvp(d, s)
+        # and float32 sums of a few hundred terms
+        assert ((found_r - expected_r).abs() <= bound_r + 3e-6 * expected_r.abs().max()).all()
+        assert ((found_g - expected_g).abs() <= bound_g + 3e-6 * expected_g.abs().max()).all()
+        assert (found_r - expected_r).abs().max() > 1e-8
+
+
+def test_forces_in_half_precision_are_differences_of_the_energy(stores, data):
+    """Central differences of an energy of the formulas, along all axes of a few atoms."""
+    positions, strain, idx_m, batch = batch_of(stores["float16"], INDICES, data)
+    weights = torch.linspace(-1, 1, layout().n_columns).double()
+    energy = torch.tanh(descriptors_of_store(positions, strain, idx_m, batch)[1] @ weights).sum()
+    (gradient,) = torch.autograd.grad(energy, positions)
+
+    def energy_at(atom, axis, step):
+        moved = copy.deepcopy(data)
+        k = int(idx_m[atom])
+        moved[INDICES[k]].positions[atom - int((idx_m < k).sum()), axis] += step
+        positions, strain, _, _ = batch_of(stores["float64"], INDICES, moved)
+        with torch.no_grad():
+            _, g = descriptors_of_pairs(positions, strain, idx_m, moved)
+        return torch.tanh(g @ weights).sum()
+
+    h = 1e-4
+    for atom in (0, 5, 9):
+        for axis in range(3):
+            expected = (energy_at(atom, axis, h) - energy_at(atom, axis, -h)) / (2 * h)
+            # 1/65534 of a derivative, some ten terms
+            assert (gradient[atom, axis] - expected).abs() < 3e-5 * gradient.abs().max()
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_terms_in_half_precision(stores, data, in_place):
+    """What second-order optimizers read, number by number."""
+    found = []
+    for dtype in ("float16", "float64"):
+        store = stores[dtype]
+        *_, idx_m, batch = batch_of(store, INDICES, data)
+        rows = batch[keys.store_rows].numpy()
+        if not in_place:
+            batch = {keys.descriptors: batch[keys.descriptors], **store.gather(rows)}
+        found.append(position_terms(torch.tensor([7, 0, 12]), idx_m, batch))
+    half, exact = found
+    assert torch.equal(half.centers, exact.centers)
+    assert torch.equal(half.rows, exact.rows)
+    unit = torch.from_numpy(stores["float16"].scale[rows])[half.centers][:, None].double()
+    own = (half.centers == torch.tensor([7, 0, 12])[half.rows])[:, None, None]
+    # the block of an atom with itself sums over the others, 18 at most
+    allowed = torch.where(own, 9.0, 0.5) * unit * 1.001 + 1e-6 * exact.derivatives.abs()
+    assert ((half.derivatives - exact.derivatives).abs() <= allowed).all()
+    assert (half.derivatives != exact.derivatives).any()
 
 
 def test_gathered_batch_without_rows(stores, data):

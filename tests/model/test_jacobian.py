@@ -13,7 +13,14 @@ from schnetpack_softadapt.data.database import write_database
 from schnetpack_softadapt.data.datamodule import SoftAdaptDataModule
 from schnetpack_softadapt.data.neighborlist import NeighborList
 from schnetpack_softadapt.data.structures import Structure
-from schnetpack_softadapt.model import ACSF, DescriptorPotential, ElementalAtomwise, ForcesAndStress
+from schnetpack_softadapt.model import (
+    ACSF,
+    DescriptorPotential,
+    ElementalAtomwise,
+    ForcesAndStress,
+    outer_sums,
+)
+from schnetpack_softadapt.model.jacobian import JacobianRows
 from schnetpack_softadapt.training.losses import EnergyLoss, ForcesLoss, StressLoss
 from schnetpack_softadapt.training.optimizers.residuals import BatchResiduals
 
@@ -73,6 +80,17 @@ def potential_and_batch(database, stress=True, seed=0, **network):
     return model, {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
 
 
+def short_way(model, batch, atoms):
+    """Rows of all outputs by key, (places, columns, P), of the forces on some atoms."""
+    n, outputs = len(batch[properties.n_atoms]), model.output_modules[1]
+    wanted = [JacobianRows("energy", torch.arange(n), torch.ones(n, 1).double())]
+    wanted.append(JacobianRows("forces", atoms, torch.ones(len(atoms), 3).double()))
+    if outputs.calc_stress:
+        wanted.append(JacobianRows("stress", torch.arange(n), torch.ones(n, 6).double()))
+    rows = model.parameter_jacobian(batch, wanted).split([w.factor.numel() for w in wanted])
+    return {w.key: r.view(*w.factor.shape, -1) for w, r in zip(wanted, rows, strict=True)}
+
+
 def by_backward_passes(model, batch, atoms):
     """One pass for each row, the parameters in the order of the model."""
     pred = model(dict(batch))
@@ -114,7 +132,7 @@ def test_equals_backward_passes(database, network):
     before = {key: value.clone() for key, value in batch.items()}
     atoms = torch.tensor([7, 0, 3, len(batch[properties.Z]) - 1])  # in any order
     expected = by_backward_passes(model, batch, atoms)
-    result = model.parameter_jacobian(batch, atoms)
+    result = short_way(model, batch, atoms)
     assert set(result) == set(expected)
     for key, value in expected.items():
         # float64 sums of a few hundred terms in another order, parameter by parameter
@@ -138,19 +156,47 @@ def gathered(batch):
     return out
 
 
-def test_gathered_batch_and_small_chunks(database, monkeypatch):
+def test_gathered_batch_threads_and_padded_tables(database, monkeypatch):
+    """Sources and ways of the same sums: loader workers' batches, several threads, GPUs."""
     model, batch = potential_and_batch(database, n_hidden=[4, 3])
     atoms = torch.arange(len(batch[properties.Z]))
-    whole = model.parameter_jacobian(batch, atoms)
-    monkeypatch.setattr("schnetpack_softadapt.model.jacobian._CHUNK", 1)
-    for variant in (batch, gathered(dict(batch))):
-        for key, value in model.parameter_jacobian(variant, atoms).items():
+    whole, threads = short_way(model, batch, atoms), torch.get_num_threads()
+    ways = [short_way(model, gathered(dict(batch)), atoms)]
+    monkeypatch.setattr(outer_sums, "_PER_THREAD", 1)
+    torch.set_num_threads(2)
+    ways.append(short_way(model, batch, atoms))
+    torch.set_num_threads(threads)
+    padded = outer_sums._add_padded
+    monkeypatch.setattr("schnetpack_softadapt.model.jacobian.add_outer_sums", padded)
+    ways.append(short_way(model, batch, atoms))
+    for way in ways:
+        for key, value in way.items():
             torch.testing.assert_close(value, whole[key], rtol=1e-12, atol=1e-14)
+
+
+def test_factors_and_chosen_rows(database):
+    model, batch = potential_and_batch(database, n_hidden=[4, 3])
+    n_atoms, generator = len(batch[properties.Z]), torch.Generator().manual_seed(0)
+    whole = short_way(model, batch, torch.arange(n_atoms))
+    for key, n, n_columns, columns in (
+        ("energy", 5, 1, None),
+        ("forces", n_atoms, 3, None),
+        ("stress", 5, 6, None),
+        ("stress", 5, 2, [0, 4]),
+    ):
+        places = torch.randperm(n, generator=generator)[:4].sort().values
+        factor = torch.randn(4, n_columns, generator=generator, dtype=torch.float64)
+        factor[1] = 0.0  # a structure without a label
+        rows = model.parameter_jacobian(batch, [JacobianRows(key, places, factor, columns)])
+        expected = whole[key][places][:, columns or slice(None)] * factor[:, :, None]
+        torch.testing.assert_close(rows, expected.flatten(0, 1), rtol=1e-12, atol=1e-14)
 
 
 def test_without_stress(database):
     model, batch = potential_and_batch(database, stress=False, n_hidden=[3])
-    assert set(model.parameter_jacobian(batch, torch.arange(2))) == {"energy", "forces"}
+    assert set(short_way(model, batch, torch.arange(2))) == {"energy", "forces"}
+    stress = JacobianRows("stress", torch.arange(2), torch.ones(2, 6))
+    assert model.parameter_jacobian(batch, [stress]) is None
 
 
 def test_structure_without_volume_has_no_stress_rows(database):
@@ -158,11 +204,11 @@ def test_structure_without_volume_has_no_stress_rows(database):
     batch[properties.cell] = batch[properties.cell].reshape(-1, 3, 3).clone()
     batch[properties.cell][1] = 0.0
     batch[keys.stress_mask] = torch.tensor([1.0, 0.0, 1.0, 1.0, 1.0])
-    stress = model.parameter_jacobian(batch, torch.arange(2))["stress"]
+    stress = short_way(model, batch, torch.arange(2))["stress"]
     assert [bool(rows.any()) for rows in stress[:3]] == [True, False, True]
     batch[keys.stress_mask] = torch.ones(5)
     with pytest.raises(ValueError, match="structure 1 of the batch is not defined"):
-        model.parameter_jacobian(batch, torch.arange(2))
+        short_way(model, batch, torch.arange(2))
 
 
 def test_what_is_not_a_number_stays_so(database):
@@ -172,7 +218,7 @@ def test_what_is_not_a_number_stays_so(database):
     for key, output in ((keys.store_dg_dstrain, "stress"), (keys.store_dg_dr, "forces")):
         spoiled = batch[key].clone()
         spoiled[rows[0] if output == "stress" else batch[keys.store_block_first][rows[0]]] = np.nan
-        jacobian = model.parameter_jacobian({**batch, key: spoiled}, torch.arange(2))
+        jacobian = short_way(model, {**batch, key: spoiled}, torch.arange(2))
         assert jacobian[output][0].isnan().any()
         assert jacobian["energy"].isfinite().all()
 
@@ -202,17 +248,17 @@ def test_new_tensors_are_on_the_device_of_the_batch(database):
     expected = jacobian()
     with torch.device("meta"):
         found = jacobian()
-    assert all(torch.equal(found[key], value) for key, value in expected.items())
+    assert torch.equal(found, expected)
 
 
 def test_is_declined_where_it_does_not_apply(database):
     model, batch = potential_and_batch(database, n_hidden=[3])
-    atoms = torch.arange(2)
+    wanted = [JacobianRows("forces", torch.arange(2), torch.ones(2, 3))]
     pairs = {k: v for k, v in batch.items() if k != keys.descriptors}
-    assert model.parameter_jacobian(pairs, atoms) is None
+    assert model.parameter_jacobian(pairs, wanted) is None
     model.output_modules[0].biases[0].requires_grad_(False)
-    assert model.parameter_jacobian(batch, atoms) is None
+    assert model.parameter_jacobian(batch, wanted) is None
     model.output_modules[0].biases[0].requires_grad_(True)
-    assert model.parameter_jacobian(batch, atoms) is not None
+    assert model.parameter_jacobian(batch, wanted) is not None
     model.extra = torch.nn.Linear(2, 2)
-    assert model.parameter_jacobian(batch, atoms) is None
+    assert model.parameter_jacobian(batch, wanted) is None

@@ -68,10 +68,11 @@ def test_two_ranks_give_the_losses_and_weights_of_one(database, tmp_path, monkey
     same_histories(tmp_path / "two", tmp_path / "one")
 
 
-@pytest.mark.parametrize("optimizer", ["Spring", "KalmanFilter"])
+@pytest.mark.parametrize("optimizer", ["Spring", "KalmanFilter", "LBFGS"])
 def test_two_ranks_take_second_order_steps_of_one(database, tmp_path, monkeypatch, optimizer):
     """Rows of the Jacobian are spread over the ranks, a structure is repeated and one has no
-    stress: counts of the losses, J J^T or J^T J, the step and its limit are those of all rows."""
+    stress: counts of the losses, J J^T or J^T J, the step and its limit are those of all rows.
+    L-BFGS evaluates a batch several times, on all ranks at the same parameters."""
     options = {"database": database, "epochs": 4, "model": "acsf", "losses": "mse,huber,mse"}
     two_ranks(tmp_path / "two", optimizer=optimizer, **options)
     one_rank(tmp_path / "one", monkeypatch, optimizer=optimizer, **options)

@@ -33,7 +33,7 @@ def test_first_step_is_gauss_newton_in_parameter_space():
     """J^T (J J^T + lambda)^-1 r = (J^T J + lambda)^-1 J^T r."""
     parameters, closure = network_problem()
     residuals, before = closure(), flat(parameters)
-    j = residuals.jacobian({"y": None}, parameters)["y"]
+    j = residuals.jacobian({"y": None}, parameters)
     r = residuals["y"].detach()
     damping = 0.03 * j.square().sum(1).mean()
     normal = j.T @ j + damping * torch.eye(j.shape[1], dtype=j.dtype)
@@ -53,7 +53,7 @@ def test_momentum_minimises_what_the_paper_says():
     phi = torch.zeros(optimizer.n_parameters, dtype=torch.float64)
     for _ in range(4):
         residuals, before = closure(), flat(parameters)
-        j = residuals.jacobian({"y": None}, parameters)["y"]
+        j = residuals.jacobian({"y": None}, parameters)
         root = (0.2 * j.square().sum(1).mean()).sqrt()
         rows = torch.cat([j, root * torch.eye(j.shape[1], dtype=j.dtype)])
         target = torch.cat([residuals["y"].detach(), root * 0.9 * phi])

@@ -9,13 +9,14 @@ radial grid r_m of spacing dr; the geometric progression is from G. Imbalzano et
 148, 241730 (2018).
 """
 
-from collections.abc import Iterable, Sequence
-from itertools import combinations_with_replacement
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from ase.data import covalent_radii
 
+from schnetpack_softadapt.descriptors.acsf.channels import Environment, environments
 from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
+from schnetpack_softadapt.descriptors.acsf.tables import table_layout
 from schnetpack_softadapt.descriptors.elements import atomic_number
 
 __all__ = ["angular_grid", "default_layout", "radial_grid"]
@@ -81,6 +82,8 @@ def default_layout(
     angular: str = "G5",
     cutoff_fn: str = "poly2",
     weighted: bool | None = None,
+    channels: int | Sequence[Mapping[int | str, float]] | None = None,
+    tables: str | Sequence[Mapping] | None = None,
 ) -> Layout:
     """A layout for any material of the given elements.
 
@@ -104,10 +107,16 @@ def default_layout(
             derivative, so that forces are smooth.
         weighted: whether to sum over elements, weighted by atomic number, with twice the radial
             functions and one more angular width; by default from five elements on.
+        channels: sum over elements with tables of element weights instead, so many of them
+            (`channels.element_channels`), or the weights of each by element; an element then has at
+            most `channels` times the functions of one element, however many elements there are.
+        tables: grids of your own (settings of `tables.Table`) that are added up, or the name of
+            some: "imbalzano" has 10 radial functions (shifted, geometric from 1 Ang) and 24 wide
+            angular ones (4 widths, zeta 1, 3, 12). Of the other arguments the cutoffs count only.
 
     Raises:
         UnknownElementError: what is no chemical element.
-        ValueError: no elements, a cutoff within the shortest bond.
+        ValueError: no elements, a cutoff within the shortest bond, weights that are not finite.
     """
     numbers = sorted({atomic_number(element) for element in elements})
     if not numbers:
@@ -119,45 +128,55 @@ def default_layout(
         angular_cutoff = min(cutoff, max(_ANGULAR_CUTOFF, _ANGULAR_BONDS * longest_bond))
     if angular_cutoff > cutoff:
         raise ValueError(f"angular cutoff {angular_cutoff:g} exceeds the cutoff {cutoff:g}")
+    if tables is not None:
+        return table_layout(numbers, tables, cutoff, angular_cutoff, cutoff_fn)
     if weighted is None:
-        weighted = len(numbers) > MAX_RESOLVED_ELEMENTS
+        weighted = channels is None and len(numbers) > MAX_RESOLVED_ELEMENTS
+    if weighted and channels is not None:
+        raise ValueError("weighted (by atomic number) and channels exclude each other; give one")
+    if weighted:
+        n_radial, n_angular_widths = 2 * n_radial, n_angular_widths and n_angular_widths + 1
 
-    def radial_of(kind: str, neighbors: tuple[int, ...], r_min: float, n: int):
-        grid = radial_grid(r_min, cutoff, n)
+    def radial_of(z: int, where: Environment):
+        r_min = min(_closest(z, other) for other in where.neighbors or numbers)
         return [
-            SymmetryFunction(kind, neighbors, cutoff, eta, r_s, cutoff_fn=cutoff_fn)
-            for eta, r_s in grid
+            SymmetryFunction(
+                where.prefix + "G2",
+                where.neighbors,
+                cutoff,
+                eta,
+                r_s,
+                cutoff_fn=cutoff_fn,
+                weights=where.weights,
+            )
+            for eta, r_s in radial_grid(r_min, cutoff, n_radial)
         ]
 
     kinds = {-1.0: "G5", 1.0: "G4"} if angular == "mixed" else {-1.0: angular, 1.0: angular}
 
-    def angular_of(prefix: str, neighbors: tuple[int, ...], n_widths: int):
+    def angular_of(where: Environment):
         return [
             SymmetryFunction(
-                prefix + kinds[lam],
-                neighbors,
+                where.prefix + kinds[lam],
+                where.neighbors,
                 angular_cutoff,
                 eta,
                 zeta=zeta,
                 lam=lam,
                 cutoff_fn=cutoff_fn,
+                weights=where.weights,
             )
-            for eta, zeta, lam in angular_grid(angular_cutoff, n_widths, zetas)
+            for eta, zeta, lam in angular_grid(angular_cutoff, n_angular_widths, zetas)
         ]
 
-    functions = {}
-    for z in numbers:
-        if weighted:
-            r_min = min(_closest(z, other) for other in numbers)
-            functions[z] = radial_of("wG2", (), r_min, 2 * n_radial)
-            functions[z] += angular_of("w", (), n_angular_widths and n_angular_widths + 1)
-            continue
-        functions[z] = []
-        for other in numbers:
-            functions[z] += radial_of("G2", (other,), _closest(z, other), n_radial)
-        for pair in combinations_with_replacement(numbers, 2):
-            functions[z] += angular_of("", pair, n_angular_widths)
-    return Layout(functions)
+    radial, angular_sums = (environments(numbers, n, weighted, channels) for n in (1, 2))
+    return Layout(
+        {
+            z: [f for where in radial for f in radial_of(z, where)]
+            + [f for where in angular_sums for f in angular_of(where)]
+            for z in numbers
+        }
+    )
 
 
 def _closest(z_i: int, z_j: int) -> float:

@@ -3,11 +3,12 @@
 import dataclasses
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from ase.data import chemical_symbols
 
@@ -30,7 +31,7 @@ class Kind(NamedTuple):
     Attributes:
         name: what to call it in a sentence.
         n_distances: 1 for r_ij; 2 for r_ij and r_ik; 3 for these and r_jk.
-        weighted: whether it sums over all elements, each neighbour weighted by its atomic number.
+        weighted: whether it sums over all elements, each neighbour weighted by its element.
         each, joint: coefficients of the exponent.
     """
 
@@ -62,7 +63,7 @@ class SymmetryFunction:
         kind: "G2" radial, "G4" narrow angular (with the distance r_jk), "G5" wide angular, "ANI"
             wide with a Gaussian of the mean of r_ij and r_ik about r_s; with a leading "w" the
             weighted variant (Gastegger et al., J. Chem. Phys. 148, 241709, 2018), which sums over
-            all elements, each neighbour weighted by its atomic number.
+            all elements, each neighbour weighted by `weights`, a pair by the product of two.
         neighbors: atomic numbers (or symbols) of the neighbours: one for G2, two for G4, G5 and
             ANI, none for the weighted kinds; kept as numbers, ascending.
         cutoff: radius beyond which a neighbour does not count, Ang.
@@ -71,6 +72,9 @@ class SymmetryFunction:
         zeta: angular exponent (angular kinds).
         lam: +1 or -1, the angle at which the angular part is largest is 0 or 180 degrees.
         cutoff_fn: name of a function in `acsf.cutoffs`.
+        weights: element weights of the weighted kinds, a mapping of symbols or atomic numbers, kept
+            as pairs (atomic number, weight), ascending, without zeros; what is not named has the
+            weight zero. Empty: the atomic number.
 
     Raises:
         UnknownElementError: a neighbour that is no chemical element.
@@ -85,6 +89,7 @@ class SymmetryFunction:
     zeta: float = 1.0
     lam: float = 1.0
     cutoff_fn: str = "cosine"
+    weights: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -117,13 +122,52 @@ class SymmetryFunction:
         if kind.n_distances > 1 and self.zeta < 1.0:
             # below 1 the derivative diverges where 1 + lam cos(theta) vanishes
             raise ValueError(f"zeta must be at least 1, got {self.zeta}")
+        object.__setattr__(self, "weights", _weights(self.weights))
+        if self.weights and not kind.weighted:
+            raise ValueError(f"{self.kind} takes no element weights; w{self.kind} does")
+
+    @property
+    def weight_of(self) -> np.ndarray:
+        """(119,) weight of a neighbour by atomic number, of the weighted kinds."""
+        if not self.weights:
+            return np.arange(len(chemical_symbols), dtype=np.float64)
+        table = np.zeros(len(chemical_symbols))
+        for z, weight in self.weights:
+            table[z] = weight
+        return table
+
+    def depends_on(self, z: int) -> bool:
+        """Whether neighbours of element `z` count."""
+        return z in self.neighbors if self.neighbors else bool(self.weight_of[z])
+
+    def to_dict(self) -> dict:
+        """Plain numbers and strings, the arguments; weights by symbol where they are given."""
+        data = dataclasses.asdict(self)
+        del data["weights"]  # what was written before there were weights stays as it was
+        if self.weights:
+            data["weights"] = {chemical_symbols[z]: weight for z, weight in self.weights}
+        return data
 
     def __str__(self):
         names = " ".join(chemical_symbols[z] for z in self.neighbors) or "*"
         text = f"{self.kind:4s}{names:6s} eta={self.eta:<9.4g} r_s={self.r_s:<7.4g}"
         if KINDS[self.kind].n_distances > 1:
             text += f" zeta={self.zeta:<5g} lam={self.lam:+g}"
-        return f"{text} r_c={self.cutoff:g} {self.cutoff_fn}"
+        text += f" r_c={self.cutoff:g} {self.cutoff_fn}"
+        if self.weights:
+            text += " weights " + " ".join(f"{chemical_symbols[z]}={w:g}" for z, w in self.weights)
+        return text
+
+
+def _weights(weights) -> tuple[tuple[int, float], ...]:
+    items = weights.items() if isinstance(weights, Mapping) else weights or ()
+    table = {atomic_number(element): float(weight) for element, weight in items}
+    for z, weight in table.items():
+        if not math.isfinite(weight):
+            raise ValueError(f"the weight of {chemical_symbols[z]} is not finite: {weight}")
+    if table and not any(table.values()):
+        raise ValueError("all element weights are zero")
+    return tuple(sorted((z, weight) for z, weight in table.items() if weight))
 
 
 class Layout(Descriptor):
@@ -172,7 +216,7 @@ class Layout(Descriptor):
     def to_dict(self) -> dict:
         """Plain numbers and strings, fit for JSON; `from_dict` reads it back."""
         functions = {
-            chemical_symbols[number]: [dataclasses.asdict(f) for f in values]
+            chemical_symbols[number]: [f.to_dict() for f in values]
             for number, values in self.functions.items()
         }
         return {"kind": self.kind, "functions": functions}
@@ -192,8 +236,11 @@ class Layout(Descriptor):
 
     def columns(self, z_i: int, z_j: int) -> list[int]:
         """A function of one neighbour element does not change with atoms of another."""
-        functions = enumerate(self.functions[z_i])
-        return [k for k, f in functions if not f.neighbors or z_j in f.neighbors]
+        return [k for k, f in enumerate(self.functions[z_i]) if f.depends_on(z_j)]
+
+    def select(self, columns: Mapping[int, Sequence[int]]) -> "Layout":
+        """Some of the functions of each element."""
+        return Layout({z: [self.functions[z][k] for k in columns[z]] for z in self.elements})
 
     def describe(self, z: int, column: int) -> str:
         """Kind and parameters of a function."""

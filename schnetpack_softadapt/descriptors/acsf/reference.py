@@ -50,12 +50,16 @@ class _Group:
     def cut(self, distances: Tensor) -> Tensor:
         return CUTOFFS[self.head.cutoff_fn](distances, self.head.cutoff)
 
+    def weights(self, z_j: Tensor, like: Tensor) -> Tensor:
+        """Weights of neighbours z_j (n,)."""
+        return like.new_tensor(self.head.weight_of)[z_j]
+
 
 def _group(layout: Layout) -> list[_Group]:
     members: dict[tuple, list[tuple[int, SymmetryFunction]]] = {}
     for z, functions in layout.functions.items():
         for column, f in enumerate(functions):
-            key = (z, f.kind, f.neighbors, f.cutoff, f.cutoff_fn)
+            key = (z, f.kind, f.neighbors, f.weights, f.cutoff, f.cutoff_fn)
             members.setdefault(key, []).append((column, f))
     # elements with the same functions in the same columns are summed together
     centers: dict[tuple, list[int]] = {}
@@ -248,7 +252,7 @@ def _radial(group: _Group, atoms: tuple[Tensor, Tensor, int], rows: Tensor, r_ij
     d = lengths(r_ij.index_select(0, rows))
     factor = group.cut(d)
     if kind.weighted:
-        factor = factor * z_j[rows]
+        factor = factor * group.weights(z_j[rows], d)
     widths = [(f.eta, f.r_s) for f in group.functions]
     terms = gaussians([d], widths, kind.each, kind.joint) * factor  # (F, n)
     return terms.new_zeros(len(terms), n_atoms).index_add(1, idx_i[rows], terms)
@@ -279,7 +283,7 @@ def _angular(
         distances.append(lengths(r_k - r_j))
     factor = group.cut(torch.stack(distances)).prod(0)
     if kind.weighted:
-        factor = factor * (z_j[first] * z_j[second])
+        factor = factor * group.weights(z_j[first], factor) * group.weights(z_j[second], factor)
     widths = {(f.eta, f.r_s): None for f in group.functions}
     shapes = {(f.zeta, f.lam): None for f in group.functions}
     radial = gaussians(distances, list(widths), kind.each, kind.joint) * factor

@@ -76,22 +76,26 @@ class HostMap:
         self.n_columns = batch[keys.descriptors].shape[1]
         rows = batch.get(keys.store_rows)
         self.rows = np.arange(len(positions)) if rows is None else rows.numpy()
-        self.dg_dr = batch[keys.store_dg_dr].numpy()
+        self.dg_dr, dg_dstrain = (
+            batch[key].numpy() for key in (keys.store_dg_dr, keys.store_dg_dstrain)
+        )
+        self.real = dg_dstrain.dtype  # of the products
         self.arrays = (
             self.rows,
             self.idx_m,
             self.positions,
-            batch[keys.store_dg_dstrain].numpy(),
+            dg_dstrain,
             batch[keys.store_block_first].numpy(),
             batch[keys.store_block_atom].numpy(),
             batch[keys.store_block_columns].numpy(),
             batch[keys.store_columns].numpy(),
             self.dg_dr,
+            batch[keys.store_scale].numpy(),
         )
 
     def vjp(self, grad_g: Tensor) -> tuple[Tensor, Tensor]:
         """(N, D) -> gradients by positions (N, 3) and strain (B, 3, 3)."""
-        u = np.ascontiguousarray(grad_g.detach().numpy(), dtype=self.dg_dr.dtype)
+        u = np.ascontiguousarray(grad_g.detach().numpy(), dtype=self.real)
         ranges = self._ranges()
         grad_r = np.zeros((len(ranges), len(self.rows), 3))
         grad_strain = np.zeros((len(ranges), self.n_structures, 3, 3))
@@ -112,7 +116,7 @@ class HostMap:
             np.zeros(shape) if x is None else x.detach().numpy().astype(np.float64)
             for x, shape in ((tangent_r, (n_atoms, 3)), (tangent_strain, (0, 3, 3)))
         ]
-        tangent_g = np.empty((n_atoms, self.n_columns), self.dg_dr.dtype)
+        tangent_g = np.empty((n_atoms, self.n_columns), self.real)
         self._run(
             lambda k, begin, end: jvp_atoms(begin, end, *tangents, *self.arrays, tangent_g),
             self._ranges(),
@@ -165,6 +169,14 @@ def _blocks(idx_m: Tensor, batch: Mapping[str, Tensor]) -> _Blocks:
     return _Blocks(place, atom_i, first_atom[atom_i] + block_atom)
 
 
+def _scale_of_atoms(batch: Mapping[str, Tensor]) -> Tensor | None:
+    """(N, D) what an integer of the blocks of each atom is worth; None if they are no integers."""
+    scale, rows = batch[keys.store_scale], batch.get(keys.store_rows)
+    if not len(scale):
+        return None
+    return scale if rows is None else scale[rows]
+
+
 class DeviceMap:
     """The Jacobian of a batch in plain torch, for GPUs: nothing waits for the device.
 
@@ -179,6 +191,7 @@ class DeviceMap:
         self.n_atoms, self.n_columns = batch[keys.descriptors].shape
         self.dtype = batch[keys.descriptors].dtype
         self.dg_dr, self.dg_dstrain = batch[keys.store_dg_dr], batch[keys.store_dg_dstrain]
+        self.scale = _scale_of_atoms(batch)
         lists = batch[keys.store_block_columns]
         place, self.block_i, self.block_j = _blocks(idx_m, batch)
         if place is not None:
@@ -192,10 +205,11 @@ class DeviceMap:
 
     def vjp(self, grad_g: Tensor) -> tuple[Tensor, Tensor]:
         """As `HostMap.vjp`."""
-        u = grad_g.detach().to(self.dg_dr.dtype)
-        table = u.index_select(1, self.columns).view(-1, self.width)  # (N L, W)
+        u = grad_g.detach().to(self.dg_dstrain.dtype)
+        scaled = u if self.scale is None else u * self.scale
+        table = scaled.index_select(1, self.columns).view(-1, self.width)  # (N L, W)
         chosen = table.index_select(0, self.block_list)  # (P, W)
-        forces = torch.bmm(self.dg_dr, chosen[:, :, None])[:, :, 0]  # (P, 3)
+        forces = torch.bmm(self.dg_dr.to(u.dtype), chosen[:, :, None])[:, :, 0]  # (P, 3)
         grad_r = forces.new_zeros(self.n_atoms, 3)
         grad_r.index_add_(0, self.block_j, forces)
         grad_r.index_add_(0, self.block_i, forces, alpha=-1)
@@ -209,23 +223,26 @@ class DeviceMap:
 
     def jvp(self, tangent_r: Tensor | None, tangent_strain: Tensor | None) -> Tensor:
         """As `HostMap.jvp`."""
-        dtype = self.dg_dr.dtype
-        out = self.dg_dr.new_zeros(self.n_atoms, self.n_columns)
-        t = self.dg_dr.new_zeros(self.n_atoms, 3)
+        dtype = self.dg_dstrain.dtype
+        out = self.dg_dstrain.new_zeros(self.n_atoms, self.n_columns)
+        t = out.new_zeros(self.n_atoms, 3)
         if tangent_r is not None:
             t = t + tangent_r.detach().to(dtype)
         if tangent_strain is not None:
             s = tangent_strain.detach().to(dtype).index_select(0, self.idx_m)  # (N, 3, 3)
             t = t - torch.bmm(s, self.positions.to(dtype)[:, :, None])[:, :, 0]
+        t = t.index_select(0, self.block_j) - t.index_select(0, self.block_i)
+        change = torch.bmm(t[:, None, :], self.dg_dr.to(dtype))[:, 0]  # (P, W)
+        table = out.new_zeros(self.n_atoms * len(self.columns) // self.width, self.width)
+        table.index_add_(0, self.block_list, change)
+        out.index_add_(1, self.columns, table.view(self.n_atoms, -1))
+        if self.scale is not None:
+            out *= self.scale
+        if tangent_strain is not None:
             s = s + s.transpose(1, 2)
             axes = zip(VOIGT_ROWS, VOIGT_COLUMNS, strict=True)
             voigt = torch.stack([s[:, a, c] * (0.5 if a == c else 1) for a, c in axes], dim=1)
             out += torch.bmm(voigt[:, None, :], self.dg_dstrain)[:, 0]
-        t = t.index_select(0, self.block_j) - t.index_select(0, self.block_i)
-        change = torch.bmm(t[:, None, :], self.dg_dr)[:, 0]  # (P, W)
-        table = out.new_zeros(self.n_atoms * len(self.columns) // self.width, self.width)
-        table.index_add_(0, self.block_list, change)
-        out.index_add_(1, self.columns, table.view(self.n_atoms, -1))
         return out.to(self.dtype)
 
 
@@ -262,9 +279,15 @@ def position_terms(atoms: Tensor, idx_m: Tensor, batch: Mapping[str, Tensor]) ->
     wanted = (row_of[atom_j] >= 0).nonzero()[:, 0]
     # the block of an atom with itself is minus the sum of its others, which are not its columns
     own = (row_of[atom_i] >= 0).nonzero()[:, 0]
-    derivatives = _all_columns(place[wanted], batch)
+    scale = _scale_of_atoms(batch)
+
+    def derivatives_of(blocks: Tensor) -> Tensor:
+        found = _all_columns(place[blocks], batch)
+        return found if scale is None else found * scale[atom_i[blocks]][:, None]
+
+    derivatives = derivatives_of(wanted)
     total = derivatives.new_zeros(len(atoms), *derivatives.shape[1:])
-    total.index_add_(0, row_of[atom_i[own]], _all_columns(place[own], batch))
+    total.index_add_(0, row_of[atom_i[own]], derivatives_of(own))
     rows = torch.cat([row_of[atom_j[wanted]], numbered])
     centers = torch.cat([atom_i[wanted], atoms])
     order = torch.argsort(rows, stable=True)
@@ -274,8 +297,8 @@ def position_terms(atoms: Tensor, idx_m: Tensor, batch: Mapping[str, Tensor]) ->
 
 
 def _all_columns(place: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
-    """Blocks (n,) of the store with all columns, (n, 3, D)."""
-    kept = batch[keys.store_dg_dr].index_select(0, place)
+    """Blocks (n,) of the store with all columns, (n, 3, D), in the units of the store."""
+    kept = batch[keys.store_dg_dr].index_select(0, place).to(batch[keys.store_dg_dstrain].dtype)
     columns = batch[keys.store_columns].long()[batch[keys.store_block_columns][place].long()]
     out = kept.new_zeros(len(place), 3, batch[keys.descriptors].shape[1])
     return out.scatter_add_(2, columns[:, None, :].expand_as(kept), kept)

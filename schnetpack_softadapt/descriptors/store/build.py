@@ -1,17 +1,16 @@
 """Computes a descriptor store: many threads compute, one writes; memory holds a few portions.
 
 The neighbours of all atoms are counted first, so that the size is known and said, and compared with
-the free disk, before anything is computed. The arrays are written front to back into a folder
-of another name, which is renamed when all is there.
+the free disk and a budget, before anything is computed. The arrays are written front to back into a
+folder of another name, which is renamed when all is there.
 """
 
 import contextlib
 import json
 import logging
 import os
-import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -29,18 +28,27 @@ from schnetpack_softadapt.descriptors.store.files import (
 )
 from schnetpack_softadapt.neighbors.pair_list import LinkedCells
 
-__all__ = ["FORMAT", "Columns", "build_store"]
+__all__ = ["DTYPES", "FORMAT", "Columns", "Counted", "batch_arrays", "build_store", "choose_dtype"]
 
 log = logging.getLogger(__name__)
 
 #: raise when files or their meaning change: older stores are then computed again
-FORMAT = 2
+FORMAT = 3
+
+#: numbers on disk -> type of `dg_dr`, of the other arrays
+DTYPES = {
+    "float32": ("float32", "float32"),
+    "float64": ("float64", "float64"),
+    # a 16-bit mantissa each, one scale for an atom and column: five digits of the largest
+    # derivative, where IEEE's half precision has three of each
+    "float16": ("int16", "float32"),
+}
+#: part of the free disk that "auto" leaves alone
+RESERVE = 0.1
 
 #: numbers of G in a portion; with 50 neighbours, 20 MB of float64 in dg_dr
 PORTION_NUMBERS = 16_000
 LEAST_ROWS = 64
-#: stores beyond this size are announced with a warning
-LARGE_BYTES = 1e9
 
 
 class Columns:
@@ -87,76 +95,149 @@ class _Piece(NamedTuple):
             raise ValueError(f"structure {self.index}: {error}") from error
 
 
-def build_store(
-    target: Path,
-    building: Path,
-    structures: Sequence,
-    structure_first: np.ndarray,
-    descriptor: Descriptor,
-    dtype: str,
-    n_jobs: int,
-    progress: bool,
-    description: dict,
-) -> None:
-    """Compute a store in the folder `building`, which becomes `target`.
+class Counted:
+    """Structures with the number of blocks of each atom, which tells the size of a store.
 
     Args:
         structures: fetched by one thread, in order.
         structure_first: (S + 1,) first row of each structure.
-        description: entries of the manifest.
+        n_jobs: threads.
+        progress: show progress bars.
+
+    Attributes:
+        block_first: (rows + 1,) first block of each row.
 
     Raises:
-        ValueError: a structure cannot be described, descriptors that are not finite.
-        OSError: no space left.
+        ValueError: a structure cannot be described.
     """
-    engine, columns = descriptor.engine("cpu"), Columns(descriptor)
-    portions = _portions(structure_first, max(LEAST_ROWS, PORTION_NUMBERS // descriptor.n_columns))
-    n_rows = int(structure_first[-1])
 
-    def run(function: Callable, name: str, delay: float) -> Iterator:
+    def __init__(
+        self,
+        structures: Sequence,
+        structure_first: np.ndarray,
+        descriptor: Descriptor,
+        n_jobs: int,
+        progress: bool,
+    ):
+        self.structures, self.structure_first = structures, structure_first
+        self.descriptor, self.columns = descriptor, Columns(descriptor)
+        self.n_jobs, self.progress = n_jobs, progress
+        self.n_rows = int(structure_first[-1])
+        self._portions = _portions(structure_first, _portion_rows(descriptor))
+
+        def count(pieces: list[_Piece]) -> np.ndarray:
+            return np.concatenate([_n_blocks(p, descriptor.cutoff) for p in pieces])
+
+        found = self.run(count, "counting neighbours", delay=3.0)
+        self.block_first = np.cumsum(np.concatenate([np.zeros(1, np.int64), *found]))
+
+    def run(self, function: Callable, name: str, delay: float) -> Iterator:
+        """Results of a function of lists of pieces, in order."""
         work = (
-            [_Piece(k, structures[k], begin, end) for k, begin, end in pieces]
-            for pieces in portions
+            [_Piece(k, self.structures[k], begin, end) for k, begin, end in pieces]
+            for pieces in self._portions
         )
-        with tqdm(desc=name, total=n_rows, unit=" atoms", delay=delay, disable=not progress) as bar:
-            for pieces, result in _in_order(function, work, n_jobs):
+        with tqdm(
+            desc=name, total=self.n_rows, unit=" atoms", delay=delay, disable=not self.progress
+        ) as bar:
+            for pieces, result in _in_order(function, work, self.n_jobs):
                 yield result
                 bar.update(sum(p.end - p.begin for p in pieces))
 
-    def count(pieces: list[_Piece]) -> np.ndarray:
-        return np.concatenate([_n_blocks(p, descriptor.cutoff) for p in pieces])
+    def shapes(self, dtype: str) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and type of the arrays that are written front to back."""
+        derivatives, real = DTYPES[dtype]
+        n_blocks, (_, width) = int(self.block_first[-1]), self.columns.lists.shape
+        n_columns = self.descriptor.n_columns
+        return {
+            "G": ((self.n_rows, n_columns), real),
+            "dg_dstrain": ((self.n_rows, 6, n_columns), real),
+            "block_atom": ((n_blocks,), "int32"),
+            "block_columns": ((n_blocks,), "int16"),
+            "dg_dr": ((n_blocks, 3, width), derivatives),
+            "scale": ((self.n_rows if derivatives == "int16" else 0, n_columns), real),
+        }
 
-    n_blocks = np.concatenate(
-        [np.zeros(1, np.int64), *run(count, "counting neighbours", delay=3.0)]
+    def nbytes(self, dtype: str) -> int:
+        """Size of a store but for headers and indices of rows."""
+        return sum(
+            int(np.prod(shape, dtype=object)) * np.dtype(kind).itemsize
+            for shape, kind in self.shapes(dtype).values()
+        )
+
+
+def choose_dtype(
+    sizes: Mapping[str, int], budget: int | None, free: int, folder: Path
+) -> tuple[str, str]:
+    """The first type whose store fits, and why, in words.
+
+    Args:
+        sizes: bytes of a store of each type, the preferred one first.
+        budget: bytes that a store may have; None for what the disk has.
+        free: bytes left on the disk of `folder`.
+
+    Raises:
+        OSError: none of them fits, with the remedies.
+    """
+    room = free if len(sizes) == 1 else int((1 - RESERVE) * free)
+    allowed = room if budget is None else min(budget, room)
+    listed = " or ".join(f"{size / 1e9:.2f} GB ({dtype})" for dtype, size in sizes.items())
+    if budget is not None and budget <= room:
+        limit = f"data.store_budget allows {budget / 1e9:.2f} GB"
+    else:
+        limit = f"{folder} has {free / 1e9:.2f} GB left"
+    for dtype, size in sizes.items():
+        if size <= allowed:
+            return dtype, f"of {listed}, and {limit}"
+    least = min(sizes.values()) / 1e9
+    remedy = "choose another folder with data.store_dir=..."
+    if allowed < room:
+        remedy = f"data.store_budget={least + 0.01:.2f}GB would do"
+    raise OSError(
+        f"the descriptor store needs {listed}, and {limit}; {remedy}, or take fewer descriptors, or"
+        " data.store=false"
     )
-    block_first = np.cumsum(n_blocks, dtype=np.int64)
-    whole = {
-        "structure_first": structure_first,
-        "block_first": block_first,
-        "columns": columns.lists,
-    }
-    n_all, n_columns, width = int(block_first[-1]), descriptor.n_columns, columns.lists.shape[1]
-    shapes = {
-        "G": ((n_rows, n_columns), dtype),
-        "dg_dstrain": ((n_rows, 6, n_columns), dtype),
-        "block_atom": ((n_all,), "int32"),
-        "block_columns": ((n_all,), "int16"),
-        "dg_dr": ((n_all, 3, width), dtype),
-    }
-    if target.exists():
-        shutil.rmtree(target)  # damaged; whoever still reads it keeps its maps
-    _announce(target, shapes, n_rows, n_columns)
+
+
+def build_store(
+    target: Path, building: Path, counted: Counted, dtype: str, description: dict
+) -> None:
+    """Compute a store in the folder `building`, which becomes `target`.
+
+    Args:
+        dtype: one of `DTYPES`.
+        description: entries of the manifest.
+
+    Raises:
+        ValueError: descriptors that are not finite.
+        OSError: no space left.
+    """
+    engine, columns, shapes = (
+        counted.descriptor.engine("cpu"),
+        counted.columns,
+        counted.shapes(dtype),
+    )
 
     def compute(pieces: list[_Piece]) -> dict[str, np.ndarray]:
-        return _arrays(pieces, descriptor.cutoff, engine, columns, dtype)
+        real = DTYPES[dtype][1]
+        arrays = _arrays(pieces, counted.descriptor.cutoff, engine, columns, real)
+        arrays["scale"] = np.empty((0, columns.kept.shape[1]), real)
+        if dtype == "float16":
+            arrays["scale"], arrays["dg_dr"] = _as_integers(arrays, columns.lists)
+        return arrays
 
     with contextlib.ExitStack() as stack:
         files = {name: stack.enter_context(open(building / f"{name}.npy", "wb")) for name in shapes}
         for name, file in files.items():
             write_header(file, *shapes[name])
-        for arrays in run(compute, "descriptor store", delay=0.0):
+        for arrays in counted.run(compute, "descriptor store", delay=0.0):
             for name, file in files.items():
                 file.write(np.ascontiguousarray(arrays[name]))
+    whole = {
+        "structure_first": counted.structure_first,
+        "block_first": counted.block_first,
+        "columns": columns.lists,
+    }
     for name, values in whole.items():
         np.save(building / f"{name}.npy", values)
         shapes[name] = (values.shape, values.dtype.name)
@@ -170,27 +251,34 @@ def build_store(
     os.rename(building, target)
 
 
-def _announce(target: Path, shapes: dict, n_rows: int, n_columns: int) -> None:
-    size = sum(
-        int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize
-        for shape, dtype in shapes.values()
+def batch_arrays(
+    structures: Sequence, engine: Engine, columns: Columns, dtype: str, threads: int
+) -> dict[str, np.ndarray]:
+    """What `DescriptorStore.gather` gives for some structures, and `G`, computed anew.
+
+    Args:
+        dtype: "float32" or "float64".
+        threads: threads to use.
+    """
+    first = np.cumsum([0, *(len(s.numbers) for s in structures)])
+    rows = min(_portion_rows(engine.descriptor), max(LEAST_ROWS, -(-int(first[-1]) // threads)))
+    work = (
+        [_Piece(k, structures[k], begin, end) for k, begin, end in pieces]
+        for pieces in _portions(first, rows)
     )
-    log.log(
-        logging.WARNING if size > LARGE_BYTES else logging.INFO,
-        "descriptor store: %.2f GB in %s, for %d atoms with %d descriptors"
-        " (data.store_dir=... puts it elsewhere, data.store=false does without)",
-        size / 1e9,
-        target,
-        n_rows,
-        n_columns,
-    )
-    free = shutil.disk_usage(target.parent).free
-    if size > free:
-        raise OSError(
-            f"the descriptor store needs {size / 1e9:.2f} GB, and {target.parent} has"
-            f" {free / 1e9:.2f} GB left; choose another folder with data.store_dir=..., fewer"
-            " descriptors, or data.store=false"
-        )
+
+    def compute(pieces: list[_Piece]) -> dict[str, np.ndarray]:
+        return _arrays(pieces, engine.descriptor.cutoff, engine, columns, dtype)
+
+    parts = [arrays for _, arrays in _in_order(compute, work, threads)]
+    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    arrays["block_first"] = np.concatenate([[0], np.cumsum(arrays.pop("n_blocks"))])
+    arrays["columns"], arrays["scale"] = columns.lists, np.empty((0, columns.kept.shape[1]), dtype)
+    return arrays
+
+
+def _portion_rows(descriptor: Descriptor) -> int:
+    return max(LEAST_ROWS, PORTION_NUMBERS // descriptor.n_columns)
 
 
 def _portions(structure_first: np.ndarray, rows: int) -> list[list[tuple[int, int, int]]]:
@@ -237,7 +325,7 @@ def _n_blocks(piece: _Piece, cutoff: float) -> np.ndarray:
 def _arrays(
     pieces: list[_Piece], cutoff: float, engine: Engine, columns: Columns, dtype: str
 ) -> dict[str, np.ndarray]:
-    """What a store holds of some atoms, computed by one call of the engine in one thread."""
+    """What a store holds of some atoms, by one call of the engine in one thread; n_blocks (n,)."""
     # atoms that take part: those of the pieces and their neighbours
     used, idx_i, idx_j, r_ij, atoms, numbers = [], [], [], [], [], []
     n = 0
@@ -262,7 +350,8 @@ def _arrays(
     order = np.argsort(block_i * n + found.block_atom, kind="stable")
     order = order[block_i[order] != found.block_atom[order]]
     block_i, block_j = block_i[order], found.block_atom[order]
-    if not np.array_equal(np.bincount(block_i, minlength=n), _count_distinct(idx_i, idx_j, n)):
+    n_blocks = np.bincount(block_i, minlength=n)
+    if not np.array_equal(n_blocks, _count_distinct(idx_i, idx_j, n)):
         raise RuntimeError("the engine's blocks are not those of the neighbour list")
     which = columns.list_of[numbers[block_i], numbers[block_j]]
     kept = np.empty((len(order), 3, columns.lists.shape[1]), dtype)
@@ -272,6 +361,7 @@ def _arrays(
     arrays = {
         "G": found.values[atoms].astype(dtype, copy=False),
         "dg_dstrain": found.dg_dstrain[atoms].astype(dtype, copy=False),
+        "n_blocks": n_blocks[atoms],
         "block_atom": used[block_j].astype(np.int32),
         "block_columns": which,
         "dg_dr": kept,
@@ -282,6 +372,30 @@ def _arrays(
             " two atoms of one of them lie in the same place?"
         )
     return arrays
+
+
+def _as_integers(arrays: dict, lists: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`scale` (n, D) and `dg_dr` of 16 bits: the largest of each atom and column is 32767."""
+    dg_dr, n_rows = arrays["dg_dr"], len(arrays["G"])
+    scale, integers = np.zeros_like(arrays["G"]), np.zeros(dg_dr.shape, np.int16)
+    row = np.repeat(np.arange(n_rows), arrays["n_blocks"])
+    _to_integers(dg_dr, row, arrays["block_columns"], lists, scale, integers)
+    return scale, integers
+
+
+@njit(cache=True, nogil=True)
+def _to_integers(dg_dr, row, which, lists, scale, out):
+    for p in range(len(row)):
+        for x in range(3):
+            for k in range(lists.shape[1]):
+                column = lists[which[p], k]
+                scale[row[p], column] = max(scale[row[p], column], abs(dg_dr[p, x, k]) / 32767)
+    for p in range(len(row)):
+        for x in range(3):
+            for k in range(lists.shape[1]):
+                unit = scale[row[p], lists[which[p], k]]
+                if unit > 0.0:  # below 1e-41 there is none
+                    out[p, x, k] = round(min(max(dg_dr[p, x, k] / unit, -32767.0), 32767.0))
 
 
 @njit(cache=True, nogil=True)

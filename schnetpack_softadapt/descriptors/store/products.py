@@ -2,7 +2,8 @@
 
 Each number of the store is used once per product, so the speed is that of reading memory: the
 inner loops run over the contiguous columns of a block and do two operations per number.
-Compiled without the global interpreter lock, for float32 and float64 stores.
+Compiled without the global interpreter lock, for stores of any type; integers are
+converted as they are read.
 
 With B_ij = dG_i/dR_j (block of a pair of distinct atoms) and S_i = dG_i/dstrain (Voigt), for atoms
 i of structure m:
@@ -52,6 +53,7 @@ def vjp_atoms(
     block_columns,
     columns,
     dg_dr,
+    scale,
     grad_r,
     grad_strain,
 ):
@@ -59,7 +61,7 @@ def vjp_atoms(
 
     Args:
         begin, end: range of atoms.
-        u: (N, D) of the store's dtype.
+        u: (N, D) of the type of `dg_dstrain`, in which the products are computed.
         rows: (N,) rows in the store.
         idx_m: (N,) structure of each atom, ascending.
         positions: (N, 3) float64.
@@ -68,7 +70,8 @@ def vjp_atoms(
         block_atom: (blocks,).
         block_columns: (blocks,) row of `columns`.
         columns: (n, W) columns of a block; what fills a row up to W has zeros in the block.
-        dg_dr: (blocks, 3, W).
+        dg_dr: (blocks, 3, W), real numbers, or integers in units of `scale`.
+        scale: (rows, D), or of length 0 if `dg_dr` holds real numbers.
         grad_r: (N, 3) float64, added to.
         grad_strain: (B, 3, 3) float64, added to; of length 0 if not wanted. Without the
             -F R of the module's docstring, which `grad_r` of all atoms is needed for.
@@ -78,10 +81,11 @@ def vjp_atoms(
     """
     n_columns, width = u.shape[1], columns.shape[1]
     n_lists = len(columns)
-    has_strain = len(grad_strain) > 0
+    has_strain, has_scale = len(grad_strain) > 0, len(scale) > 0
     chosen = np.empty((n_lists, width), u.dtype)
     chosen_for = np.full(n_lists, -1)
-    zero = u.dtype.type(0)
+    real = u.dtype.type
+    zero = real(0)
     first, last = 0, 0
     for i in range(begin, end):
         if i >= last:
@@ -99,12 +103,14 @@ def vjp_atoms(
                 chosen_for[which] = i
                 for k in range(width):
                     chosen[which, k] = u[i, columns[which, k]]
+                    if has_scale:
+                        chosen[which, k] *= scale[row, columns[which, k]]
             s_x, s_y, s_z = zero, zero, zero
             for k in range(width):
                 value = chosen[which, k]
-                s_x += value * dg_dr[b, 0, k]
-                s_y += value * dg_dr[b, 1, k]
-                s_z += value * dg_dr[b, 2, k]
+                s_x += value * real(dg_dr[b, 0, k])
+                s_y += value * real(dg_dr[b, 1, k])
+                s_z += value * real(dg_dr[b, 2, k])
             grad_r[j, 0] += s_x
             grad_r[j, 1] += s_y
             grad_r[j, 2] += s_z
@@ -144,6 +150,7 @@ def jvp_atoms(
     block_columns,
     columns,
     dg_dr,
+    scale,
     tangent_g,
 ):
     """Write the rows begin..end of G', the exact transpose of `vjp_atoms`.
@@ -151,7 +158,7 @@ def jvp_atoms(
     Args:
         tangent_r: (N, 3) float64, change of the positions.
         tangent_strain: (B, 3, 3) float64, change of the strain, or of length 0.
-        tangent_g: (N, D) of the store's dtype, written.
+        tangent_g: (N, D) of the type of `dg_dstrain`, written.
         others: as for `vjp_atoms`.
 
     Returns:
@@ -159,7 +166,7 @@ def jvp_atoms(
     """
     n_columns, width = tangent_g.shape[1], columns.shape[1]
     n_lists = len(columns)
-    has_strain = len(tangent_strain) > 0
+    has_strain, has_scale = len(tangent_strain) > 0, len(scale) > 0
     real = tangent_g.dtype.type
     change = np.zeros((n_lists, width), tangent_g.dtype)
     used = np.zeros(n_lists, np.bool_)
@@ -200,7 +207,9 @@ def jvp_atoms(
             t_z = real(t[j, 2] - t[i - first, 2])
             for k in range(width):
                 change[which, k] += (
-                    t_x * dg_dr[b, 0, k] + t_y * dg_dr[b, 1, k] + t_z * dg_dr[b, 2, k]
+                    t_x * real(dg_dr[b, 0, k])
+                    + t_y * real(dg_dr[b, 1, k])
+                    + t_z * real(dg_dr[b, 2, k])
                 )
         for k in range(n_columns):
             tangent_g[i, k] = 0.0
@@ -212,6 +221,8 @@ def jvp_atoms(
             if used[which]:
                 used[which] = False
                 for k in range(width):
+                    if has_scale:
+                        change[which, k] *= scale[row, columns[which, k]]
                     tangent_g[i, columns[which, k]] += change[which, k]
                     change[which, k] = 0.0
     return -1

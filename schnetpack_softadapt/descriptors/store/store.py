@@ -12,7 +12,9 @@ atom j of its structure within the cutoff, periodic images summed; D: columns of
 - `structure_first` (S + 1,) int64: first row of each structure.
 - `block_first` (rows + 1,) int64: first block of each row.
 - `block_atom` (blocks,) int32: j, counted within the structure, ascending in a row.
-- `dg_dr` (blocks, 3, W): dG_i/dR_j of the columns that i and j can fill, 1/Ang.
+- `dg_dr` (blocks, 3, W): dG_i/dR_j of the columns that i and j can fill, 1/Ang; with half the
+  bits, integers in units of `scale`.
+- `scale` (rows, D) or (0, D): 1/32767 of the largest derivative of a row and column.
 - `columns` (n, W) int32: lists of those columns.
 - `block_columns` (blocks,) int16: which list a block uses.
 
@@ -28,7 +30,7 @@ import os
 import random
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +39,13 @@ import torch
 from schnetpack_softadapt import properties as keys
 from schnetpack_softadapt.descriptors.elements import check_elements
 from schnetpack_softadapt.descriptors.protocol import Descriptor
-from schnetpack_softadapt.descriptors.store.build import FORMAT, build_store
+from schnetpack_softadapt.descriptors.store.build import (
+    DTYPES,
+    FORMAT,
+    Counted,
+    build_store,
+    choose_dtype,
+)
 from schnetpack_softadapt.descriptors.store.files import (
     MANIFEST,
     PART_BYTES,
@@ -49,18 +57,24 @@ from schnetpack_softadapt.descriptors.store.files import (
 )
 from schnetpack_softadapt.files import locked
 
-__all__ = ["DescriptorStore", "StoreError", "fingerprint"]
+__all__ = ["DescriptorStore", "StoreError", "fingerprints", "in_batch"]
 
 log = logging.getLogger(__name__)
 
 #: bytes read at every opening to compare checksums; a larger store is sampled
 CHECKED_BYTES = 256_000_000
 
+#: stores beyond this size are announced with a warning
+LARGE_BYTES = 1e9
 
-def fingerprint(
-    structures: Sequence, descriptor: Descriptor, dtype: str = "float32"
-) -> tuple[str, np.ndarray]:
-    """What a store depends on, as a hash, and the first row of each structure.
+#: what dtype "auto" takes, the first that fits
+AUTO = ("float32", "float16")
+
+
+def fingerprints(
+    structures: Sequence, descriptor: Descriptor, dtypes: Sequence[str]
+) -> tuple[dict[str, str], np.ndarray]:
+    """What a store depends on, as a hash for each dtype, and the first row of each structure.
 
     Returns:
         32 hexadecimal digits of structures (numbers, positions, cell, pbc), descriptor, dtype and
@@ -69,9 +83,7 @@ def fingerprint(
     Raises:
         UnknownElementError: a structure with an element that the descriptor does not have.
     """
-    digest = hashlib.blake2b(
-        f"{FORMAT} {descriptor.fingerprint} {np.dtype(dtype).str}".encode(), digest_size=16
-    )
+    digest = hashlib.blake2b(f"{FORMAT} {descriptor.fingerprint}".encode(), digest_size=16)
     first = np.zeros(len(structures) + 1, np.int64)
     for index in range(len(structures)):
         structure = structures[index]
@@ -82,7 +94,12 @@ def fingerprint(
         digest.update(numbers)
         for values, kind in (("positions", np.float64), ("cell", np.float64), ("pbc", bool)):
             digest.update(np.ascontiguousarray(getattr(structure, values), kind))
-    return digest.hexdigest(), first
+    found = {}
+    for dtype in dtypes:
+        of_dtype = digest.copy()
+        of_dtype.update(np.dtype(dtype).str.encode())
+        found[dtype] = of_dtype.hexdigest()
+    return found, first
 
 
 class DescriptorStore:
@@ -110,6 +127,7 @@ class DescriptorStore:
     block_columns: np.ndarray
     columns: np.ndarray
     dg_dr: np.ndarray
+    scale: np.ndarray
 
     def __init__(self, path: str | Path, expected: str | None = None, full_check: bool = False):
         self.path = Path(path)
@@ -134,7 +152,8 @@ class DescriptorStore:
             raise StoreError("it was made from other structures, descriptors or dtype")
         self.n_structures = len(self.structure_first) - 1
         self.n_rows, self.n_blocks = len(self.G), len(self.dg_dr)
-        self.dtype = self.G.dtype.name
+        stored = (self.dg_dr.dtype.name, self.G.dtype.name)
+        self.dtype = next(name for name, types in DTYPES.items() if types == stored)
         self.nbytes = sum(getattr(self, name).nbytes for name in crcs)
         for name, part in self._parts_to_check(crcs, full_check):
             if checksum(self.path / f"{name}.npy", part) != crcs[name][part]:
@@ -173,7 +192,7 @@ class DescriptorStore:
         with warnings.catch_warnings():
             # torch has no read-only tensors
             warnings.filterwarnings("ignore", message=".*not writable.*")
-            return {key: torch.from_numpy(getattr(self, name)) for key, name in _IN_BATCH.items()}
+            return in_batch(vars(self))
 
     def gather(self, rows: np.ndarray) -> dict[str, torch.Tensor]:
         """The part of `tensors` that belongs to some rows, copied: for GPUs and other processes.
@@ -192,8 +211,9 @@ class DescriptorStore:
             "block_columns": self.block_columns.take(blocks),
             "columns": self.columns.copy(),
             "dg_dr": self.dg_dr.take(blocks, axis=0),
+            "scale": self.scale.take(rows, axis=0) if len(self.scale) else self.scale.copy(),
         }
-        return {key: torch.from_numpy(arrays[name]) for key, name in _IN_BATCH.items()}
+        return in_batch(arrays)
 
     @classmethod
     def open_or_build(
@@ -205,6 +225,7 @@ class DescriptorStore:
         n_jobs: int | None = None,
         progress: bool = True,
         database: str | Path | None = None,
+        budget: int | None = None,
     ) -> "DescriptorStore":
         """The store of these structures and descriptors, computed first if need be.
 
@@ -218,53 +239,76 @@ class DescriptorStore:
             structures: with `numbers` (n,), `positions` (n, 3), `cell` (3, 3), `pbc` (3,); any
                 sequence, also one that reads them from disk.
             descriptor: what is computed.
-            dtype: "float32" or "float64", of the values on disk; they are computed in float64.
+            dtype: "float32", "float64", "float16" or "auto", of the values on disk; they are
+                computed in float64. "float16": 16 bits for each derivative by positions, float32
+                for all else. "auto": a store that is there, else float32 if it fits into budget
+                and disk, else float16.
             n_jobs: threads; all cores by default.
             progress: show a progress bar with the rate in atoms/s.
             database: the file that holds the structures.
+            budget: bytes that a new store may have; by default what is free on the disk.
 
         Raises:
             ValueError: a structure cannot be described, or an unknown dtype.
-            OSError: no space left.
+            OSError: beyond the budget, or no space left.
         """
-        if dtype not in ("float32", "float64"):
-            raise ValueError(f"dtype must be 'float32' or 'float64', got {dtype!r}")
+        if dtype != "auto" and dtype not in DTYPES:
+            raise ValueError(f"store_dtype={dtype!r}; choose auto, {', '.join(DTYPES)}")
+        dtypes = AUTO if dtype == "auto" else (dtype,)
         folder = Path(folder)
-        expected, structure_first = fingerprint(structures, descriptor, dtype)
-        target = folder / f"descriptors-{expected[:16]}"
-        try:
-            return cls(target, expected)
-        except StoreError as error:
-            if target.exists():
-                log.warning("the descriptor store %s is computed again: %s", target, error)
+        expected, structure_first = fingerprints(structures, descriptor, dtypes)
+        targets = {name: folder / f"descriptors-{expected[name][:16]}" for name in dtypes}
+
+        def complete(level: int) -> DescriptorStore | None:
+            for name, target in targets.items():
+                try:
+                    return cls(target, expected[name])
+                except StoreError as error:
+                    if target.exists():
+                        log.log(
+                            level, "the descriptor store %s is computed again: %s", target, error
+                        )
+            return None
+
+        if store := complete(logging.WARNING):
+            return store
         building = folder / "building"
         with locked(building, on_wait=lambda: log.warning(_WAIT, folder)):
-            try:  # it may have come while this process waited
-                return cls(target, expected)
-            except StoreError:
-                pass
-            shutil.rmtree(building, ignore_errors=True)  # of a process that was killed
+            if store := complete(logging.DEBUG):  # it may have come while this process waited
+                return store
+            # of a process that was killed, and damaged ones; who still reads these keeps the maps
+            for old in (building, *targets.values()):
+                shutil.rmtree(old, ignore_errors=True)
             building.mkdir()
             database = None if database is None else os.path.realpath(database)
             try:
-                build_store(
-                    target,
-                    building,
-                    structures,
-                    structure_first,
-                    descriptor,
-                    dtype,
-                    n_jobs or _n_cores(),
-                    progress,
-                    {
-                        "fingerprint": expected,
-                        "database": database,
-                        "descriptor": descriptor.to_dict(),
-                    },
+                counted = Counted(
+                    structures, structure_first, descriptor, n_jobs or _n_cores(), progress
                 )
+                sizes = {name: counted.nbytes(name) for name in dtypes}
+                free = shutil.disk_usage(folder).free
+                dtype, reason = choose_dtype(sizes, budget, free, folder)
+                target = targets[dtype]
+                log.log(
+                    logging.WARNING if sizes[dtype] > LARGE_BYTES else logging.INFO,
+                    "descriptor store: %.2f GB in %s, %s %s; %d atoms with %d descriptors"
+                    " (data.store_dir=... puts it elsewhere, data.store=false does without)",
+                    sizes[dtype] / 1e9,
+                    target,
+                    dtype,
+                    reason,
+                    counted.n_rows,
+                    descriptor.n_columns,
+                )
+                description = {
+                    "fingerprint": expected[dtype],
+                    "database": database,
+                    "descriptor": descriptor.to_dict(),
+                }
+                build_store(target, building, counted, dtype, description)
             finally:
                 shutil.rmtree(building, ignore_errors=True)
-            store = cls(target, expected)
+            store = cls(target, expected[dtype])
             for other in folder.glob("descriptors-*"):
                 if database and other != target and (size := remove_store(other, database)):
                     log.info("removed an older descriptor store, %.2f GB: %s", size / 1e9, other)
@@ -279,7 +323,14 @@ _IN_BATCH = {
     keys.store_block_columns: "block_columns",
     keys.store_columns: "columns",
     keys.store_dg_dr: "dg_dr",
+    keys.store_scale: "scale",
 }
+
+
+def in_batch(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """The arrays that batches carry, by batch key, without a copy."""
+    return {key: torch.from_numpy(arrays[name]) for key, name in _IN_BATCH.items()}
+
 
 _WAIT = "another process computes a descriptor store in %s; waiting for it"
 

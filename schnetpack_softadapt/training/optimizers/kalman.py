@@ -114,6 +114,8 @@ class KalmanFilter(ResidualOptimizer):
         group = self.param_groups[0]
         residuals, loss = self._residuals(closure)
         j, r = map(rows_of_all_ranks, self._linearize(residuals, group))
+        gradient = (j.T @ r).double()
+        self._check_derivatives(gradient)
         state = self._state(j, group)
         memory = group["memory"]
         state["information"].mul_(memory).addmm_(j.T, j)
@@ -121,7 +123,6 @@ class KalmanFilter(ResidualOptimizer):
         state["loss"] = loss if state["loss"] is None else 0.8 * state["loss"] + 0.2 * loss
         state["step"] += 1
 
-        gradient = (j.T @ r).double()
         refresh = group["refresh"] or -(-self.n_parameters // 1000)
         if self._factor is None or self._age >= refresh:
             self._factor, self._age = self._factorize(state, group["damping"] * state["loss"]), 0

@@ -83,19 +83,22 @@ class ResidualOptimizer(torch.optim.Optimizer):
             n_used = min(n, max(group["min_groups"], round(group["fraction"] * n)))
             if n_used < n:
                 chosen[name] = torch.randperm(n)[:n_used].sort().values.to(value.device)
-            n_rows = n_used * residuals.n_columns[name]
-            scale[name] = value.new_full((n_rows,), (n / max(n_used, 1)) ** 0.5)
+            scale[name] = (n / max(n_used, 1)) ** 0.5
         with torch.enable_grad():
-            rows = residuals.jacobian(chosen, self._parameters)
-        dtype = self._parameters[0].dtype
-        entries = [residuals.entries(name, chosen[name]) for name in residuals]
-        scale = torch.cat(list(scale.values())).to(dtype)
-        j = torch.cat([rows[name].to(dtype) for name in residuals]).mul_(scale[:, None])
-        r = torch.cat(entries).detach().to(dtype) * scale
-        # nan and inf survive a sum; one number for all ranks, which must agree on an error
-        if not torch.isfinite(sum_over_ranks(j.sum().double())):
+            j = residuals.jacobian(chosen, self._parameters, scale)
+        entries = [residuals.entries(name, chosen[name]) * scale[name] for name in residuals]
+        return j, torch.cat(entries).detach().to(j.dtype)
+
+    @staticmethod
+    def _check_derivatives(sums: Tensor) -> None:
+        """Refuse what is not finite in sums over all rows of J of all ranks, which must agree.
+
+        Raises:
+            ValueError: a derivative is not finite.
+        """
+        # nan and inf survive a sum
+        if not torch.isfinite(sums.sum()):
             raise ValueError("derivatives of the residuals are not finite: the run has diverged")
-        return j, r
 
     def _move(self, step: Tensor, length: float, change: float, loss: float) -> None:
         """theta <- theta - length x step (P,), shortened where the linear model is not trusted.

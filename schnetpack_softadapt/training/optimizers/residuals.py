@@ -2,15 +2,15 @@
 
 An optimizer class with `uses_residuals = True` is stepped with a closure that returns `Residuals`.
 It knows nothing of energies and forces; models that know a short way to the derivatives offer it as
-a method `parameter_jacobian(batch, atoms)`, see `Residuals.jacobian`.
+a method `parameter_jacobian(batch, wanted)`, see `model.jacobian`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from schnetpack import properties
 from torch import Tensor, nn
 
+from schnetpack_softadapt.model.jacobian import JacobianRows
 from schnetpack_softadapt.quantities import full_to_voigt
 from schnetpack_softadapt.training.losses import LossComponent
 
@@ -51,22 +51,27 @@ class Residuals(dict[str, Tensor]):
         self.n_columns = {name: (n_columns or {}).get(name, 1) for name in self}
 
     def jacobian(
-        self, groups: Mapping[str, Tensor | None], parameters: Sequence[Tensor]
-    ) -> dict[str, Tensor]:
+        self,
+        groups: Mapping[str, Tensor | None],
+        parameters: Sequence[Tensor],
+        scale: Mapping[str, float] | None = None,
+    ) -> Tensor:
         """Derivatives of residuals by the parameters, one backward pass for each row.
 
         Args:
             groups: (n,) groups of rows of each component, ascending; all if None. Group g holds the
                 entries n_columns g to n_columns (g + 1) - 1.
             parameters: their number of elements sums to P; columns in their order.
+            scale: factors on all rows of a component, 1 if not given.
 
         Returns:
-            (n n_columns, P) by component.
+            (M, P), the n n_columns rows of each component in turn.
         """
-        return {
-            name: _backward_passes(self.entries(name, chosen), parameters)
-            for name, chosen in groups.items()
-        }
+        scale = scale or {}
+        entries = [
+            self.entries(name, chosen) * scale.get(name, 1.0) for name, chosen in groups.items()
+        ]
+        return _backward_passes(torch.cat(entries), parameters)
 
     def entries(self, name: str, groups: Tensor | None) -> Tensor:
         """Residuals of groups (n,) of a component, (n n_columns,)."""
@@ -98,32 +103,28 @@ class BatchResiduals(Residuals):
         self._components = {c.component: c for c in components}
         self._pred, self._batch, self._model = pred, batch, model
 
-    def jacobian(self, groups, parameters):
+    def jacobian(self, groups, parameters, scale=None):
         """As in the base class; by the short way of the model where it has one."""
         short: Callable | None = getattr(self._model, "parameter_jacobian", None)
-        n_atoms = len(self._batch[properties.Z])
-        wanted = torch.zeros(n_atoms, dtype=torch.bool, device=self._batch[properties.Z].device)
-        for name, chosen in groups.items():
-            if self._components[name].kind == "forces":
-                wanted[slice(None) if chosen is None else chosen] = True
-        rows = None if short is None else short(self._batch, wanted.nonzero()[:, 0])
-        if rows is None:
-            return super().jacobian(groups, parameters)
-        n_parameters, place, out = sum(p.numel() for p in parameters), wanted.cumsum(0) - 1, {}
+        if short is None:
+            return super().jacobian(groups, parameters, scale)
+        wanted = []
         for name, chosen in groups.items():
             c = self._components[name]
-            value, factor = rows[c.name], self._factor(c)  # (rows, columns, P), (rows, columns)
-            if value.shape[2] != n_parameters:
-                raise ValueError(
-                    f"the model differentiates by {value.shape[2]} parameters, the optimizer has"
-                    f" {n_parameters}: give it all that are trained"
-                )
-            if chosen is not None:
-                in_rows = place[chosen] if c.kind == "forces" else chosen
-                value, factor = value.index_select(0, in_rows), factor.index_select(0, chosen)
-            if c.kind == "stress":
-                value = c.counted(value)
-            out[name] = (value * factor.to(value.dtype)[:, :, None]).reshape(-1, n_parameters)
+            factor = self._factor(c) * (scale or {}).get(name, 1.0)  # (rows, columns)
+            if chosen is None:
+                chosen = torch.arange(len(factor), device=factor.device)
+            columns = c.columns if c.kind == "stress" else None
+            wanted.append(JacobianRows(c.name, chosen, factor.index_select(0, chosen), columns))
+        out = short(self._batch, wanted)
+        if out is None:
+            return super().jacobian(groups, parameters, scale)
+        n_parameters = sum(p.numel() for p in parameters)
+        if out.shape[1] != n_parameters:
+            raise ValueError(
+                f"the model differentiates by {out.shape[1]} parameters, the optimizer has"
+                f" {n_parameters}: give it all that are trained"
+            )
         return out
 
     def _factor(self, c: LossComponent) -> Tensor:

@@ -103,10 +103,11 @@ class Spring(ResidualOptimizer):
         j, columns = columns_of_all_ranks(j)
         # J J^T, J mu phi' and r side by side: one sum over ranks
         system = torch.zeros(n_rows, n_rows + 2, dtype=torch.float64, device=j.device)
-        system[:, :n_rows] = j @ j.T
+        self._lower_product(j, system[:, :n_rows])
         system[:, n_rows] = j @ phi[columns]
         system[mine, n_rows + 1] = r.double()
         sum_over_ranks(system)
+        self._check_derivatives(system.diagonal())
         matrix, old, r = system[:, :n_rows], system[:, n_rows], system[:, n_rows + 1]
         x, damping = self._solve(matrix, r - old, group["damping"], torch.finfo(j.dtype).eps)
 
@@ -117,6 +118,14 @@ class Spring(ResidualOptimizer):
         state["phi"] = step
         state["step"] += 1
         return torch.tensor(loss, dtype=torch.float64)
+
+    @staticmethod
+    def _lower_product(j: Tensor, out: Tensor) -> None:
+        """J J^T in the lower triangle of `out` and somewhat above it: five eighths of the work."""
+        step = max(32, -(-len(j) // 4))
+        for first in range(0, len(j), step):
+            end = first + step
+            out[first:end, :end] = j[first:end] @ j[:end].T
 
     @staticmethod
     def _solve(matrix: Tensor, rhs: Tensor, damping: float, eps: float) -> tuple[Tensor, float]:

@@ -168,6 +168,11 @@ def from_model(model: nn.Module) -> N2P2Potential:
         for f in functions:
             if f.kind not in FUNCTION_TYPES:
                 raise N2P2FormatError(f"n2p2 has no {KINDS[f.kind].name} function ({f.kind})")
+            if f.weights:
+                raise N2P2FormatError(
+                    f"n2p2's weighted functions ({f.kind}) weigh neighbours by their atomic number;"
+                    " this model has element weights of its own (channels)"
+                )
         order = sorted(range(len(functions)), key=lambda k: column_order(functions[k]))
         own_shift, own_factor, *columns = (
             _numpy(getattr(scaling, name)[row])[order] for name in ("shift", "factor", *_STATISTICS)

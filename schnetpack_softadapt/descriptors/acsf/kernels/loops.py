@@ -37,7 +37,7 @@ __all__ = [
     "multiply_rows",
     "power_row",
     "round_up",
-    "scale_by_number",
+    "scale_by_element",
 ]
 
 
@@ -246,10 +246,10 @@ def cutoff_factors(code, s, cutoff, f, slope, n):
 
 
 @njit(**SCALAR)
-def scale_by_number(x, number, out, n):
-    """out = x times the atomic number."""
+def scale_by_element(x, weights, number, out, n):
+    """out = x times the weights (119,) of the atomic numbers."""
     for t in range(n):
-        out[t] = x[t] * number[t]
+        out[t] = x[t] * weights[number[t]]
 
 
 @njit(**LOOP)

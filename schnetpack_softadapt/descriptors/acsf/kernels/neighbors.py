@@ -17,9 +17,9 @@ from schnetpack_softadapt.descriptors.acsf.kernels.loops import (
     cutoff_factors,
     exponential,
     round_up,
-    scale_by_number,
+    scale_by_element,
 )
-from schnetpack_softadapt.descriptors.acsf.kernels.plan import ALL_CHANNELS
+from schnetpack_softadapt.descriptors.acsf.kernels.plan import ALL_CHANNELS, NO_WEIGHTS
 
 __all__ = [
     "EDGE",
@@ -54,7 +54,7 @@ class Neighbors(NamedTuple):
         x, y, z: (m,) unit vectors; r, r2, inverse: (m,) r, r^2, 1/r in Ang.
         cut, slope: (n_fn, m) cutoff functions and d log f_c/d(r^2).
         factors: (n_factors, m) radial parts of the functions of one neighbour, see `Plan`.
-        weighted_cut: (m,) f_c z, for the weighted group at hand.
+        weighted_cut: (m,) f_c times the element's weight, for the weighted group at hand.
     """
 
     pair: np.ndarray
@@ -227,6 +227,7 @@ def load_shell(plan, shell, pairs, i, out):
         # the overrun falls on entries that this factor does not use
         n = round_up(hi - lo)
         _gaussians(factor.curvature, factor.center, out.r[lo:], out.r2[lo:], cut[lo:], row[lo:], n)
-        if factor.weighted:
-            scale_by_number(row[lo:], out.number[lo:], row[lo:], hi - lo)
+        if factor.weights != NO_WEIGHTS:
+            weights = plan.element_weights[factor.weights]
+            scale_by_element(row[lo:], weights, out.number[lo:], row[lo:], hi - lo)
     return m

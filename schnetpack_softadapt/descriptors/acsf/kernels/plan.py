@@ -3,7 +3,7 @@
 The loops are the same machine code for every layout; the tables say what they compute:
 
     species -> shells (one cutoff radius each)
-    shell   -> factors  f_c(r) exp(curvature (r - center)^2) [z]
+    shell   -> factors  f_c(r) exp(curvature (r - center)^2) [weight of the element]
             -> radials  sums of one factor
             -> groups   triples of two channels
     group   -> bases    exponentials, see `Exponent`
@@ -22,10 +22,12 @@ import numpy as np
 from schnetpack_softadapt.descriptors.acsf.kernels.loops import CUTOFF_CODES
 from schnetpack_softadapt.descriptors.acsf.layout import KINDS, Layout, SymmetryFunction
 
-__all__ = ["ALL_CHANNELS", "Plan", "compile_layout"]
+__all__ = ["ALL_CHANNELS", "NO_WEIGHTS", "Plan", "compile_layout"]
 
 #: channel number of the weighted functions, which sum over all neighbours
 ALL_CHANNELS = -1
+#: row of `Plan.element_weights` of the functions that have none
+NO_WEIGHTS = -1
 
 # rows of the array of powers: 1, (1 + cos)/2 and (1 - cos)/2, then what `steps` makes
 _ONES = 0
@@ -43,14 +45,14 @@ _TABLES = {
         cutoff=_FLOAT, first_fn=_INT, first_factor=_INT, first_radial=_INT, first_group=_INT
     ),
     "fn_codes": _INT,
-    "factors": _record(curvature=_FLOAT, center=_FLOAT, fn=_INT, channel=_INT, weighted=_INT),
+    "factors": _record(curvature=_FLOAT, center=_FLOAT, fn=_INT, channel=_INT, weights=_INT),
     "radials": _record(factor=_INT, column=_INT),
     "groups": _record(
         channel_a=_INT,
         channel_b=_INT,
         fn=_INT,
         narrow=_INT,
-        weighted=_INT,
+        weights=_INT,
         by_distance=_INT,  # whether an exponent depends on the sum of the distances
         first_base=_INT,
         first_width=_INT,
@@ -74,6 +76,7 @@ class Plan(NamedTuple):
         channel: (119,) channel of an atomic number.
         sizes: number of channels, largest numbers of cutoff functions and factors of a shell, of
             widths and of rows of powers of a group.
+        element_weights: (n, 119) tables of weights by atomic number.
         shell_first: (n_species + 1,) first shell of each species.
         shells, fn_codes, factors, radials, groups, bases, widths, steps, terms: see the module;
             `terms` of a width are padded to a multiple of four with records of column -1.
@@ -82,6 +85,7 @@ class Plan(NamedTuple):
     species: np.ndarray
     channel: np.ndarray
     sizes: np.ndarray
+    element_weights: np.ndarray
     shell_first: np.ndarray
     shells: np.ndarray
     fn_codes: np.ndarray
@@ -172,6 +176,7 @@ def _common_base(etas: list[float]) -> tuple[float, list[float]] | None:
 class _Builder:
     def __init__(self, channel: np.ndarray):
         self.channel = channel
+        self.weights: dict[tuple, np.ndarray] = {}
         self.shells, self.fn_codes, self.factors, self.radials = [], [], [], []
         self.groups, self.bases, self.widths, self.steps, self.terms = [], [], [], [], []
         self.most_rows = 3
@@ -189,16 +194,21 @@ class _Builder:
         for column, f in members:
             kind, fn = KINDS[f.kind], codes.index(CUTOFF_CODES[f.cutoff_fn])
             channels = [int(self.channel[z]) for z in f.neighbors] or [ALL_CHANNELS] * 2
+            weights = self._weights(f) if kind.weighted else NO_WEIGHTS
             if kind.n_distances > 1:
-                key = (*channels, fn, int(kind.n_distances == 3), int(kind.weighted))
+                key = (*channels, fn, int(kind.n_distances == 3), weights)
                 angular.setdefault(key, []).append((column, f))
             else:
                 curvature = -f.eta * (kind.each + kind.joint)
-                key = (curvature, f.r_s, fn, channels[0], int(kind.weighted))
+                key = (curvature, f.r_s, fn, channels[0], weights)
                 self.radials.append((factors.setdefault(key, len(factors)), column))
         for key, members_of_group in sorted(angular.items()):
             self._group(key, members_of_group)
         self.factors += list(factors)
+
+    def _weights(self, f: SymmetryFunction) -> int:
+        self.weights.setdefault(f.weights, f.weight_of)
+        return list(self.weights).index(f.weights)
 
     def _group(self, key: tuple, members: list[tuple[int, SymmetryFunction]]) -> None:
         # functions whose exponents differ by eta alone may share an exponential
@@ -268,4 +278,5 @@ def compile_layout(layout: Layout) -> Plan:
         builder.most_rows,
     ]
     first = np.array(shell_first, _INT)
-    return Plan(species, channel, np.array(sizes, _INT), first, **tables)
+    weights = np.array([*builder.weights.values()], _FLOAT).reshape(-1, len(species))
+    return Plan(species, channel, np.array(sizes, _INT), weights, first, **tables)

@@ -25,7 +25,7 @@ from schnetpack_softadapt.descriptors.acsf.kernels.loops import (
     multiply_rows,
     power_row,
     round_up,
-    scale_by_number,
+    scale_by_element,
 )
 from schnetpack_softadapt.descriptors.acsf.kernels.neighbors import (
     EDGE,
@@ -34,6 +34,7 @@ from schnetpack_softadapt.descriptors.acsf.kernels.neighbors import (
     TINY,
     channel_range,
 )
+from schnetpack_softadapt.descriptors.acsf.kernels.plan import NO_WEIGHTS
 
 __all__ = [
     "CHUNK",
@@ -225,7 +226,8 @@ def fill_weights(plan, shell, g, neighbors, triples, n):
     group, after = plan.groups[g], plan.groups[g + 1]
     n = round_up(n)
     rows, sum1, sum2 = triples.rows, triples.sum1, triples.sum2
-    cut = neighbors.weighted_cut if group.weighted else neighbors.cut[group.fn]
+    is_weighted = group.weights != NO_WEIGHTS
+    cut = neighbors.weighted_cut if is_weighted else neighbors.cut[group.fn]
     _gather(triples.index, cut, neighbors.r2, triples.product, sum2, n)
     if group.by_distance:
         _gather_distances(triples.index, neighbors.r, sum1, n)
@@ -271,10 +273,11 @@ def fill_powers(plan, g, triples, n, with_slopes):
 def next_triples(plan, shell, g, neighbors, j, triples, with_slopes):
     """All of the next chunk of triples of group g; arguments and results of `select_triples`."""
     group = plan.groups[g]
-    if j == FIRST and group.weighted:
+    if j == FIRST and group.weights != NO_WEIGHTS:
         lo, hi = channel_range(neighbors, group.channel_a)
         cut, number = neighbors.cut[group.fn, lo:], neighbors.number[lo:]
-        scale_by_number(cut, number, neighbors.weighted_cut[lo:], hi - lo)
+        weights = plan.element_weights[group.weights]
+        scale_by_element(cut, weights, number, neighbors.weighted_cut[lo:], hi - lo)
     n, j = select_triples(neighbors, group, plan.shells[shell].cutoff, j, triples)
     if n > 0:
         fill_weights(plan, shell, g, neighbors, triples, n)
