@@ -180,7 +180,7 @@ class SoftAdaptCalculator(SpkCalculator):
         if self.device.type != "cpu":
             return None
         try:
-            models = [take_apart(m) for m in self.models]
+            models = [take_apart(m, short_range=True) for m in self.models]
         except UnsupportedModelError as error:
             log.info("calling the model through SchNetPack: %s", error)
             return None

@@ -269,7 +269,7 @@ def _atoms_of(structures: Tensor, factor: Tensor, batch) -> tuple[Tensor, Tensor
 def _trained_networks(model) -> Composition | None:
     """The composition of a potential of which nothing but the networks is trained."""
     try:
-        composition = take_apart(model, postprocessed=False)
+        composition = take_apart(model, postprocessed=False, short_range=True)
     except UnsupportedModelError:
         return None
     if type(composition.response) not in (type(None), ForcesAndStress):

@@ -269,6 +269,7 @@ def test_an_ase_calculator_leaves_nothing_of_its_own_labels(database):
     sample = datamodule.train_dataset[0]
     for key in ("energy", "forces", "stress"):
         assert sample[key].abs().max() < 1e-12
+    assert model.output_modules[0].shifts.shift.abs().max() < 1e-9  # of what is left
     atoms = crystal(20)
     calc = SoftAdaptCalculator(pickle.loads(pickle.dumps(model.eval().double())))
     for parameter in calc.model.output_modules[0].parameters():
@@ -298,9 +299,13 @@ def test_calculator_that_fails_names_the_structure(database):
 
 
 def test_export_without_a_place_for_it_is_refused():
-    model = potential(ZBL.of_elements({29, 79}, inner=1.0, outer=2.0))
-    with pytest.raises(UnsupportedModelError, match="ZBL"):
-        from_model(model)
+    zbl = ZBL.of_elements({29, 79}, inner=1.0, outer=2.0)
+    with pytest.raises(UnsupportedModelError, match=r"baseline .*zbl"):
+        from_model(potential(zbl, fade=False))
+    faded = potential(zbl)
+    del faded.postprocessors[0]
+    with pytest.raises(UnsupportedModelError, match="fade"):
+        from_model(faded)
 
 
 def test_stock_models_take_a_baseline(database):
@@ -335,7 +340,10 @@ def test_stock_models_take_a_baseline(database):
 
 def test_zbl_follows_the_smallest_distances(database):
     zbl, datamodule = ZBL(), data(database)
-    emt_model(zbl).initialize_transforms(datamodule)
+    model = emt_model(zbl)
+    model.initialize_transforms(datamodule)
+    assert zbl.fade is not None
+    assert model.output_modules[0].fade is zbl.fade
     for key, (inner, outer) in zbl.pairs.items():
         distances = [
             s.to_atoms().get_all_distances(mic=True)[np.ix_(s.numbers == a, s.numbers == b)]
@@ -369,7 +377,7 @@ def test_a_dimer_repels_at_all_distances_below_the_data(seed):
 
 
 def test_a_collision_of_5_kev_keeps_its_energy():
-    """Head on. Verlet's error falls with the square of the step; that of wrong forces would stay."""
+    """Head on. Verlet's error falls with the square of the step, that of wrong forces stays."""
     worst = []
     for step in (0.02, 0.01):  # fs
         atoms = Atoms("W2", [[0, 0, 0], [3.0, 0, 0]])
