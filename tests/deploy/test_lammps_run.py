@@ -50,7 +50,7 @@ def run(folder, text: str, ranks: int = 1) -> str:
         capture_output=True,
         text=True,
         env={**os.environ, **threads, **root},
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
@@ -208,12 +208,12 @@ def test_long_runs(tmp_path):
     half = npt + "run 1000\nwrite_restart half.restart\n"
     end = "run 1000\nundump one\ndump two all custom 1 end.dump id type x y z fx fy fz c_pe\n"
     end += "dump_modify two format float %.16g sort id\nrun 0\n"
-    whole = last_thermo(run(tmp_path, start + half + end, 2))
+    whole = last_thermo(run(tmp_path, start + half + end))
     compare(tmp_path, whole, "end.dump", ["Mo"], atoms.pbc, tolerance=1e-9)
 
     again = start.split("velocity")[0]
     again = again.replace("read_data       structure.data", "read_restart half.restart")
     again = "\n".join(line for line in again.split("\n") if line.split()[:1] not in (["mass"],))
-    got = last_thermo(run(tmp_path, again + npt + end, 2))
+    got = last_thermo(run(tmp_path, again + npt + end))
     # as many steps with other roundings
     np.testing.assert_allclose(got[1:9], whole[1:9], rtol=1e-6)
