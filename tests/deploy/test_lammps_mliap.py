@@ -18,6 +18,8 @@ from schnetpack_softadapt.deploy.exchange import lammps_mliap
 from schnetpack_softadapt.deploy.exchange.export import export_potential
 from schnetpack_softadapt.deploy.exchange.text import read_text
 from schnetpack_softadapt.deploy.loading import load_potential
+from schnetpack_softadapt.model import ZBL, ElementalAtomwise
+from schnetpack_softadapt.model.fade import Fade
 
 
 class Data(SimpleNamespace):
@@ -82,6 +84,29 @@ def test_two_ranks_with_ghosts(committee):
     np.testing.assert_allclose(energies, atoms.get_potential_energies(), rtol=0, atol=1e-11)
     np.testing.assert_allclose(forces, atoms.get_forces(), rtol=0, atol=1e-10)
     assert potential.n_extrapolations == atoms.calc.extrapolation.n_last > 0
+
+
+def test_zbl_below_networks_that_fade_out(tmp_path):
+    """Beside a member without: each has its own."""
+    elements = np.unique(mote2().numbers).tolist()
+    models = [make_model(seed=k) for k in range(2)]
+    models[1].postprocessors.append(ZBL.of_elements(elements, inner=2.0, outer=3.1))
+    networks = next(m for m in models[1].output_modules if isinstance(m, ElementalAtomwise))
+    networks.fade = Fade(elements, np.full((2, 2), 2.6), np.full((2, 2), 1.4), ceiling=0.7)
+    atoms = mote2(0.1)
+    atoms.positions[1] += 0.4 * (atoms.positions[0] - atoms.positions[1])
+    assert 1.4 < atoms.get_distance(0, 1) < 2.6
+    export_potential(models, tmp_path, atoms)
+    potential = lammps_mliap.load(str(tmp_path / "potential.json"))
+    data = as_lammps(atoms, 2 * potential.rcutfac, elements, range(len(atoms)))
+    potential.compute_forces(data)
+    for calculator in (SoftAdaptCalculator(models), SoftAdaptCalculator(tmp_path)):
+        atoms.calc = calculator
+        assert data.energy == pytest.approx(atoms.get_potential_energy(), abs=1e-9)
+        forces = forces_of(data, len(atoms))
+        np.testing.assert_allclose(forces, atoms.get_forces(), rtol=0, atol=1e-9)
+    atoms.calc = SoftAdaptCalculator(models[0])
+    assert abs(data.energy - atoms.get_potential_energy()) > 1.0
 
 
 def test_pairs_beyond_the_cutoff_change_nothing(committee):

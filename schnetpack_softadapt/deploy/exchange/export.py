@@ -68,6 +68,7 @@ def export_potential(
         if folder / name not in files:
             (folder / name).unlink(missing_ok=True)
     symbols = [chemical_symbols[z] for z in models[0].representation.descriptor.elements]
-    cutoff = max(model.representation.cutoff for model in models)
+    reach = [model.baseline.cutoff for model in models if model.baseline is not None]
+    cutoff = max([float(model.representation.cutoff) for model in models] + reach)
     files += write_lammps(folder, symbols, cutoff, structure, styles, len(models))
     return files, reason

@@ -5,7 +5,7 @@ and Ang, with all digits of the doubles. Reading it executes nothing, and evalua
 torch where the descriptors have compiled kernels: a program that starts on many cores at once
 (`lammps_mliap`) loads numpy and numba only.
 
-    E = mean_k sum_i [scale_k NN_k,Z((G_i - shift_k) factor_k) + offset_k,Z]
+    E = mean_k { sum_i [fade_i(scale_k NN_k,Z((G_i - shift_k) factor_k)) + offset_k,Z] + ZBL_k }
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from ase.data import chemical_symbols
+from ase.data import atomic_numbers, chemical_symbols
 
 from schnetpack_softadapt.descriptors.protocol import Descriptor, descriptor_from_dict
 from schnetpack_softadapt.files import write_file
+from schnetpack_softadapt.model.close_pairs import N_PARAMETERS, add_zbl, zbl_parameters
 from schnetpack_softadapt.model.compiled_networks import ACTIVATION_CODES, CompiledNetworks
+from schnetpack_softadapt.model.fade import Fade
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,6 +54,8 @@ class Member(NamedTuple):
         scaling: the buffers of `Scaling`, (n_elements, D) each; the statistics (minimum, maximum,
             mean, sigma) are None where none are known.
         weights: (n_elements, n_in, n_out) of each layer; biases: (n_elements, n_out).
+        fade: how the networks end at short distances, or None.
+        zbl: (elements, inner, outer) of each pair of elements, Ang; empty for none.
     """
 
     descriptor: Descriptor
@@ -62,6 +66,24 @@ class Member(NamedTuple):
     scaling: dict[str, np.ndarray | None]
     weights: list[np.ndarray]
     biases: list[np.ndarray]
+    fade: Fade | None = None
+    zbl: tuple[tuple[tuple[str, str], float, float], ...] = ()
+
+    @property
+    def zbl_table(self) -> np.ndarray | None:
+        """Parameters of `close_pairs.add_zbl` by element."""
+        if not self.zbl:
+            return None
+        elements = self.descriptor.elements
+        table = np.zeros((len(elements), len(elements), N_PARAMETERS))
+        for symbols, inner, outer in self.zbl:
+            numbers = {atomic_numbers[s] for s in symbols}
+            if not numbers <= set(elements):
+                continue  # of the data, but in no structure that networks were made for
+            a, b = (elements.index(atomic_numbers[s]) for s in symbols)
+            parameters = zbl_parameters(elements[a], elements[b], inner, outer)
+            table[a, b] = table[b, a] = parameters
+        return table
 
 
 class AtomicEnergies(NamedTuple):
@@ -97,7 +119,8 @@ class TextPotential:
     def __init__(self, members: Sequence[Member]):
         self.members = list(members)
         self.elements = self.members[0].descriptor.elements
-        self.cutoff = max(member.descriptor.cutoff for member in self.members)
+        reach = [outer for member in self.members for _, _, outer in member.zbl]
+        self.cutoff = max([member.descriptor.cutoff for member in self.members] + reach)
         self._groups: dict[Descriptor, list] = {}
         for m in self.members:
             networks = CompiledNetworks.from_arrays(
@@ -108,7 +131,9 @@ class TextPotential:
                 m.scaling["factor"],
                 m.scale,
             )
-            self._groups.setdefault(m.descriptor, []).append((networks, m.offsets))
+            self._groups.setdefault(m.descriptor, []).append(
+                (networks, m.offsets, m.fade, m.zbl_table)
+            )
         self._engines = {descriptor: descriptor.engine("cpu") for descriptor in self._groups}
         self._bounds = {
             d: _bounds([m for m in self.members if m.descriptor == d]) for d in self._groups
@@ -128,6 +153,7 @@ class TextPotential:
         numbers = np.array(self.elements)[rows]
         energies = np.empty((len(self.members), n))
         gradient, n_outside, k = np.zeros((len(idx_i), 3)), np.zeros(n, np.int64), 0
+        close = np.zeros_like(gradient)  # what does not go through descriptors, of all members
         own = rows[:n]
         for descriptor, members in self._groups.items():
             engine = self._engines[descriptor]
@@ -138,9 +164,16 @@ class TextPotential:
             low, high = self._bounds[descriptor]
             n_outside += np.count_nonzero((values < low[own]) | (values > high[own]), axis=1)
             by_value = np.zeros((len(rows), descriptor.n_columns))
-            for networks, offsets in members:
+            for networks, offsets, fade, zbl in members:
                 energies[k], slope = networks(own, values)
+                faded = fade and fade.of_pairs(r_ij, idx_i, idx_j, numbers, energies[k])
+                if faded:
+                    energies[k], factor, by_pairs = faded
+                    slope *= factor[:, None]
+                    close += by_pairs
                 energies[k] += offsets[own]
+                if zbl is not None:
+                    add_zbl(r_ij, idx_i, idx_j, rows, zbl, energies[k], close)
                 by_value[:n] += slope
                 k += 1
             by_value /= len(self.members)
@@ -149,6 +182,7 @@ class TextPotential:
 
                 by_value = torch.from_numpy(by_value)
             gradient += np.asarray(engine.vjp(pairs, by_value))
+        gradient += close / len(self.members)
         spread = energies.std(axis=0) if len(energies) > 1 else np.zeros(n)
         return AtomicEnergies(energies.mean(axis=0), gradient, spread, n_outside)
 
@@ -226,6 +260,8 @@ def _member(data: Mapping, descriptor: Descriptor) -> Member:
         scaling,
         weights,
         biases,
+        data.get("fade") and Fade(**data["fade"]),
+        tuple((tuple(p["elements"]), p["inner"], p["outer"]) for p in data.get("zbl", ())),
     )
 
 
@@ -243,7 +279,7 @@ def write_text(models: Sequence[nn.Module], folder: str | Path) -> Path:
     from schnetpack_softadapt.deploy.self_description import common_unit
     from schnetpack_softadapt.model.composition import take_apart
 
-    parts = [take_apart(model) for model in models]
+    parts = [take_apart(model, short_range=True) for model in models]
     descriptors = list(dict.fromkeys(part.descriptor for part in parts))
     if len({descriptor.elements for descriptor in descriptors}) > 1:
         raise ValueError("the models of a committee must be made for the same elements")
@@ -290,13 +326,23 @@ def _entries(part, energy_unit: float) -> dict:
             "weights": [w[row].tolist() for w in weights],
             "biases": [b[row].tolist() for b in biases],
         }
-    scale = float(networks.scale) * energy_unit
-    return {
+    entries = {
         "activations": list(networks.activations),
-        "scale": scale,
+        "scale": float(networks.scale) * energy_unit,
         "scaling": scaling.mode,
         "elements": elements,
     }
+    if networks.fade is not None:
+        fade = networks.fade
+        entries["fade"] = {
+            "elements": list(fade.elements),
+            "start": fade.start.tolist(),
+            "stop": fade.stop.tolist(),
+            "ceiling": fade.ceiling * energy_unit,
+        }
+    if part.baseline is not None:
+        entries["zbl"] = part.baseline.to_dict()["pairs"]
+    return entries
 
 
 def _double(tensor) -> np.ndarray:
@@ -338,8 +384,10 @@ def to_model(member: Member) -> DescriptorPotential:
         representation=representation,
         input_modules=[Strain(), PairwiseDistances()],
         output_modules=[networks, ForcesAndStress(calc_forces=True, calc_stress=True)],
+        postprocessors=_baseline(member),
         input_dtype_str="float64",
     ).double()
+    networks.fade = member.fade
     networks.scale = torch.tensor(member.scale, dtype=torch.float64)
     scaling = model.representation.scaling
     with torch.no_grad():
@@ -358,3 +406,13 @@ def to_model(member: Member) -> DescriptorPotential:
         provenance=f"read from {FILE_NAME}",
     )
     return model.eval()
+
+
+def _baseline(member: Member) -> list[nn.Module]:
+    from schnetpack_softadapt.model import ZBL
+
+    if not member.zbl:
+        return []
+    cutoffs = {"-".join(symbols): pair for symbols, *pair in member.zbl}
+    elements = {atomic_numbers[s] for symbols, _, _ in member.zbl for s in symbols}
+    return [ZBL.of_elements(elements, cutoffs=cutoffs)]
