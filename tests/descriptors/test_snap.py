@@ -18,6 +18,7 @@ from schnetpack_softadapt.descriptors.protocol import descriptor_from_dict
 from schnetpack_softadapt.descriptors.snap import Bispectrum
 from schnetpack_softadapt.descriptors.snap.clebsch import clebsch_gordan, components
 from schnetpack_softadapt.descriptors.snap.kernels import engine as kernel_engine
+from schnetpack_softadapt.model import SNAP
 
 LAMMPS = json.loads((Path(__file__).parent / "reference" / "snap" / "lammps.json").read_text())
 BE_W = np.array([4, 74])
@@ -338,6 +339,18 @@ def test_dictionary():
 def test_wrong_parameters(options, message):
     with pytest.raises(ValueError, match=message):
         Bispectrum(**{"radii": {"W": 0.5}, **options})
+
+
+def test_representation_chooses_the_radii():
+    representation = SNAP(cutoff=5.0, parameters={"twojmax": 2, "radii": {"Be": 0.4, "W": 0.8}})
+    assert representation.descriptor is None  # until the elements are known
+    representation.build([74, 13])
+    assert representation.descriptor.radii == {13: 0.5, 74: 0.8}
+    assert representation.descriptor.cutoff == pytest.approx(5.0, rel=1e-15)
+    assert representation.n_atom_basis == 5
+    assert SNAP(descriptor=PLAIN.to_dict()).descriptor == PLAIN
+    with pytest.raises(ValueError, match="rcutfac follows"):
+        SNAP(parameters={"rcutfac": 4.0})
 
 
 def test_wrong_input(make_backend):
