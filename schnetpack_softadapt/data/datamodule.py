@@ -21,6 +21,7 @@ from schnetpack_softadapt.data.statistics import TrainingTargets, element_contri
 from schnetpack_softadapt.data.weights import SCHEMES, weights_of
 from schnetpack_softadapt.descriptors.elements import atomic_number, check_elements
 from schnetpack_softadapt.errors import in_one_line
+from schnetpack_softadapt.quantities import ENERGY, FORCES
 
 __all__ = ["SoftAdaptDataModule"]
 
@@ -201,8 +202,14 @@ class SoftAdaptDataModule(AtomsDataModule):
                     f"data.weights={self.weights}, but {self.datapath} has weights of its own"
                     f" ({key}); leave one of them out"
                 )
-        targets = TrainingTargets.from_dataset(self.dataset)
-        structure, forces = weights_of(self.weights, targets, np.asarray(self.train_idx))
+        targets, units = TrainingTargets.from_dataset(self.dataset), self.dataset.units
+        ev, ev_per_ang = (
+            convert_units(units[q.name], q.unit) if q.name in units else 1.0
+            for q in (ENERGY, FORCES)
+        )
+        structure, forces = weights_of(
+            self.weights, targets, np.asarray(self.train_idx), ev, ev_per_ang
+        )
         self.dataset.raw = self.dataset.raw.joined(
             {keys.structure_weight: structure, keys.forces_weight: forces[:, None]}
         )

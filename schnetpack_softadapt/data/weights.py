@@ -24,14 +24,19 @@ FORCE_EV_PER_ANG = 1.0
 
 
 def weights_of(
-    scheme: str, targets: TrainingTargets, train: np.ndarray
+    scheme: str,
+    targets: TrainingTargets,
+    train: np.ndarray,
+    ev: float = 1.0,
+    ev_per_ang: float = 1.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Weights of structures (S,) and of the forces on atoms (N,), those of a training set mean 1.
 
     Args:
         scheme: one of `SCHEMES`.
-        targets: all structures, ASE units.
+        targets: all structures.
         train: (n,) rows of the training structures, which span the hull.
+        ev, ev_per_ang: the units of energies and forces in these.
 
     Raises:
         ValueError: another scheme; "energy" without energies.
@@ -48,11 +53,13 @@ def weights_of(
     if targets.energy is None:
         raise ValueError("data.weights=energy, but the data have no energies")
     fractions = targets.compositions / targets.n_atoms[:, None]
-    above = energy_above_hull(fractions, targets.energy / targets.n_atoms, train)
+    above = energy_above_hull(fractions, ev * targets.energy / targets.n_atoms, train)
     structure = 1.0 / (1.0 + above.clip(min=0) / ENERGY_EV) ** 2
     forces = np.ones(len(targets.numbers))
     if targets.forces is not None:
-        forces = 1.0 / (1.0 + (targets.forces**2).sum(axis=1) / FORCE_EV_PER_ANG**2)
+        forces = 1.0 / (
+            1.0 + ((targets.forces * ev_per_ang) ** 2).sum(axis=1) / FORCE_EV_PER_ANG**2
+        )
     return structure / structure[train].mean(), forces / forces[in_train].mean()
 
 
@@ -79,7 +86,9 @@ def energy_above_hull(fractions: np.ndarray, energies: np.ndarray, of: np.ndarra
     low = of[order[first]]
     # with a point above all others there are facets, however few compositions
     top = np.append(x[low].mean(axis=0), energies[low].max() + 1.0)
-    hull = ConvexHull(np.vstack([np.column_stack([x[low], energies[low]]), top]), qhull_options="QJ")
+    hull = ConvexHull(
+        np.vstack([np.column_stack([x[low], energies[low]]), top]), qhull_options="QJ"
+    )
     planes = hull.equations[hull.equations[:, -2] < -1e-9]  # normals that point down
     lower = -(x @ planes[:, :-2].T + planes[:, -1]) / planes[:, -2]
     return energies - lower.max(axis=1)
