@@ -4,11 +4,13 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 from emt_structures import labelled_structures
 
 from schnetpack_softadapt import properties as keys
 from schnetpack_softadapt.data.database import write_database
 from schnetpack_softadapt.data.datamodule import SoftAdaptDataModule
+from schnetpack_softadapt.data.dataset import InMemoryAtomsData
 from schnetpack_softadapt.data.statistics import composition_fit, training_targets
 from schnetpack_softadapt.data.weights import energy_above_hull
 
@@ -56,6 +58,15 @@ def test_distance_to_the_hull_of_five_elements_by_linear_programming():
         assert found[k] == pytest.approx(energies[k] - mixture.fun, abs=1e-6)
 
 
+def test_distance_to_the_lowest_energy_above_a_fit_of_many_elements():
+    rng = np.random.default_rng(0)
+    fractions = rng.dirichlet(np.ones(8), 60)
+    above = rng.uniform(1, 2, 60)
+    found = energy_above_hull(fractions, fractions @ np.arange(8.0) + above, np.arange(60))
+    assert found.min() == 0
+    assert found - (above - above.min()) == pytest.approx(0, abs=0.5)
+
+
 def test_energy_weights():
     structures = labelled_structures(8)
     structures = [dataclasses.replace(s, group="", info={}) for s in structures]
@@ -93,8 +104,34 @@ def test_uniform_weights_make_structures_count_alike_in_forces():
     assert batch[keys.forces_weight].mean().item() == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize(("lifted_ev", "weighs"), [(1.9, False), (2.5, True)])
+def test_auto_weighs_where_structures_are_far_from_the_hull(lifted_ev, weighs):
+    structures = labelled_structures(8)
+    for s in structures:
+        s.numbers[:], s.energy = 29, 0.0
+    structures[2].energy = lifted_ev * structures[2].n_atoms
+    data = datamodule(structures, weights="auto")
+    batch = data.train_dataset.batch(range(5))
+    assert (keys.structure_weight in batch) == weighs
+    if weighs:
+        weight = batch[keys.structure_weight]
+        assert (weight[2] / weight[0]).item() == pytest.approx(1 / 3.5**2)
+
+
+def test_auto_leaves_data_with_weights_of_their_own_alone(monkeypatch):
+    structures = labelled_structures(8)
+    structures[2].energy += 100.0
+    raw = InMemoryAtomsData._read
+    own = {keys.structure_weight: torch.tensor([0.5])}
+    monkeypatch.setattr(InMemoryAtomsData, "_read", lambda self: ({**s, **own} for s in raw(self)))
+    data = datamodule(structures, weights="auto")
+    assert data.train_dataset.batch([2])[keys.structure_weight].tolist() == [0.5]
+    with pytest.raises(ValueError, match="weights of its own"):
+        datamodule(structures, weights="energy")
+
+
 def test_unknown_scheme():
-    with pytest.raises(ValueError, match="uniform or energy, not 'hull'"):
+    with pytest.raises(ValueError, match="uniform, energy, auto, not 'hull'"):
         datamodule(labelled_structures(8), weights="hull")
 
 
