@@ -31,7 +31,7 @@ __all__ = ["MODELS", "Predictions", "Run", "load", "predict", "spktrain_argument
 
 #: overrides of `spktrain` for each kind of model, of a crystal and of a molecule
 MODELS = {
-    "acsf": (["experiment=mlearn_softadapt"], ["experiment=molecule_softadapt"]),
+    "acsf": (["experiment=recommended_softadapt"], ["experiment=molecule_softadapt"]),
     "painn": (
         ["experiment=painn_softadapt"],
         ["experiment=molecule_painn_softadapt"],
@@ -77,7 +77,7 @@ def train(
 ) -> "Run":
     """Train a potential with the recipe for the data, or go on with a run that was started before.
 
-    What is not given is as the recipe has it: `experiment=mlearn_softadapt` for crystals and
+    What is not given is as the recipe has it: `experiment=recommended_softadapt` for crystals and
     `molecule_softadapt` where no structure is periodic. The `spktrain` command that a call stands
     for is printed.
 

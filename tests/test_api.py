@@ -150,7 +150,7 @@ def test_molecules_have_a_recipe_of_their_own(tmp_path):
     ]
     # a crystal beside single atoms, as many sets have them
     mixed = imported([*water, *crystals(2)], tmp_path / "mixed.db")
-    assert api.spktrain_arguments(mixed)[0] == "experiment=mlearn_softadapt"
+    assert api.spktrain_arguments(mixed)[0] == "experiment=recommended_softadapt"
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_commands(run, database, capsys):
     more = ["globals.n_hidden=[3]", "data.batch_size=5"]
     assert main(["train", str(database), *SMALL, *options, "--out", "fast", *more]) == 0
     text = capsys.readouterr().out
-    assert text.startswith("spktrain experiment=mlearn_softadapt 'data.datapath=")
+    assert text.startswith("spktrain experiment=recommended_softadapt 'data.datapath=")
     assert f"spk-softadapt report {Path('fast').resolve()}" in text
     file = str(database.with_suffix(".extxyz"))
     assert main(["predict", "fast", file, "--out", "p.extxyz"]) == 0

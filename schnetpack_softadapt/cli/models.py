@@ -12,8 +12,8 @@ def add_train(commands) -> None:
     parser = commands.add_parser(
         "train",
         help="a potential for a database, with the recommended recipe",
-        description="Train with experiment=mlearn_softadapt (crystals) or molecule_softadapt (no"
-        " structure is periodic); the spktrain command that it stands for is printed. The same"
+        description="Train with experiment=recommended_softadapt (crystals) or molecule_softadapt"
+        " (no structure is periodic); the spktrain command that it stands for is printed. The same"
         " command again goes on with a run that was stopped, and more epochs extend it.",
     )
     parser.add_argument("database", metavar="DB", help="database that `import` wrote")

@@ -21,6 +21,7 @@ from schnetpack_softadapt.data.statistics import TrainingTargets, element_contri
 from schnetpack_softadapt.data.weights import SCHEMES, weights_of
 from schnetpack_softadapt.descriptors.elements import atomic_number, check_elements
 from schnetpack_softadapt.errors import in_one_line
+from schnetpack_softadapt.quantities import ENERGY, FORCES
 
 __all__ = ["SoftAdaptDataModule"]
 
@@ -53,8 +54,8 @@ class SoftAdaptDataModule(AtomsDataModule):
         store_dir: folder for stores; default `<datapath>.descriptors`. A complete new store
             replaces older ones of the same database.
         store_jobs: processes or threads that build a store; default all cores.
-        weights: weigh structures by name, see `data.weights`: "uniform" or "energy". Losses and
-            what is fitted to the training set take them, errors never.
+        weights: weigh structures by name, see `data.weights`: "uniform", "energy" or "auto". Losses
+            and what is fitted to the training set take them, errors never.
         exclude: structures that neither train nor validate, such as those whose labels look wrong:
             their numbers in the database, counted from 0 as the report does, or a text file of
             numbers. They stay in the test set.
@@ -125,7 +126,7 @@ class SoftAdaptDataModule(AtomsDataModule):
         self.store_dir = store_dir
         self.store_jobs = store_jobs
         if weights not in (None, *SCHEMES):
-            raise ValueError(f"data.weights is null, {' or '.join(SCHEMES)}, not {weights!r}")
+            raise ValueError(f"data.weights is null, {', '.join(SCHEMES)}, not {weights!r}")
         self.weights = weights
         self.exclude = exclude
         self._attached: tuple[str, bool] | None = None
@@ -193,16 +194,23 @@ class SoftAdaptDataModule(AtomsDataModule):
 
     def _weigh(self) -> None:
         """Give all structures the weights of a scheme."""
-        if self.weights is None:
+        own = {keys.structure_weight, keys.forces_weight} & set(self.dataset.raw.keys)
+        if self.weights is None or (self.weights == "auto" and own):
             return
-        for key in (keys.structure_weight, keys.forces_weight):
-            if key in self.dataset.raw:
-                raise ValueError(
-                    f"data.weights={self.weights}, but {self.datapath} has weights of its own"
-                    f" ({key}); leave one of them out"
-                )
-        targets = TrainingTargets.from_dataset(self.dataset)
-        structure, forces = weights_of(self.weights, targets, np.asarray(self.train_idx))
+        if own:
+            raise ValueError(
+                f"data.weights={self.weights}, but {self.datapath} has weights of its own"
+                f" ({', '.join(sorted(own))}); leave one of them out"
+            )
+        targets, units = TrainingTargets.from_dataset(self.dataset), self.dataset.units
+        ev, ev_per_ang = (
+            convert_units(units[q.name], q.unit) if q.name in units else 1.0
+            for q in (ENERGY, FORCES)
+        )
+        found = weights_of(self.weights, targets, np.asarray(self.train_idx), ev, ev_per_ang)
+        if found is None:
+            return
+        structure, forces = found
         self.dataset.raw = self.dataset.raw.joined(
             {keys.structure_weight: structure, keys.forces_weight: forces[:, None]}
         )

@@ -54,6 +54,13 @@ class TrainingTargets:
         given = self.labels.get(keys.structure_weight)
         return np.ones(len(self.n_atoms)) if given is None else given.reshape(-1).astype(float)
 
+    @property
+    def atom_weight(self) -> np.ndarray:
+        """(N,) weights of the forces on the atoms."""
+        given = self.labels.get(keys.forces_weight)
+        of_atoms = np.ones(len(self.numbers)) if given is None else given.reshape(-1).astype(float)
+        return of_atoms * np.repeat(self.weight, self.n_atoms)
+
     def named(
         self,
         energy: str = properties.energy,
@@ -124,9 +131,9 @@ def composition_fit(targets: TrainingTargets) -> tuple[np.ndarray, np.ndarray]:
     """Energies per element that explain the training energies best.
 
     Minimises sum_s w_s ((E_s - sum_Z n_sZ mu_Z) / n_s)^2, errors per atom as in the loss, with the
-    weights of the structures. Compositions
-    are often linearly dependent (all structures MoTe2, or one element only): the solution of
-    minimum norm is taken, by singular values, where normal equations would be singular.
+    weights w of the structures. Compositions are often linearly dependent (all structures MoTe2, or
+    one element only): the solution of minimum norm is taken, by singular values, where normal
+    equations would be singular.
 
     Returns:
         atomic numbers (n_elements,) and energies mu (n_elements,) in eV.

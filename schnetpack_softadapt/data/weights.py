@@ -9,6 +9,8 @@ set:
 - "uniform": every structure counts alike in the forces, whatever its number of atoms.
 - "energy": a structure e above the hull weighs 1 / (1 + e / 1 eV/atom)^2, and a force F on an atom
   further 1 / (1 + |F|^2 / (1 eV/Ang)^2).
+- "auto": "energy" where more than one in a hundred of the training structures is more than
+  2 eV/atom above the hull, which hot liquids are not; otherwise no weights.
 """
 
 import numpy as np
@@ -18,26 +20,36 @@ from schnetpack_softadapt.data.statistics import TrainingTargets
 
 __all__ = ["SCHEMES", "energy_above_hull", "weights_of"]
 
-SCHEMES = ("uniform", "energy")
+SCHEMES = ("uniform", "energy", "auto")
 ENERGY_EV = 1.0  # per atom
 FORCE_EV_PER_ANG = 1.0
+FAR_EV, MANY = 2.0, 0.01  # per atom; of the training structures
 
 
 def weights_of(
-    scheme: str, targets: TrainingTargets, train: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+    scheme: str,
+    targets: TrainingTargets,
+    train: np.ndarray,
+    ev: float = 1.0,
+    ev_per_ang: float = 1.0,
+) -> tuple[np.ndarray, np.ndarray] | None:
     """Weights of structures (S,) and of the forces on atoms (N,), those of a training set mean 1.
+
+    None if "auto" sees no need.
 
     Args:
         scheme: one of `SCHEMES`.
-        targets: all structures, ASE units.
+        targets: all structures.
         train: (n,) rows of the training structures, which span the hull.
+        ev, ev_per_ang: the units of energies and forces in these.
 
     Raises:
         ValueError: another scheme; "energy" without energies.
     """
     if scheme not in SCHEMES:
-        raise ValueError(f"data.weights is null, {' or '.join(SCHEMES)}, not {scheme!r}")
+        raise ValueError(f"data.weights is null, {', '.join(SCHEMES)}, not {scheme!r}")
+    if scheme == "auto" and targets.energy is None:
+        return None
     structure = np.ones(len(targets.n_atoms))
     in_train = np.zeros(len(structure), dtype=bool)
     in_train[train] = True
@@ -48,18 +60,24 @@ def weights_of(
     if targets.energy is None:
         raise ValueError("data.weights=energy, but the data have no energies")
     fractions = targets.compositions / targets.n_atoms[:, None]
-    above = energy_above_hull(fractions, targets.energy / targets.n_atoms, train)
+    above = energy_above_hull(fractions, ev * targets.energy / targets.n_atoms, train)
+    if scheme == "auto" and not np.mean(above[train] > FAR_EV) > MANY:
+        return None
     structure = 1.0 / (1.0 + above.clip(min=0) / ENERGY_EV) ** 2
     forces = np.ones(len(targets.numbers))
     if targets.forces is not None:
-        forces = 1.0 / (1.0 + (targets.forces**2).sum(axis=1) / FORCE_EV_PER_ANG**2)
+        forces = 1.0 / (
+            1.0 + ((targets.forces * ev_per_ang) ** 2).sum(axis=1) / FORCE_EV_PER_ANG**2
+        )
     return structure / structure[train].mean(), forces / forces[in_train].mean()
 
 
 def energy_above_hull(fractions: np.ndarray, energies: np.ndarray, of: np.ndarray) -> np.ndarray:
     """Distance (S,) to the lower convex hull of energies over compositions; less than 0 below it.
 
-    With one composition only, the distance to the lowest energy.
+    With one composition only, the distance to the lowest energy. Hulls in many dimensions have too
+    many facets: of more than five independent elements, the energies of the elements are fitted,
+    and the lowest energy above the fit counts for all compositions.
 
     Args:
         fractions: (S, n_elements) of atoms of each element.
@@ -71,6 +89,10 @@ def energy_above_hull(fractions: np.ndarray, energies: np.ndarray, of: np.ndarra
     _, sizes, axes = np.linalg.svd(fractions[of] - mean, full_matrices=False)
     x = (fractions - mean) @ axes[sizes > 1e-8 * max(1.0, np.sqrt(len(of)))].T
     if x.shape[1] == 0:
+        return energies - energies[of].min()
+    if x.shape[1] > 4:
+        fit = np.linalg.lstsq(fractions[of], energies[of], rcond=None)[0]
+        energies = energies - fractions @ fit
         return energies - energies[of].min()
     # the lowest energy of each composition; rounding makes no new ones
     _, which = np.unique(np.round(x[of], 9), axis=0, return_inverse=True)

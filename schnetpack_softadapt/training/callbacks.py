@@ -2,6 +2,7 @@
 
 import csv
 import io
+import logging
 import sys
 import time
 from pathlib import Path
@@ -14,7 +15,25 @@ from tqdm import tqdm
 from schnetpack_softadapt.files import write_file
 from schnetpack_softadapt.quantities import BY_NAME
 
-__all__ = ["HistoryWriter", "NoLogger", "WeightsProgressBar"]
+__all__ = ["HistoryWriter", "NoLogger", "Renamed", "WeightsProgressBar"]
+
+log = logging.getLogger(__name__)
+
+
+class Renamed(Callback):
+    """Says at the start of a run that a setting of its command has a new name.
+
+    Args:
+        old, new: as they are written on the command line.
+    """
+
+    def __init__(self, old: str, new: str):
+        self.old, self.new = old, new
+
+    def on_fit_start(self, trainer, pl_module) -> None:
+        """Say it once."""
+        if trainer.is_global_zero:
+            log.warning("%s is now %s; the old name will go", self.old, self.new)
 
 
 class HistoryWriter(Callback):

@@ -29,7 +29,9 @@ log = logging.getLogger(__name__)
 N_NUMBERS = len(chemical_symbols)
 
 
-def energy_variances(compositions: np.ndarray, residuals: np.ndarray) -> np.ndarray | None:
+def energy_variances(
+    compositions: np.ndarray, residuals: np.ndarray, weights: np.ndarray | None = None
+) -> np.ndarray | None:
     """Variances sigma_Z^2 of atomic energies, from total energies less the composition fit.
 
     Maximum likelihood of independent normal residuals with variance sum_Z n_Z sigma_Z^2, with one
@@ -40,6 +42,7 @@ def energy_variances(compositions: np.ndarray, residuals: np.ndarray) -> np.ndar
     Args:
         compositions: (n_structures, n_elements) atoms of each element.
         residuals: (n_structures,) energies after the fit.
+        weights: (n_structures,) of the structures, all alike if None.
 
     Returns:
         (n_elements,) variances in the squared unit of the energy; None if the residuals have no
@@ -51,14 +54,15 @@ def energy_variances(compositions: np.ndarray, residuals: np.ndarray) -> np.ndar
     if free < 1:
         return None
     squares = y**2 * (len(y) / free)  # the fit has taken up some of the spread
-    mean = float(np.mean(squares / n.sum(axis=1)))
+    w = _mean_one(weights, len(y))
+    mean = float(np.mean(w * squares / n.sum(axis=1)))
     if not mean > 0:
         return None
     v = np.full(n.shape[1], mean)
     for _ in range(2000):
         total = n @ v
-        up = n.T @ (squares / total**2) + mean / v**2
-        down = n.T @ (1.0 / total) + 1.0 / v
+        up = n.T @ (w * squares / total**2) + mean / v**2
+        down = n.T @ (w / total) + 1.0 / v
         step = np.sqrt(up / down)
         v = v * step
         if np.max(np.abs(step - 1.0)) < 1e-8:
@@ -66,7 +70,9 @@ def energy_variances(compositions: np.ndarray, residuals: np.ndarray) -> np.ndar
     return v
 
 
-def force_scales(numbers: np.ndarray, forces: np.ndarray, elements) -> np.ndarray | None:
+def force_scales(
+    numbers: np.ndarray, forces: np.ndarray, elements, weights: np.ndarray | None = None
+) -> np.ndarray | None:
     """Spread eta_Z of a force component on each element, (n_elements,); None if all are zero.
 
     Forces have mean zero. One atom's worth of prior for the spread over all elements keeps elements
@@ -76,22 +82,30 @@ def force_scales(numbers: np.ndarray, forces: np.ndarray, elements) -> np.ndarra
         numbers: (n_atoms,) atomic numbers.
         forces: (n_atoms, 3).
         elements: atomic numbers asked for.
+        weights: (n_atoms,) of the forces on the atoms, all alike if None.
     """
     squares = (np.asarray(forces, dtype=np.float64) ** 2).mean(axis=1)
-    overall = squares.mean() if len(squares) else 0.0
+    w = _mean_one(weights, len(squares))
+    overall = np.mean(w * squares) if len(squares) else 0.0
     if not overall > 0:
         return None
-    of = [squares[numbers == z] for z in elements]
-    return np.sqrt([(s.sum() + overall) / (len(s) + 1) for s in of])
+    of = [numbers == z for z in elements]
+    return np.sqrt([((w * squares)[s].sum() + overall) / (w[s].sum() + 1) for s in of])
 
 
-def virial_scale(compositions: np.ndarray, stress: np.ndarray, volume: np.ndarray) -> float | None:
+def virial_scale(
+    compositions: np.ndarray,
+    stress: np.ndarray,
+    volume: np.ndarray,
+    weights: np.ndarray | None = None,
+) -> float | None:
     """Spread tau of V sigma / sqrt(N) about an isotropic virial per atom of each element.
 
     Args:
         compositions: (n_structures, n_elements), structures that have a stress only.
         stress: (n_structures, 3, 3).
         volume: (n_structures,).
+        weights: (n_structures,) of the structures, all alike if None.
 
     Returns:
         tau in the unit of the energy, None if there is no spread.
@@ -99,14 +113,15 @@ def virial_scale(compositions: np.ndarray, stress: np.ndarray, volume: np.ndarra
     n = np.asarray(compositions, dtype=np.float64)
     n_atoms = n.sum(axis=1)
     virial = full_to_voigt(np.asarray(stress, dtype=np.float64)) * volume[:, None]
-    # rows divided by sqrt(N) have equal variance
-    root = np.sqrt(n_atoms)
+    # rows multiplied by this have equal variance
+    w = _mean_one(weights, len(n))
+    root = np.sqrt(w / n_atoms)
     pressure = virial[:, :3].mean(axis=1)
-    mean, *_ = np.linalg.lstsq(n / root[:, None], pressure / root, rcond=None)
+    mean, *_ = np.linalg.lstsq(n * root[:, None], pressure * root, rcond=None)
     residual = virial.copy()
     residual[:, :3] -= (n @ mean)[:, None]
     free = residual.size - np.linalg.matrix_rank(n)
-    variance = float((residual**2 / n_atoms[:, None]).sum() / max(free, 1))
+    variance = float(((residual * root[:, None]) ** 2).sum() / max(free, 1))
     # a fit through every point leaves rounding, not spread
     rounding = float(np.finfo(np.float64).eps * np.abs(virial).max()) ** 2 * 100
     return float(np.sqrt(variance)) if variance > rounding else None
@@ -146,17 +161,28 @@ class Standardization(nn.Module):
             if variances is None:
                 _warn("energies", "energy differences")
         if targets.forces is not None:
-            forces = force_scales(targets.numbers, targets.forces, targets.elements)
+            forces = force_scales(
+                targets.numbers, targets.forces, targets.elements, targets.atom_weight
+            )
             if forces is None:
                 _warn("forces", "forces that are not zero")
         if targets.stress is not None and targets.stress_mask.any():
             use = targets.stress_mask
-            tau = virial_scale(targets.compositions[use], targets.stress[use], targets.volumes[use])
+            tau = virial_scale(
+                targets.compositions[use],
+                targets.stress[use],
+                targets.volumes[use],
+                targets.weight[use],
+            )
             if tau is None:
                 _warn("stresses", "stress differences")
-        counts = targets.compositions.sum(axis=0)
+        counts = targets.weight @ targets.compositions
         mean_variance = 1.0 if variances is None else counts @ variances / counts.sum()
-        mean_force = 1.0 if forces is None else np.sqrt(np.mean(targets.forces**2))
+        mean_force = (
+            1.0
+            if forces is None
+            else np.sqrt(np.average((targets.forces**2).mean(axis=1), weights=targets.atom_weight))
+        )
         set_table(self.energy_variance, mean_variance, variances)
         set_table(self.force_scale, mean_force, forces)
         self.stress_scale.fill_(1.0 if tau is None else tau)
@@ -168,6 +194,11 @@ class Standardization(nn.Module):
         return variance.index_add(0, idx_m, self.energy_variance[numbers]).sqrt()
 
 
+def _mean_one(weights: np.ndarray | None, n: int) -> np.ndarray:
+    """Weights (n,) whose mean is 1; all 1 if None."""
+    return np.ones(n) if weights is None else weights / np.mean(weights)
+
+
 def _energy_scales(targets: TrainingTargets) -> np.ndarray | None:
     """sigma_Z^2 of the elements, None if energies have no spread."""
     _, means = composition_fit(targets)
@@ -176,7 +207,7 @@ def _energy_scales(targets: TrainingTargets) -> np.ndarray | None:
     rounding = 1e-12 * (1.0 + np.abs(means).max())
     if np.abs(residuals / targets.n_atoms).max() <= rounding:
         return None
-    return energy_variances(targets.compositions, residuals)
+    return energy_variances(targets.compositions, residuals, targets.weight)
 
 
 def _warn(what: str, remedy: str) -> None:

@@ -74,7 +74,7 @@ def z(symbol: str) -> int:
 
 
 def recipe(elements: list[str]) -> Layout:
-    """As `experiment=mlearn_softadapt`: 60 functions for one element, within 6 and 5 Ang."""
+    """As `experiment=recommended_softadapt`: 60 functions for one element, within 6 and 5 Ang."""
     return default_layout(elements, 6.0, n_radial=20, n_angular_widths=4, zetas=[1, 2, 4, 8, 16])
 
 
@@ -235,7 +235,7 @@ def main() -> None:
             print(f"  {label:36s} {rate:10.1f} steps/s  {1e6 / rate / len(atoms):9.2f} us/atom")
         table[name]["seconds"] = overhead(atoms, layout(sorted(set(atoms.symbols))), n)
         print_overhead(name, table[name]["seconds"], len(atoms))
-    print("the recipe of mlearn_softadapt, CPU time")
+    print("the recipe of recommended_softadapt, CPU time")
     for cells in ((5, 1, 1), (3, 3, 3), (5, 5, 2)):
         atoms = bulk("Mo", cubic=True) * cells
         atoms.rattle(0.05, seed=0)

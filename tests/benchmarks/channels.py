@@ -3,7 +3,7 @@
     python tests/benchmarks/channels.py run FOLDER [--data NAME=DB ..] [--seconds S] [--seeds 1 ..]
     python tests/benchmarks/channels.py table FOLDER
 
-Every case trains the shipped recipe (`experiment=mlearn_softadapt`, SPRING) for as many epochs as S
+Every case trains the recipe (`experiment=recommended_softadapt`, SPRING) for as many epochs as S
 CPU seconds take on one thread, which the first epochs of the run tell (`Budget`). The same command
 again continues. Without a database, NAME "mote2" is the shipped set.
 """
@@ -83,7 +83,7 @@ def train(folder: Path, name: str, database: str | None, case: str, seed: int, s
         return
     command = [
         str(Path(sys.executable).with_name("spktrain")),
-        "experiment=mlearn_softadapt",
+        "experiment=recommended_softadapt",
         "task/optimizer=softadapt_spring",
         source,
         *(oblique(ELEMENTS[name]) if "oblique" in case else CASES[case]),

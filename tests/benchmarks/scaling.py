@@ -16,8 +16,8 @@ training: generated Mo structures of 4 and 8 atoms, labelled by a Morse potentia
     torch, for the start of `spktrain` takes longer than most of these. `peak` counts pages of the
     store that the machine keeps in memory as long as there is room; `own` are those that it cannot
     drop, after the last epoch.
-W-Be: the recipe `mlearn_softadapt` through `spktrain` on 100 to all structures of a database of
-    two elements, with the store in float32, in half precision, and with descriptors computed for
+W-Be: the recipe `recommended_softadapt` through `spktrain` on 100 to all structures of a database
+    of two elements, with the store in float32, in half precision, and with descriptors computed for
     every batch; then on the structures twice, the second time rattled, within 8 GB of memory
     (RLIMIT_DATA, which counts what a process allocates and no mapped files). `before` is
     everything up to the first epoch, reading and building included; `own` is the largest memory
@@ -361,7 +361,7 @@ def train_recipe(
         fraction: part of the batches of an epoch that are run.
         limit: bytes that the process may allocate.
     """
-    command = [str(Path(sys.executable).with_name("spktrain")), "experiment=mlearn_softadapt"]
+    command = [str(Path(sys.executable).with_name("spktrain")), "experiment=recommended_softadapt"]
     command += [*SOURCES[source], f"data.datapath={folder}/data.db", "data.splitting=random"]
     command += ["data.num_train=0.9", "data.num_val=0.1", "data.num_test=null"]
     command += ["task/optimizer=softadapt_spring", "trainer.max_epochs=2"]

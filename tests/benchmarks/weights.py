@@ -36,7 +36,7 @@ ERRORS = {
 }
 
 _SMALL = ["globals.model_path=best_model", "callbacks.early_stopping.patience=100000"]
-_KALMAN = ["experiment=mlearn_softadapt", "task/optimizer=softadapt_kalman", *_SMALL]
+_KALMAN = ["experiment=recommended_softadapt", "task/optimizer=softadapt_kalman", *_SMALL]
 _ACSF = ["experiment=acsf_softadapt", *_SMALL]
 _STOCK = ["experiment=mote2_painn_softadapt", *_SMALL]
 # SchNetPack's default size of networks
@@ -71,9 +71,9 @@ CASES = {
     "MoTe2_acsf_long": ("mote2", 1500, _ACSF),
     "MoTe2_painn": ("mote2", 40, _STOCK),
     "Mo_painn": ("Mo", 30, _STOCK),
-    "Mo_kalman": ("Mo", 25, ["experiment=mlearn_softadapt", *_KALMAN]),
-    "MoTe2_kalman": ("mote2", 25, ["experiment=mlearn_softadapt", *_KALMAN]),
-    "Si_kalman": ("Si_repaired", 25, ["experiment=mlearn_softadapt", *_KALMAN]),
+    "Mo_kalman": ("Mo", 25, ["experiment=recommended_softadapt", *_KALMAN]),
+    "MoTe2_kalman": ("mote2", 25, ["experiment=recommended_softadapt", *_KALMAN]),
+    "Si_kalman": ("Si_repaired", 25, ["experiment=recommended_softadapt", *_KALMAN]),
 }
 
 
@@ -187,7 +187,7 @@ def train(folder: Path, database: Path, epochs: int, overrides: list[str], seed:
     data = ["data=mote2_pbe"] if database.stem == "mote2" else ["data=acsf_data"]
     if database.stem == "ethanol_kcal":
         data = [f"+data.split_file={database.with_suffix('.npz')}"]
-    elif "experiment=mlearn_softadapt" not in overrides:
+    elif "experiment=recommended_softadapt" not in overrides:
         data += ["data.num_train=0.8", "data.num_val=0.1", "data.num_test=0.1"]
     if database.stem == "mote2":
         data += [f"run.data_dir={database.parent}"]

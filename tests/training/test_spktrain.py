@@ -101,7 +101,7 @@ def test_from_import_to_report(tmp_path, capsys):
 def test_shear_stress_has_a_weight_of_its_own(database, tmp_path, monkeypatch):
     """One override of the recipe, with its Kalman filter; errors are those of the whole stress."""
     settings = [
-        "experiment=mlearn_softadapt",
+        "experiment=recommended_softadapt",
         "+task.outputs.2.split=normal_shear",
         f"data.datapath={database}",
         "task/weighting=likelihood",
@@ -130,7 +130,7 @@ def test_shear_stress_has_a_weight_of_its_own(database, tmp_path, monkeypatch):
 def test_recipe_chooses_optimizer_and_epochs(database, tmp_path, monkeypatch):
     """SPRING for a large network, as many epochs as it takes; then the run is extended."""
     settings = [
-        "experiment=mlearn_softadapt",
+        "experiment=recommended_softadapt",
         "task.optimizer_args.kalman_up_to=10",
         "task.optimizer_args.spring_epochs=2",
         f"data.datapath={database}",

@@ -1,5 +1,7 @@
 """Scales of the losses: independent of size, composition and units, and well-posed."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -178,3 +180,40 @@ def test_unknown_elements_have_the_overall_scale():
     standardization = fitted(targets_of(rng.integers(1, 6, size=(50, 2)), rng))
     low, high = sorted(standardization.force_scale[[42, 52]].tolist())
     assert low < float(standardization.force_scale[14]) < high
+
+
+def test_weights_are_repetitions():
+    """A set with each structure as often as it weighs has the same scales."""
+    rng = np.random.default_rng(4)
+    targets = targets_of(rng.integers(1, 9, (3000, 2)), rng)
+    # so that it matters which structures weigh more
+    weight = np.where(targets.compositions[:, 0] > targets.compositions[:, 1], 3, 1)
+    spread = np.where(weight == 3, 2.0, 1.0)
+    of_atoms = np.repeat(spread, targets.n_atoms)[:, None]
+    mean = targets.compositions @ composition_fit(targets)[1]
+    targets = dataclasses.replace(
+        targets,
+        energy=mean + (targets.energy - mean) * spread,
+        forces=targets.forces * of_atoms,
+        stress=targets.stress * spread[:, None, None],
+    )
+    weighted = dataclasses.replace(targets, labels={"structure_weight": weight})
+    index = np.repeat(np.arange(3000), weight)
+    atoms = np.split(np.arange(len(targets.numbers)), np.cumsum(targets.n_atoms)[:-1])
+    atoms = np.concatenate([atoms[k] for k in index])
+    repeated = dataclasses.replace(
+        targets,
+        numbers=targets.numbers[atoms],
+        forces=targets.forces[atoms],
+        **{
+            name: getattr(targets, name)[index]
+            for name in ("compositions", "n_atoms", "volumes", "energy", "stress", "stress_mask")
+        },
+    )
+    ours, theirs, plain = fitted(weighted), fitted(repeated), fitted(targets)
+    assert ours.means == pytest.approx(theirs.means, rel=1e-9)
+    for name in ("energy_variance", "force_scale", "stress_scale"):
+        found, expected = getattr(ours, name).numpy(), getattr(theirs, name).numpy()
+        # but for the prior, which counts as one atom in either
+        assert found == pytest.approx(expected, rel=0.02)
+        assert getattr(plain, name).numpy() != pytest.approx(expected, rel=0.05)

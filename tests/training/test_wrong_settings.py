@@ -21,7 +21,7 @@ from schnetpack_softadapt.training.settings import check_monitor, check_optimize
 from schnetpack_softadapt.training.task import SoftAdaptTask
 
 SMALL = (
-    "experiment=mlearn_softadapt",
+    "experiment=recommended_softadapt",
     "globals.cutoff=4.0",
     "globals.n_hidden=[4]",
     "data.num_train=10",
