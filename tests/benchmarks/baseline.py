@@ -39,7 +39,7 @@ CASES = {
     ],
 }
 SETTINGS = [
-    "experiment=mlearn_softadapt",
+    "experiment=recommended_softadapt",
     "globals.cutoff=5.0",
     "model.representation.grid.n_radial=8",
     "model.representation.grid.n_angular_widths=2",
