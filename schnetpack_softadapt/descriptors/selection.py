@@ -64,7 +64,7 @@ def sample_values(
         idx_i, idx_j, r_ij, _ = neighbor_pairs(positions, cell, pbc, descriptor.cutoff)
         near = mine[idx_i]
         pairs = engine.prepare(r_ij[near], idx_i[near], idx_j[near], np.asarray(z, np.int64))
-        values = engine.values(pairs).numpy()
+        values = np.asarray(engine.values(pairs))
         if not np.isfinite(values[mine]).all():
             raise ValueError(
                 f"training structure {index}: descriptors are not finite; look for coinciding atoms"
