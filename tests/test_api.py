@@ -268,7 +268,7 @@ def test_info_is_one_screen(run, database, capsys):
             "alloy, test",
         ],
         str(run.folder / "best_model"): ["elements     Cu, Au", "cutoff       4 Ang", "energy eV"],
-        "n2p2": ["elements     Cu, Au", "parameters", "read from an n2p2 potential"],
+        "n2p2": ["elements     Cu, Au", "parameters", "read from potential.json"],
         "my.db": [
             "structures   20 (20 with forces, 20 with stress)",
             "atoms        80: Cu 60",

@@ -254,18 +254,27 @@ def _check(args) -> int:
 def add_export(commands) -> None:
     parser = commands.add_parser(
         "export",
-        help="a trained model as an n2p2 potential, ready for LAMMPS",
-        description="Write input.nn, scaling.data and weights.ZZZ.data (Ang, eV), an input for"
-        " LAMMPS' pair_style hdnnp, and a README. Text files, safe to share: reading them executes"
-        " no code, while best_model is a pickle that can.",
+        help="a trained model, or a committee, as text, ready for LAMMPS",
+        description="Write potential.json for LAMMPS' pair_style mliap, the files of n2p2 (Ang, eV)"
+        " for pair_style hdnnp where they can express the model, an input that runs as it is, and a"
+        " README. Text files, safe to share: reading them executes no code, while best_model is a"
+        " pickle that can.",
     )
     parser.add_argument(
         "model",
         metavar="MODEL",
+        nargs="+",
         help="best_model, or a run directory with one: a pickle, which can execute code; export"
-        " only what you trust",
+        " only what you trust. Several are a committee, of which LAMMPS runs the mean",
     )
-    add_output(parser, "FOLDER", "where the files go", result="input.nn", required=True)
+    add_output(parser, "FOLDER", "where the files go", result="in.lammps", required=True)
+    parser.add_argument(
+        "--format",
+        choices=("all", "lammps", "n2p2"),
+        default="all",
+        help="lammps: potential.json for pair_style mliap; n2p2: for pair_style hdnnp and others;"
+        " all (the default): both, as far as the model allows",
+    )
     parser.add_argument(
         "--structure",
         metavar="FILE",
@@ -276,18 +285,21 @@ def add_export(commands) -> None:
 
 
 def _export(args) -> None:
-    from schnetpack_softadapt.deploy.exchange.n2p2 import write_potential
-    from schnetpack_softadapt.deploy.loading import load_potential
+    from schnetpack_softadapt.deploy.exchange.export import export_potential
+    from schnetpack_softadapt.deploy.loading import load_members
     from schnetpack_softadapt.deploy.training_data import training_structure
 
-    model = load_potential(args.model)
+    models = [member for path in args.model for member in load_members(path)]
     structure = read_structure(args.structure) if args.structure else None
     if structure is None:
         try:
-            structure = training_structure(args.model)
+            structure = training_structure(args.model[0])
         except (OSError, ValueError) as error:
             print(f"no training structure for LAMMPS ({error}); give --structure", file=sys.stderr)
-    for path in write_potential(model, args.out, structure):
+    files, reason = export_potential(models, args.out, structure, args.format)
+    if reason:
+        print(f"without the files of n2p2: {reason}", file=sys.stderr)
+    for path in files:
         print(path)
 
 

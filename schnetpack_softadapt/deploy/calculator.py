@@ -25,7 +25,7 @@ from schnetpack_softadapt.deploy.evaluate import (
     evaluate_in_chunks,
 )
 from schnetpack_softadapt.deploy.extrapolation import ExtrapolationMonitor
-from schnetpack_softadapt.deploy.loading import load_potential
+from schnetpack_softadapt.deploy.loading import load_members
 from schnetpack_softadapt.deploy.self_description import common_unit, cutoff_of, output_keys
 from schnetpack_softadapt.deploy.skin import SkinList
 from schnetpack_softadapt.model.composition import UnsupportedModelError, take_apart
@@ -57,11 +57,11 @@ class SoftAdaptCalculator(SpkCalculator):
     networks; other SchNetPack models are called as they are.
 
     Args:
-        model: a model, its path (`best_model`, a run directory, an n2p2 folder), or several of
+        model: a model, its path (`best_model`, a run directory, an exported folder), or several of
             these: a committee, which gives the mean, and the spread over its members as
             `results["energy_std"]`, `["forces_std"]`, `["stress_std"]`. A saved model is a pickle,
-            which can execute code when it is loaded: open only what you trust. An n2p2 folder is
-            text that executes nothing.
+            which can execute code when it is loaded: open only what you trust. An exported
+            folder is text that executes nothing.
         dtype: "float64", or "float32" (faster; relaxations to tight forces need float64).
         device: "cpu" or "cuda".
         skin: the neighbour list reaches this much farther than the cutoff and is kept until a pair
@@ -127,7 +127,7 @@ class SoftAdaptCalculator(SpkCalculator):
         given = [model] if isinstance(model, (str, Path, nn.Module)) else list(model)
         if not given:
             raise ValueError("a committee needs at least one model")
-        models = [load_potential(m, device, dtype) for m in given]
+        models = [loaded for m in given for loaded in load_members(m, device, dtype)]
         self.model, self.models = models[0], models
         self.device, self.dtype = device, dtype
         for loaded in models:
@@ -180,7 +180,7 @@ class SoftAdaptCalculator(SpkCalculator):
         if self.device.type != "cpu":
             return None
         try:
-            models = [take_apart(m) for m in self.models]
+            models = [take_apart(m, short_range=True) for m in self.models]
         except UnsupportedModelError as error:
             log.info("calling the model through SchNetPack: %s", error)
             return None

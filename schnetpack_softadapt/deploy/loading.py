@@ -1,4 +1,4 @@
-"""Models from whatever a user has at hand: an object, a file, a run directory, an n2p2 folder."""
+"""Models from what a user has at hand: an object, a file, a run directory, an exported folder."""
 
 import copy
 from pathlib import Path
@@ -9,9 +9,10 @@ from schnetpack.utils import load_model
 from torch import nn
 
 from schnetpack_softadapt.deploy.exchange.n2p2 import read_potential
+from schnetpack_softadapt.deploy.exchange.text import FILE_NAME, read_text, to_model
 from schnetpack_softadapt.files import replacing
 
-__all__ = ["load_potential", "save_potential"]
+__all__ = ["load_members", "load_potential", "save_potential"]
 
 
 def load_potential(
@@ -23,32 +24,53 @@ def load_potential(
 
     Args:
         model: a model or task object, which stays untouched; or the path of a saved model
-            (`best_model`), of a run directory that holds one, or of an n2p2 potential. A saved
-            model is a pickle, which can run any code when it is loaded: load only what you trust.
-            An n2p2 potential is text that executes nothing.
+            (`best_model`), of a run directory that holds one, or of an exported potential
+            (`potential.json`, else n2p2's files). A saved model is a pickle, which can run any code
+            when it is loaded: load only what you trust. An exported potential is text that executes
+            nothing.
         device: where the model goes.
         dtype: precision of its parameters.
 
     Raises:
         FileNotFoundError: there is nothing at the path, or nothing that is a model.
-        ValueError: the file is not a saved model.
+        ValueError: the file is not a saved model, or it is a committee.
     """
+    models = load_members(model, device, dtype)
+    if len(models) > 1:
+        raise ValueError(
+            f"{model} is a committee of {len(models)} models; one model is needed here"
+        )
+    return models[0]
+
+
+def load_members(
+    model: str | Path | nn.Module,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float64,
+) -> list[nn.Module]:
+    """The models of an exported committee; otherwise the one of `load_potential`."""
     if isinstance(model, LightningModule) and hasattr(model, "model"):
         model = model.model
     if isinstance(model, nn.Module):
-        loaded = copy.deepcopy(model)
+        loaded = [copy.deepcopy(model)]
     else:
         loaded = _load(Path(model))
-    return loaded.to(device).to(dtype).eval()
+    return [one.to(device).to(dtype).eval() for one in loaded]
 
 
-def _load(path: Path) -> nn.Module:
+def _load(path: Path) -> list[nn.Module]:
+    if path.name == FILE_NAME or (path / FILE_NAME).exists():
+        return [to_model(member) for member in read_text(path)]
+    return [_load_one(path)]
+
+
+def _load_one(path: Path) -> nn.Module:
     if path.is_dir():
         if (path / "input.nn").exists():
             return read_potential(path)
         if not (path / "best_model").exists():
             raise FileNotFoundError(
-                f"{path} holds neither a model (best_model) nor an n2p2 potential (input.nn)"
+                f"{path} holds neither a model (best_model) nor a potential ({FILE_NAME}, input.nn)"
             )
         path = path / "best_model"
     if not path.exists():

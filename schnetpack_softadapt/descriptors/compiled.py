@@ -4,18 +4,22 @@ Machine code is cached beside the modules (or in the user's cache folder where t
 so that only the first use after an installation waits for the compiler, and says so.
 """
 
+from __future__ import annotations
+
 import os
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numba import config
 from numba.core import event
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["as_array", "call", "is_ready", "n_threads", "stamp_sources", "thread_pool"]
 
@@ -27,7 +31,9 @@ _pool: tuple[int, int, ThreadPoolExecutor] | None = None  # process, threads, po
 
 def n_threads() -> int:
     """Threads of a call: those of torch, and no more than the variable NUMBA_NUM_THREADS."""
-    return max(1, min(torch.get_num_threads(), config.NUMBA_NUM_THREADS))
+    torch = sys.modules.get("torch")  # a simulation without it shall not wait for it
+    most = config.NUMBA_NUM_THREADS
+    return max(1, min(torch.get_num_threads(), most) if torch else most)
 
 
 def thread_pool(threads: int) -> ThreadPoolExecutor:
@@ -49,7 +55,7 @@ def as_array(x: Tensor | np.ndarray, dtype: np.dtype) -> np.ndarray:
     Raises:
         ValueError: a tensor that is elsewhere.
     """
-    if isinstance(x, Tensor):
+    if not isinstance(x, np.ndarray):
         if not x.is_cpu:
             raise ValueError(
                 f"the compiled functions run on the CPU, not on {x.device}; use the reference"

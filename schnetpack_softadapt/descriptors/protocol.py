@@ -9,6 +9,8 @@ else has a default. No other room knows a family, except for the exchange of its
 N: atoms, P: pairs, D: columns.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 from abc import ABC, abstractmethod
@@ -16,16 +18,19 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
-import torch
 import yaml
 from ase.data import chemical_symbols
-from torch import Tensor
 
 from schnetpack_softadapt.descriptors.elements import check_elements
 from schnetpack_softadapt.quantities import VOIGT_COLUMNS, VOIGT_ROWS
+
+# torch is imported by what computes with it: simulations with compiled engines do without
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 __all__ = [
     "ENGINES",
@@ -43,7 +48,7 @@ __all__ = [
 #: names that `Descriptor.engine` takes
 ENGINES = ("auto", "kernels", "reference")
 
-_KINDS: dict[str, type["Descriptor"]] = {}
+_KINDS: dict[str, type[Descriptor]] = {}
 
 
 def check_engine_name(name: str) -> None:
@@ -85,11 +90,11 @@ class Descriptor(ABC):
 
     @classmethod
     @abstractmethod
-    def from_dict(cls, data: Mapping) -> "Descriptor":
+    def from_dict(cls, data: Mapping) -> Descriptor:
         """Read what `to_dict` wrote."""
 
     @abstractmethod
-    def engine(self, device: torch.device | str = "cpu", name: str = "auto") -> "Engine":
+    def engine(self, device: torch.device | str = "cpu", name: str = "auto") -> Engine:
         """What computes it: "auto" the fastest for the device, "kernels", or "reference".
 
         A family with one engine returns it for every name.
@@ -102,7 +107,7 @@ class Descriptor(ABC):
         """Columns of an atom of element z_i that depend on neighbours of z_j; by default all."""
         return range(self.n_functions[z_i])
 
-    def select(self, columns: Mapping[int, Sequence[int]]) -> "Descriptor":
+    def select(self, columns: Mapping[int, Sequence[int]]) -> Descriptor:
         """The same descriptor with some of its columns only, in the order given.
 
         A family whose columns are not computed one by one may compute all and keep some.
@@ -240,6 +245,8 @@ class LinearMap(Protocol):
 class Engine(ABC):
     """Computes a descriptor. Tensors in, tensors out; the dtype is that of the pair vectors.
 
+    Of pairs prepared from arrays, a compiled engine may give arrays (float64).
+
     Attributes:
         descriptor: what it computes.
         is_exact: values carry a graph that is differentiable by `r_ij` to any order. `values` is
@@ -257,6 +264,8 @@ class Engine(ABC):
         Raises:
             UnknownElementError: an atom of an element that the descriptor does not know.
         """
+        import torch
+
         pairs = Pairs(*map(torch.as_tensor, (r_ij, idx_i, idx_j, numbers)))
         check_elements(set(pairs.numbers.tolist()), self.descriptor.elements)
         return pairs
@@ -285,6 +294,8 @@ class Engine(ABC):
             dtype: numpy type of the results.
             threads: threads to use; 1 where several structures are done at a time.
         """
+        import torch
+
         with torch.no_grad():
             values, by_pair = self.values(pairs).numpy(), self._by_pair(pairs).numpy()
         idx_i, idx_j, r_ij = (x.numpy() for x in (pairs.idx_i, pairs.idx_j, pairs.r_ij))
@@ -301,6 +312,8 @@ class Engine(ABC):
 
     def _by_pair(self, pairs) -> Tensor:
         """dG_i/dr_ij (P, 3, D), by one vector-Jacobian product for each column."""
+        import torch
+
         n_columns = self.descriptor.n_columns
         one = pairs.r_ij.new_zeros(len(pairs.numbers), n_columns)
         columns = []

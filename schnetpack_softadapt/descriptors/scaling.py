@@ -12,7 +12,8 @@ import torch
 from ase.data import chemical_symbols
 from torch import Tensor, nn
 
-from schnetpack_softadapt.descriptors.elements import ElementIndex, check_elements
+from schnetpack_softadapt.descriptors.element_index import ElementIndex
+from schnetpack_softadapt.descriptors.elements import check_elements
 
 __all__ = ["SCALING_MODES", "Scaling"]
 

@@ -93,10 +93,10 @@ def correlations(values: np.ndarray) -> np.ndarray:
 def cur_columns(correlation: np.ndarray, n: int) -> list[int]:
     """Columns that span the most of X, in the order of choice.
 
-    CUR with deterministic choice: G. Imbalzano, A. Anelli, D. Giofre, S. Klees, J. Behler,
-    M. Ceriotti, J. Chem. Phys. 148, 241730 (2018), section on CUR with k = 1. The column c with the
-    largest leverage score pi_c = v_c^2, v the first right singular vector of X, is taken, the
-    others are made orthogonal to it, and so on.
+    The deterministic CUR of G. Imbalzano, A. Anelli, D. Giofre, S. Klees, J. Behler, M. Ceriotti,
+    J. Chem. Phys. 148, 241730 (2018): of the leverage scores pi_c = sum_(j <= k) (v_c^(j))^2, with
+    v^(j) the right singular vectors of X and k = 1 here, the largest is taken, the other columns
+    are made orthogonal to that one, and so on.
 
     Args:
         correlation: C (D, D).

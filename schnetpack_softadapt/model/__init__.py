@@ -1,18 +1,25 @@
 """Behler-Parrinello potentials as SchNetPack modules.
 
-The import paths of these classes are part of the format of saved models.
+The import paths of these classes are part of the format of saved models. They are loaded when they
+are asked for: simulations with compiled networks do without torch.
 """
 
-from schnetpack_softadapt.model.acsf import ACSF
-from schnetpack_softadapt.model.atomwise import ElementalAtomwise
-from schnetpack_softadapt.model.baseline import ZBL, CalculatorBaseline
-from schnetpack_softadapt.model.potential import DescriptorPotential
-from schnetpack_softadapt.model.representation import DescriptorRepresentation
-from schnetpack_softadapt.model.response import ForcesAndStress
-from schnetpack_softadapt.model.shift import ElementShift, EnergyScale
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from schnetpack_softadapt.model.acsf import ACSF
+    from schnetpack_softadapt.model.atomwise import ElementalAtomwise
+    from schnetpack_softadapt.model.baseline import ZBL, CalculatorBaseline
+    from schnetpack_softadapt.model.potential import DescriptorPotential
+    from schnetpack_softadapt.model.representation import DescriptorRepresentation
+    from schnetpack_softadapt.model.response import ForcesAndStress
+    from schnetpack_softadapt.model.shift import ElementShift, EnergyScale
+    from schnetpack_softadapt.model.snap import SNAP
 
 __all__ = [
     "ACSF",
+    "SNAP",
     "ZBL",
     "CalculatorBaseline",
     "DescriptorPotential",
@@ -22,3 +29,22 @@ __all__ = [
     "EnergyScale",
     "ForcesAndStress",
 ]
+
+_HOMES = {
+    "ACSF": "acsf",
+    "SNAP": "snap",
+    "ZBL": "baseline",
+    "CalculatorBaseline": "baseline",
+    "DescriptorPotential": "potential",
+    "DescriptorRepresentation": "representation",
+    "ElementShift": "shift",
+    "ElementalAtomwise": "atomwise",
+    "EnergyScale": "shift",
+    "ForcesAndStress": "response",
+}
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from schnetpack_softadapt import properties as keys
 from schnetpack_softadapt.data.statistics import training_targets
-from schnetpack_softadapt.descriptors.elements import ElementIndex, atomic_number
+from schnetpack_softadapt.descriptors.element_index import ElementIndex
+from schnetpack_softadapt.descriptors.elements import atomic_number
 from schnetpack_softadapt.model.fade import Fade
 from schnetpack_softadapt.model.shift import ElementShift, atomic_energy_spread, sum_over_structures
 

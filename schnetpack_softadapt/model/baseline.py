@@ -423,7 +423,7 @@ class CalculatorBaseline(Baseline):
         atoms.calc = self._make()
         energy, forces = atoms.get_potential_energy(), atoms.get_forces()
         virial, volume = np.zeros((3, 3)), float(volumes(atoms.cell.array))
-        if all(pbc) and volume > 0:
+        if any(pbc) and volume > 0:
             virial = atoms.get_stress(voigt=False) * volume
         return Values(np.full(len(numbers), energy / len(numbers)), np.array(forces), virial)
 

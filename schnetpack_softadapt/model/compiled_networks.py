@@ -8,8 +8,12 @@ Atoms of one element are done `BLOCK` at a time with the atom as the fast index,
 a sum of rows times single weights, which vectorises for any width.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numba import njit
@@ -17,8 +21,10 @@ from numba import njit
 from schnetpack_softadapt.descriptors.acsf.kernels import loops
 from schnetpack_softadapt.descriptors.acsf.kernels.loops import LOOP, SCALAR, STAGE, exponential
 from schnetpack_softadapt.descriptors.compiled import as_array, call, stamp_sources
-from schnetpack_softadapt.descriptors.scaling import Scaling
-from schnetpack_softadapt.model.atomwise import ElementalAtomwise
+
+if TYPE_CHECKING:
+    from schnetpack_softadapt.descriptors.scaling import Scaling
+    from schnetpack_softadapt.model.atomwise import ElementalAtomwise
 
 __all__ = ["ACTIVATION_CODES", "CompiledNetworks"]
 
@@ -236,18 +242,43 @@ class CompiledNetworks:
 
     def __init__(self, modules: ElementalAtomwise, scaling: Scaling):
         # both in the order of the layers; `ParameterList` itself takes longer than the network
-        weights = list(modules.weights._parameters.values())
-        biases = modules.biases._parameters.values()
-        layers = zip(weights, biases, strict=True)
-        flat = [x.detach().numpy().ravel() for pair in layers for x in pair]
-        widths = (scaling.shift.shape[1], *[w.shape[2] for w in weights])
-        self._arguments = (
+        self._set(
+            [w.detach().numpy() for w in modules.weights._parameters.values()],
+            [b.detach().numpy() for b in modules.biases._parameters.values()],
+            modules.activations,
             as_array(scaling.shift, _FLOAT),
             as_array(scaling.factor, _FLOAT),
-            *_tables(widths, modules.activations),
-            np.concatenate(flat, dtype=_FLOAT),
             modules.scale.item(),
         )
+
+    @classmethod
+    def from_arrays(
+        cls,
+        weights: Sequence[np.ndarray],
+        biases: Sequence[np.ndarray],
+        activations: Sequence[str],
+        shift: np.ndarray,
+        factor: np.ndarray,
+        scale: float,
+    ) -> CompiledNetworks:
+        """The same without modules, and so without torch.
+
+        Args:
+            weights: (n_elements, n_in, n_out) of each layer; the last has one output.
+            biases: (n_elements, n_out) of each layer.
+            activations: names in `ACTIVATION_CODES`, of all layers but the last.
+            shift, factor: (n_elements, D) scaling of the descriptors.
+            scale: factor on the outputs, eV.
+        """
+        networks = cls.__new__(cls)
+        networks._set(weights, biases, tuple(activations), shift, factor, scale)
+        return networks
+
+    def _set(self, weights, biases, activations, shift, factor, scale) -> None:
+        flat = [x.ravel() for pair in zip(weights, biases, strict=True) for x in pair]
+        widths = (shift.shape[1], *[w.shape[2] for w in weights])
+        tables = _tables(widths, activations)
+        self._arguments = (shift, factor, *tables, np.concatenate(flat, dtype=_FLOAT), scale)
 
     def __call__(self, rows: np.ndarray, g: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Network outputs times `scale`, and their derivatives by the descriptors.

@@ -65,12 +65,17 @@ class Composition(NamedTuple):
         return offsets
 
 
-def take_apart(model: nn.Module, postprocessed: bool = True) -> Composition:
+def take_apart(
+    model: nn.Module, postprocessed: bool = True, short_range: bool = False
+) -> Composition:
     """The composition of a model.
 
     Args:
         model: any.
         postprocessed: include what the postprocessors add to the energy.
+        short_range: the caller also takes what is beyond networks and constants: a baseline, and
+            networks that fade out (`networks.fade`). Others are refused such a model, since without
+            these it would be another.
 
     Raises:
         UnsupportedModelError: the model is no `Composition`.
@@ -113,6 +118,12 @@ def take_apart(model: nn.Module, postprocessed: bool = True) -> Composition:
                 f"the module {type(module).__name__} is no sum of atomic energies: it has no"
                 " counterpart"
             )
+    if not short_range and (baseline is not None or getattr(networks, "fade", None) is not None):
+        what = "its networks fade out" if baseline is None else f"{baseline.to_dict()}"
+        raise UnsupportedModelError(
+            f"the model has a baseline ({what}), for which there is no place here: without it the"
+            " potential would be another"
+        )
     return Composition(representation, networks, response, constants, baseline)
 
 

@@ -79,7 +79,7 @@ def evaluate_directly(model: NeuralNetworkPotential, inputs: dict[str, Tensor]) 
 def _usual_composition(model: NeuralNetworkPotential) -> Composition | None:
     """The composition of a model whose modules do what is done here, without hooks on them."""
     try:
-        composition = take_apart(model, postprocessed=False)
+        composition = take_apart(model, postprocessed=False, short_range=True)
     except UnsupportedModelError:
         return None
     response, energy_key = composition.response, composition.networks.output_key

@@ -1,12 +1,16 @@
 """How networks end where atoms come closer than in the data they were trained on."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from schnetpack import properties
 
-from schnetpack_softadapt import properties as keys
+from schnetpack_softadapt.model.close_pairs import closeness
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Fade"]
 
@@ -35,11 +39,17 @@ class Fade:
         self.start, self.stop = np.asarray(start), np.asarray(stop)
         self.ceiling = float(ceiling)
 
-    def __call__(self, energies: torch.Tensor, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    def __call__(self, energies: Tensor, inputs: dict[str, Tensor]) -> Tensor:
         """Energies (n_atoms,) of networks without shifts, faded; structures in a store are left.
 
         These are in the data, where nothing is close.
         """
+        # not loaded for simulations that do without torch
+        import torch
+        from schnetpack import properties
+
+        from schnetpack_softadapt import properties as keys
+
         if keys.descriptors in inputs or not len(inputs[properties.idx_i]):
             return energies
         idx_i, idx_j = inputs[properties.idx_i], inputs[properties.idx_j]
@@ -71,8 +81,6 @@ class Fade:
             derivative by the pair vectors at fixed energies of the networks (P, 3). None if no
             pair is close.
         """
-        from schnetpack_softadapt.model.close_pairs import closeness
-
         rows = np.searchsorted(self.elements, numbers)
         arguments = (r_ij, idx_i, idx_j, rows, self.start, self.stop, len(energies))
         x, slope = closeness(*arguments)

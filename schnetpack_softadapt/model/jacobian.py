@@ -188,7 +188,10 @@ class _ElementLayers:
 
 
 def potential_jacobian(
-    model, batch: Mapping[str, Tensor], wanted: Sequence[JacobianRows]
+    model,
+    batch: Mapping[str, Tensor],
+    wanted: Sequence[JacobianRows],
+    room: Tensor | None = None,
 ) -> Tensor | None:
     """Derivatives of what a potential predicts by its parameters, from stored descriptors.
 
@@ -196,6 +199,7 @@ def potential_jacobian(
         model: a `Composition` with `ForcesAndStress`.
         batch: as for the model's forward; it is left as it is.
         wanted: rows, of any outputs.
+        room: an older result that is written over if it is large enough.
 
     Returns:
         (M, P), the rows of `wanted` in turn, C for each place: derivatives of energies in eV,
@@ -224,11 +228,19 @@ def potential_jacobian(
         scale = scaling.factor[scaling.index(numbers)].to(dtype)  # (N, D)
         jacobian = NetworkJacobian(networks, x, numbers)
         sizes = [rows.factor.numel() for rows in wanted]
-        matrix = x.new_zeros(sum(sizes), jacobian.n_parameters)
+        matrix = _zeros(sum(sizes), jacobian.n_parameters, x, room)
         for rows, part in zip(wanted, matrix.split(sizes), strict=True):
             out = part.view(*rows.factor.shape, -1)
             add[rows.key](jacobian, batch, rows, scale, out)
     return matrix
+
+
+def _zeros(n_rows: int, n_columns: int, like: Tensor, room: Tensor | None) -> Tensor:
+    n = n_rows * n_columns
+    fits = room is not None and (room.dtype, room.device) == (like.dtype, like.device)
+    if not fits or room.untyped_storage().nbytes() < n * room.element_size():
+        return like.new_zeros(n_rows, n_columns)
+    return room.as_strided((n_rows, n_columns), (n_columns, 1), 0).zero_()
 
 
 def _add_energies(jacobian, batch, rows: JacobianRows, scale: Tensor, out: Tensor) -> None:
@@ -269,7 +281,7 @@ def _atoms_of(structures: Tensor, factor: Tensor, batch) -> tuple[Tensor, Tensor
 def _trained_networks(model) -> Composition | None:
     """The composition of a potential of which nothing but the networks is trained."""
     try:
-        composition = take_apart(model, postprocessed=False)
+        composition = take_apart(model, postprocessed=False, short_range=True)
     except UnsupportedModelError:
         return None
     if type(composition.response) not in (type(None), ForcesAndStress):

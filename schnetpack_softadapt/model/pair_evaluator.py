@@ -67,7 +67,7 @@ class PairEvaluator:
             energies (n_central,); dE/dr_ij (P, 3).
         """
         pairs = self.engine.prepare(r_ij, idx_i, idx_j, numbers)
-        values = self.engine.values(pairs).numpy()
+        values = np.asarray(self.engine.values(pairs))
         n_others, of_pairs = len(numbers) - n_central, (r_ij, idx_i, idx_j, numbers)
         if n_others:
             values, numbers = values[:n_central], numbers[:n_central]
@@ -84,7 +84,7 @@ class PairEvaluator:
             energies += offsets[numbers]
             if n_others:
                 gradient = np.pad(gradient, ((0, n_others), (0, 0)))
-            by_vectors = self.engine.vjp(pairs, torch.from_numpy(gradient)).numpy()
+            by_vectors = np.asarray(self.engine.vjp(pairs, torch.from_numpy(gradient)))
             if faded is not None:
                 by_vectors += by_pairs
             if baseline is not None:

@@ -147,10 +147,13 @@ class DescriptorPotential(NeuralNetworkPotential):
         return super().forward(inputs)
 
     def parameter_jacobian(
-        self, batch: Mapping[str, Tensor], wanted: Sequence[JacobianRows]
+        self,
+        batch: Mapping[str, Tensor],
+        wanted: Sequence[JacobianRows],
+        room: Tensor | None = None,
     ) -> Tensor | None:
         """Derivatives of outputs by the trainable parameters; see `potential_jacobian`.
 
         Second-order optimizers ask for it; None sends them to automatic differentiation.
         """
-        return potential_jacobian(self, batch, wanted)
+        return potential_jacobian(self, batch, wanted, room)

@@ -73,7 +73,7 @@ class DescriptorRepresentation(Transform):
     ):
         super().__init__()
         check_engine_name(backend)
-        if select is not None and (not isinstance(select, int) or select < 1):
+        if select is not None and (type(select) is not int or select < 1):
             raise ValueError(f"select={select!r} is no number of functions (null: all of them)")
         self.select = select
         self._pool: Descriptor | None = None  # what is chosen from
@@ -142,6 +142,7 @@ class DescriptorRepresentation(Transform):
         for row, chosen in zip(selected, columns.values(), strict=True):
             row[: len(chosen)] = torch.tensor(chosen)
         self.register_buffer("selected", selected)
+        self._pool = None
         self._settle(pool.select(columns))
         log.info(
             "kept %s, chosen by CUR; share of the variance left out: %s",

@@ -355,7 +355,7 @@ SOURCES = {
 def train_recipe(
     folder: str, source: str, fraction: float, threads: int, limit: int | None
 ) -> dict:
-    """A run of the recipe on `folder`/data.db by `spktrain`; its store is removed afterwards.
+    """A run of the recipe on `folder`/data.db by `spktrain`; run and store are removed afterwards.
 
     Args:
         fraction: part of the batches of an epoch that are run.
@@ -365,7 +365,7 @@ def train_recipe(
     command += [*SOURCES[source], f"data.datapath={folder}/data.db", "data.splitting=random"]
     command += ["data.num_train=0.9", "data.num_val=0.1", "data.num_test=null"]
     command += ["task/optimizer=softadapt_spring", "trainer.max_epochs=2"]
-    command += [f"+trainer.limit_{name}_batches={fraction}" for name in ("train", "val")]
+    command += [f"++trainer.limit_{name}_batches={fraction}" for name in ("train", "val")]
     command += [f"run.id={source}", "trainer.accelerator=cpu", "print_config=false"]
     command += ["+callbacks.memory._target_=epoch_timer.MemoryWatch", "~callbacks.results"]
     env = dict(os.environ, PYTHONPATH=str(Path(__file__).parent))
@@ -385,7 +385,8 @@ def train_recipe(
     found = json.loads(path.read_text())
     store = Path(folder) / "data.db.descriptors"
     size = sum(f.stat().st_size for f in store.rglob("*") if f.is_file()) / 1e6
-    shutil.rmtree(store, ignore_errors=True)
+    for finished in (store, path.parent):  # the next size is no continuation of this run
+        shutil.rmtree(finished, ignore_errors=True)
     return {
         "source": source,
         "before_s": found["cpu_s_before"],

@@ -37,8 +37,8 @@ def test_angular_grid_has_whole_multiples_of_one_width():
         (["Mo", "Te"], 104),
         (["Li", "P", "O"], 192),
         (["Li", "P", "O", "Co"], 304),
-        (["Cr", "Mn", "Fe", "Co", "Ni"], 64),
-        (range(1, 90), 64),
+        (["Cr", "Mn", "Fe", "Co", "Ni"], 80),
+        (range(1, 90), 80),
     ],
 )
 def test_sizes(elements, n):

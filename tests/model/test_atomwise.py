@@ -6,7 +6,8 @@ import torch
 from schnetpack import properties
 
 from schnetpack_softadapt import properties as keys
-from schnetpack_softadapt.descriptors.elements import ElementIndex, UnknownElementError
+from schnetpack_softadapt.descriptors.element_index import ElementIndex
+from schnetpack_softadapt.descriptors.elements import UnknownElementError
 from schnetpack_softadapt.model import ElementalAtomwise
 from schnetpack_softadapt.model.atomwise import _tiles
 

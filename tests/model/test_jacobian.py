@@ -1,5 +1,7 @@
 """Derivatives by the parameters against backward passes of the whole model, one for each row."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -190,6 +192,13 @@ def test_factors_and_chosen_rows(database):
         rows = model.parameter_jacobian(batch, [JacobianRows(key, places, factor, columns)])
         expected = whole[key][places][:, columns or slice(None)] * factor[:, :, None]
         torch.testing.assert_close(rows, expected.flatten(0, 1), rtol=1e-12, atol=1e-14)
+        room = torch.full((30, rows.shape[1]), math.nan, dtype=torch.float64)
+        for used in (room, room[:1].clone()):  # larger, and too small
+            again = model.parameter_jacobian(
+                batch, [JacobianRows(key, places, factor, columns)], used
+            )
+            assert torch.equal(again, rows)
+            assert (again.data_ptr() == used.data_ptr()) == (used is room or len(rows) == 1)
 
 
 def test_without_stress(database):

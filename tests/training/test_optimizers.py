@@ -116,7 +116,7 @@ def test_sampled_rows_stand_for_all():
     optimizer = KalmanFilter([theta], fraction=0.1, min_groups=2)
 
     class Linear(Residuals):
-        def jacobian(self, groups, parameters, scale):  # twenty groups of three rows
+        def jacobian(self, groups, parameters, scale, room):  # twenty groups of three rows
             return x.view(20, 3, 3)[groups["f"]].reshape(-1, 3) * scale["f"]
 
     residuals = Linear({"f": x @ theta + 1.0}, {"f": 3})

@@ -4,10 +4,14 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import toy_runs
+from ase.build import bulk
+from ase.calculators.emt import EMT
 from schnetpack.transform import CastTo32, MatScipyNeighborList
 
 from schnetpack_softadapt import properties as keys
+from schnetpack_softadapt.data.database import write_database
 from schnetpack_softadapt.data.datamodule import SoftAdaptDataModule
+from schnetpack_softadapt.data.structures import Structure
 from schnetpack_softadapt.training.losses import EnergyLoss, ForcesLoss, StressLoss
 from schnetpack_softadapt.training.optimizers.kalman import KalmanFilter
 from schnetpack_softadapt.training.optimizers.spring import Spring
@@ -21,18 +25,16 @@ OPTIMIZERS = {
 }
 
 
-def data(database, tmp_path, source):
+def data(database, tmp_path, source, **kwargs):
     modes = {
         "store": {"store": True},
         "float16": {"store": True, "store_dtype": "float16"},
         "recompute": {"store_budget": 0, "store_dir": str(tmp_path / "empty")},
     }
+    sizes = {"batch_size": 4, "num_train": 10, "num_val": 4, "num_test": 2, **kwargs}
     return SoftAdaptDataModule(
         str(database),
-        batch_size=4,
-        num_train=10,
-        num_val=4,
-        num_test=2,
+        **sizes,
         num_workers=0,
         splitting="random",
         split_file=str(tmp_path / "split.npz"),
@@ -95,3 +97,22 @@ def test_resumes_to_the_bit(database, tmp_path, optimizer):
     last = str(parts / "checkpoints" / "last.ckpt")
     resumed = fit(optimizer, data(database, tmp_path, "recompute"), parts, 4, last)
     assert [key for key in whole if not torch.equal(whole[key], resumed[key])] == []
+
+
+@pytest.mark.parametrize("optimizer", [KalmanFilter, Spring])
+def test_batches_without_one_of_the_elements(tmp_path, optimizer):
+    """Pure crystals beside an alloy, one structure a batch."""
+    structures = []
+    for symbol in ("Cu", "Au", "Cu", "Au"):
+        atoms = bulk(symbol, cubic=True)
+        atoms.rattle(0.1, seed=len(structures))
+        atoms.calc = EMT()
+        stress = atoms.get_stress(voigt=False)
+        labels = atoms.get_potential_energy(), atoms.get_forces(), stress
+        cell = atoms.cell.array
+        structures.append(Structure(atoms.numbers, atoms.positions, cell, atoms.pbc, *labels))
+    write_database(tmp_path / "pure.db", structures, provenance="EMT")
+    sizes = {"batch_size": 1, "num_train": 3, "num_val": 1, "num_test": None}
+    datamodule = data(tmp_path / "pure.db", tmp_path, "store", **sizes)
+    state = fit(optimizer, datamodule, tmp_path / "run", 2)
+    assert all(x.isfinite().all() for x in state.values() if x.is_floating_point())

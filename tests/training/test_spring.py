@@ -29,9 +29,10 @@ def flat(parameters):
     return torch.cat([p.detach().reshape(-1) for p in parameters])
 
 
-def test_first_step_is_gauss_newton_in_parameter_space():
+@pytest.mark.parametrize("n_rows", [7, 70])  # J J^T in one piece and in several
+def test_first_step_is_gauss_newton_in_parameter_space(n_rows):
     """J^T (J J^T + lambda)^-1 r = (J^T J + lambda)^-1 J^T r."""
-    parameters, closure = network_problem()
+    parameters, closure = network_problem(n_rows)
     residuals, before = closure(), flat(parameters)
     j = residuals.jacobian({"y": None}, parameters)
     r = residuals["y"].detach()

@@ -8,6 +8,11 @@ from ase import Atoms
 from ase.build import bulk
 from ase.data import atomic_masses, reference_states
 
+from schnetpack_softadapt.deploy.exchange.lammps_mliap import (
+    EXTRAPOLATIONS,
+    PICKLE_NAME,
+    SPREAD,
+)
 from schnetpack_softadapt.descriptors.elements import atomic_number, check_elements
 from schnetpack_softadapt.files import write_file
 
@@ -18,39 +23,92 @@ _INPUT = """\
 #   mpirun -np 4 lmp -in in.lammps
 units           metal
 atom_style      atomic
+newton          on
 boundary        {boundary}
 read_data       structure.data
 
 {masses}
 
-# the cutoff may be a little larger than that of the potential, never smaller
-pair_style      hdnnp {cutoff} dir "." showew no showewsum 100 resetew no maxew 1000000 &
-                cflength 1.0 cfenergy 1.0
-pair_coeff      * * {symbols}
-
+{pair}
 velocity        all create 300.0 12345 mom yes rot yes dist gaussian
 timestep        0.001
 thermo          10
-thermo_style    custom step temp pe ke etotal press
+thermo_style    custom step temp pe ke etotal press{columns}
 fix             1 all nve
 run             100
 """
 
+_MLIAP = """\
+pair_style      mliap unified {file}
+pair_coeff      * * {symbols}
+
+# descriptors outside of the training range so far, over all atoms and ranks
+fix             counts all property/atom {properties}
+python          connect input 1 SELF format p here &
+                "from schnetpack_softadapt.deploy.exchange.lammps_mliap import connect"
+python          connect invoke
+compute         counts all property/atom {extrapolations}
+compute         outside all reduce sum c_counts
+"""
+
+_SPREAD = """\
+# standard deviation over the committee of the energy of each atom, eV
+#dump            spread all custom 100 spread.dump id type x y z {spread}
+"""
+
+_HDNNP = """\
+# the cutoff may be a little larger than that of the potential, never smaller
+{off}pair_style      hdnnp {cutoff} dir "." showew no showewsum 100 resetew no maxew 1000000 &
+{off}                cflength 1.0 cfenergy 1.0
+{off}pair_coeff      * * {symbols}
+"""
+
 _README = """\
 # Potential for {names}
-Behler-Parrinello neural network potential in n2p2's format, in Ang and eV, written by
+{format}, in Ang and eV, written by
 schnetpack_softadapt. These are text files: reading them executes no code.
-- `input.nn` (settings), `scaling.data` (ranges seen in training), `weights.ZZZ.data` (networks).
-- LAMMPS: `in.lammps` runs 100 steps of NVE with `pair_style hdnnp` on any number of MPI ranks;
-  LAMMPS must contain the package ML-HDNNP. Atom types are, in this order: {symbols}.
+{files}
 - {structure}
 - ASE: `SoftAdaptCalculator("this/folder")` of `schnetpack_softadapt.deploy.calculator`.
 - Largest cutoff radius: {cutoff} Ang.
 """
 
+_N2P2_FILES = """\
+- `input.nn` (settings), `scaling.data` (ranges seen in training), `weights.ZZZ.data` (networks).
+- LAMMPS: `in.lammps` runs 100 steps of NVE with `pair_style hdnnp` on any number of MPI ranks;
+  LAMMPS must contain the package ML-HDNNP. Atom types are, in this order: {symbols}."""
+
+_TEXT_FILES = """\
+- `potential.json`: descriptors, scaling, networks{members}.
+- LAMMPS: `in.lammps` runs 100 steps of NVE with `pair_style mliap unified potential.mliap` on any
+  number of MPI ranks. Atom types are, in this order: {symbols}. It needs the packages ML-IAP and
+  PYTHON (`-D PKG_ML-IAP=on -D MLIAP_ENABLE_PYTHON=on -D BUILD_SHARED_LIBS=on`), and a Python where
+  `import schnetpack_softadapt, lammps` works. `potential.mliap` is four lines of text that tell
+  LAMMPS what to call with which file: start it in this folder, or write the path in there.
+- After an installation or an update run on one rank first: the kernels are compiled, and cached.
+- Each rank has one thread; `NUMBA_NUM_THREADS=4` gives it four.
+- `c_outside` in the output counts descriptors outside of the training range since the start, over
+  all atoms and ranks, those of setup included; many are the sign of a simulation gone astray.
+  `fix halt` with a variable that holds it stops there.
+- `compute stress/atom`: of each pair vector's term r (x) dE/dr half goes to either atom. The sum
+  over atoms is the virial; `centroid/stress/atom` is not defined.
+- Types without an element: `pair_style hybrid/overlay mliap unified potential.mliap zbl 0.8 1.2`
+  with `pair_coeff * * mliap {symbols} NULL` leaves the last type to the other style, which may also
+  repel atoms closer than any in the training set.{limit}"""
+
+# LAMMPS of 4 Feb 2025: an array of atoms x pairs that it only touches in places, but asks for whole
+_LIMIT = """
+- Some releases of ML-IAP ask for (atoms of a rank) x (pairs of a rank) x 4 bytes of address space:
+  where memory runs out at setup, use more ranks (5,000 atoms each are safe)."""
+
 
 def write_lammps(
-    folder: str | Path, elements: Sequence[str], cutoff: float, structure: Atoms | None = None
+    folder: str | Path,
+    elements: Sequence[str],
+    cutoff: float,
+    structure: Atoms | None = None,
+    styles: Sequence[str] = ("hdnnp",),
+    n_members: int = 1,
 ) -> list[Path]:
     """Write `in.lammps`, `README.md` and, where one is known, `structure.data`.
 
@@ -61,6 +119,9 @@ def write_lammps(
         structure: what to simulate; it gets some vacuum along directions that are not periodic.
             Without one, a crystal of about 200 atoms when the potential has a single element whose
             crystal structure ASE knows, else none is written.
+        styles: "mliap", "hdnnp" or both: pair styles that the folder has files for; the first is
+            used, the other one stands in a comment.
+        n_members: of a committee.
 
     Returns:
         The files written.
@@ -87,25 +148,56 @@ def write_lammps(
         remark = (
             f"`structure.data` holds {len(structure)} atoms, {structure.get_chemical_formula()}."
         )
+    symbols, names = " ".join(elements), ", ".join(elements)
     text = _INPUT.format(
         boundary=boundary,
         masses="\n".join(
             f"mass            {k} {atomic_masses[atomic_number(symbol)]:.6g}  # {symbol}"
             for k, symbol in enumerate(elements, start=1)
         ),
-        # rounding of the last digit must not make it smaller than the potential's
-        cutoff=f"{np.ceil(cutoff * 100 + 1e-6) / 100:.2f}",
-        symbols=" ".join(elements),
+        pair="\n".join(_pair(style, styles, symbols, cutoff, n_members) for style in styles),
+        columns=" c_outside" if styles[0] == "mliap" else "",
     )
     files.append(write_file(folder / "in.lammps", text))
+    formats = ["Behler-Parrinello neural network potential in n2p2's format"]
+    about = [_N2P2_FILES.format(symbols=symbols)]
+    if "mliap" in styles:
+        members = f" of {n_members} models, of which LAMMPS runs the mean" if n_members > 1 else ""
+        formats[:0] = ["Interatomic potential"]
+        about[:0] = [_TEXT_FILES.format(symbols=symbols, members=members, limit=_LIMIT)]
+        about[1:] = [
+            "- n2p2: `input.nn`, `scaling.data`, `weights.ZZZ.data` for `pair_style hdnnp`"
+            " (package ML-HDNNP), slower:\n  the comment in `in.lammps`."
+        ] * ("hdnnp" in styles)
     text = _README.format(
-        names=", ".join(elements),
-        symbols=" ".join(elements),
+        names=names,
+        format=formats[0],
+        files="\n".join(about),
         cutoff=f"{cutoff:g}",
         structure=remark,
     )
     files.append(write_file(folder / "README.md", text))
     return files
+
+
+def _pair(style: str, styles: Sequence[str], symbols: str, cutoff: float, n_members: int) -> str:
+    """What the input says of a pair style, behind # for a second choice."""
+    if style == "hdnnp":
+        # rounding of the last digit must not make it smaller than the potential's
+        rounded = f"{np.ceil(cutoff * 100 + 1e-6) / 100:.2f}"
+        off = "" if style == styles[0] else "#"
+        text = _HDNNP.format(cutoff=rounded, symbols=symbols, off=off)
+        return (
+            text if not off else f"# or, with the package ML-HDNNP, instead of the above;\n{text}"
+        )
+    names = [EXTRAPOLATIONS, SPREAD] if n_members > 1 else [EXTRAPOLATIONS]
+    text = _MLIAP.format(
+        file=PICKLE_NAME,
+        symbols=symbols,
+        properties=" ".join(names),
+        extrapolations=EXTRAPOLATIONS,
+    )
+    return text + (_SPREAD.format(spread=SPREAD) if n_members > 1 else "")
 
 
 def _in_box(structure: Atoms, vacuum: float) -> Atoms:

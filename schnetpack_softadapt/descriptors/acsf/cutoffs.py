@@ -20,29 +20,32 @@ name         formula for x < 1                n2p2 `cutoff_type`     continuous 
 follow A. Singraber, J. Behler, C. Dellago, J. Chem. Theory Comput. 15, 1827 (2019).
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["CUTOFFS"]
 
 
 def _zero_beyond(values: Tensor, r: Tensor, cutoff: float) -> Tensor:
     # so written that a NaN distance stays NaN
-    return torch.where(r >= cutoff, torch.zeros_like(values), values)
+    return values.masked_fill(r >= cutoff, 0.0)
 
 
 def _cosine(r: Tensor, cutoff: float) -> Tensor:
     # cos^2(x / 2) is the same number without the cancellation near the cutoff
-    half = torch.cos(r * (0.5 * math.pi / cutoff))
+    half = (r * (0.5 * math.pi / cutoff)).cos()
     return _zero_beyond(half * half, r, cutoff)
 
 
 def _tanh3(r: Tensor, cutoff: float) -> Tensor:
-    t = torch.tanh(1.0 - r / cutoff)
+    t = (1.0 - r / cutoff).tanh()
     return _zero_beyond(t * t * t, r, cutoff)
 
 
@@ -51,13 +54,13 @@ def _exp(r: Tensor, cutoff: float) -> Tensor:
     # where the bound acts the exponential has long underflowed to zero: nothing changes but that
     # no derivative becomes inf * 0
     rest = ((1.0 - x) * (1.0 + x)).clamp(min=1.0 / 800.0)
-    return _zero_beyond(torch.exp(1.0 - 1.0 / rest), r, cutoff)
+    return _zero_beyond((1.0 - 1.0 / rest).exp(), r, cutoff)
 
 
 def _polynomial(r: Tensor, cutoff: float, n: int) -> Tensor:
     """(1 - x)^(n+1) sum_k binomial(n+k, k) x^k, k = 0 ... n: no term cancels near the cutoff."""
     x = r / cutoff
-    series = torch.full_like(x, math.comb(2 * n, n))
+    series = x.new_full(x.shape, math.comb(2 * n, n))
     for k in reversed(range(n)):
         series = math.comb(n + k, k) + x * series
     return _zero_beyond((1.0 - x) ** (n + 1) * series, r, cutoff)

@@ -1,20 +1,24 @@
 """Which symmetry functions describe the atoms of each element, and in which column each stands."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 from ase.data import chemical_symbols
 
 from schnetpack_softadapt.descriptors.acsf.cutoffs import CUTOFFS
 from schnetpack_softadapt.descriptors.elements import atomic_number
 from schnetpack_softadapt.descriptors.protocol import Descriptor, Engine, check_engine_name
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["KINDS", "Kind", "Layout", "SymmetryFunction"]
 
@@ -222,7 +226,7 @@ class Layout(Descriptor):
         return {"kind": self.kind, "functions": functions}
 
     @classmethod
-    def from_dict(cls, data: Mapping) -> "Layout":
+    def from_dict(cls, data: Mapping) -> Layout:
         """Read what `to_dict` wrote; neighbours may also be given as chemical symbols.
 
         Lists of functions by element will do, as a config has them.
@@ -238,7 +242,7 @@ class Layout(Descriptor):
         """A function of one neighbour element does not change with atoms of another."""
         return [k for k, f in enumerate(self.functions[z_i]) if f.depends_on(z_j)]
 
-    def select(self, columns: Mapping[int, Sequence[int]]) -> "Layout":
+    def select(self, columns: Mapping[int, Sequence[int]]) -> Layout:
         """Some of the functions of each element."""
         return Layout({z: [self.functions[z][k] for k in columns[z]] for z in self.elements})
 
@@ -253,7 +257,7 @@ class Layout(Descriptor):
             ValueError: an unknown name, or "kernels" for a device other than the CPU.
             ImportError: "kernels" with NUMBA_DISABLE_JIT.
         """
-        return _engine(self, torch.device(device).type, name)
+        return _engine(self, str(device).partition(":")[0], name)
 
     def summary(self) -> str:
         """How many functions of which kind each element has, with the ranges of parameters."""
@@ -269,16 +273,14 @@ class Layout(Descriptor):
 
 @lru_cache(maxsize=64)
 def _engine(layout: Layout, device: str, name: str) -> Engine:
-    # imported here: numba takes a second to load, and only this choice needs it
-    from schnetpack_softadapt.descriptors.acsf.reference import ReferenceEngine
-
     check_engine_name(name)
     if name == "reference":
-        return ReferenceEngine(layout, is_exact=True)
+        return _reference(layout, is_exact=True)
     if device != "cpu":
         if name == "kernels":
             raise ValueError(f"backend='kernels' runs on the CPU, not on {device}; use 'auto'")
-        return ReferenceEngine(layout)
+        return _reference(layout)
+    # imported here, as the other: numba takes a second to load, torch several
     try:
         from schnetpack_softadapt.descriptors.acsf.kernels.engine import KernelEngine
 
@@ -287,7 +289,13 @@ def _engine(layout: Layout, device: str, name: str) -> Engine:
         if name == "kernels":
             raise
         _warn_no_kernels(str(error))
-        return ReferenceEngine(layout)
+        return _reference(layout)
+
+
+def _reference(layout: Layout, is_exact: bool = False) -> Engine:
+    from schnetpack_softadapt.descriptors.acsf.reference import ReferenceEngine
+
+    return ReferenceEngine(layout, is_exact=is_exact)
 
 
 @lru_cache(maxsize=1)

@@ -17,7 +17,7 @@ __all__ = ["Bispectrum"]
 
 
 class Bispectrum(Descriptor):
-    r"""Bispectrum components of the density of an atom's neighbours on the sphere in four dimensions.
+    """Bispectrum components of an atom's neighbours on the sphere in four dimensions.
 
     A neighbour at r = r (x, y, z) stands for a rotation by the angle 2 theta about an axis,
 
@@ -25,16 +25,18 @@ class Bispectrum(Descriptor):
 
     whose matrices u_j of dimension j + 1 (j = 2J = 0, 1, ..., twojmax) have as the second one
 
-        u_1 = [[conj(a), -conj(b)], [b, a]],  a = cos theta - i z sin theta,  b = (y - i x) sin theta.
+        u_1 = [[conj(a), -conj(b)], [b, a]],
+        a = cos theta - i z sin theta,  b = (y - i x) sin theta.
 
     The density of an atom has the expansion coefficients
 
-        U_j = 1 + sum_j f_c(r_ij) weight_j u_j(r_ij),    f_c = (cos(pi (r - rmin0) / (R - rmin0)) + 1) / 2,
+        U_j = 1 + sum_j f_c(r_ij) weight_j u_j(r_ij),
+        f_c = (cos(pi (r - rmin0) / (R_ij - rmin0)) + 1) / 2,
 
     and the components are, with the Clebsch-Gordan coefficients C,
 
-        B_{j1 j2 j} = sum_{m m'} conj(U_j)_{m m'} Z_{m m'},
-        Z_{m m'} = sum C^{j m}_{j1 m1 j2 m2} C^{j m'}_{j1 m1' j2 m2'} (U_j1)_{m1 m1'} (U_j2)_{m2 m2'}.
+        B_{j1 j2 j} = sum_{m n} conj(U_j)_{m n} Z_{m n},
+        Z_{m n} = sum C^{j m}_{j1 m1 j2 m2} C^{j n}_{j1 n1 j2 n2} (U_j1)_{m1 n1} (U_j2)_{m2 n2}.
 
     A. P. Bartok, M. C. Payne, R. Kondor, G. Csanyi, Phys. Rev. Lett. 104, 136403 (2010), eqs. 3-7;
     A. P. Thompson, L. P. Swiler, C. R. Trott, S. M. Foiles, G. J. Tucker, J. Comput. Phys. 285, 316
@@ -54,7 +56,7 @@ class Bispectrum(Descriptor):
             densities (M. A. Cusentino, M. A. Wood, A. P. Thompson, J. Phys. Chem. A 124, 5456,
             2020), elements by ascending atomic number. Neighbours keep their weights.
         wselfallflag: the 1 of the atom itself is in the density of every element, not of its own.
-        bnormflag: divide by 2J + 1; by default with chemflag.
+        bnormflag: divide by 2J + 1.
         sinner, dinner: of each element, Ang: f_c also goes to zero between (s_i + s_j) / 2 plus and
             minus (d_i + d_j) / 2 (LAMMPS: switchinnerflag). Both or none.
         quadraticflag: products of the components follow them: B_1^2 / 2, B_1 B_2, ..., B_2^2 / 2,
@@ -80,7 +82,7 @@ class Bispectrum(Descriptor):
         bzeroflag: bool = True,
         chemflag: bool = False,
         wselfallflag: bool = False,
-        bnormflag: bool | None = None,
+        bnormflag: bool = False,
         sinner: Mapping[int | str, float] | None = None,
         dinner: Mapping[int | str, float] | None = None,
         quadraticflag: bool = False,
@@ -97,7 +99,7 @@ class Bispectrum(Descriptor):
         self.rcutfac, self.rfac0, self.rmin0 = float(rcutfac), float(rfac0), float(rmin0)
         self.switchflag, self.bzeroflag = bool(switchflag), bool(bzeroflag)
         self.chemflag, self.wselfallflag = bool(chemflag), bool(wselfallflag)
-        self.bnormflag = self.chemflag if bnormflag is None else bool(bnormflag)
+        self.bnormflag = bool(bnormflag)
         self.quadraticflag = bool(quadraticflag)
         if (sinner is None) != (dinner is None):
             raise ValueError("sinner and dinner must be given together")

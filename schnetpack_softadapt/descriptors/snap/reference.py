@@ -4,12 +4,13 @@ Sums run over whole matrices and use none of their symmetries.
 """
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from schnetpack_softadapt.descriptors.elements import ElementIndex
+from schnetpack_softadapt.descriptors.element_index import ElementIndex
 from schnetpack_softadapt.descriptors.protocol import Engine
 from schnetpack_softadapt.descriptors.snap.clebsch import clebsch_gordan, components
 from schnetpack_softadapt.descriptors.snap.parameters import Bispectrum
@@ -83,7 +84,32 @@ class ReferenceEngine(Engine):
                 grad_r += torch.autograd.grad(values, leaf, grad_g[start:stop].detach())[0]
         return grad_r
 
-    def _blocks(self, pairs: SnapPairs):
+    def jvp(self, pairs: SnapPairs, tangent: Tensor) -> Tensor:
+        """See `Engine.jvp`: the vector-Jacobian product is linear, this is its transpose."""
+        leaf, changes = pairs.r_ij.detach().requires_grad_(), []
+        for block in self._blocks(pairs):
+            with torch.enable_grad():
+                values = self._block(pairs, leaf, *block)
+                u = torch.zeros_like(values, requires_grad=True)
+                if values.requires_grad:
+                    (product,) = torch.autograd.grad(values, leaf, u, create_graph=True)
+                    changes += torch.autograd.grad(product, u, tangent.detach())
+                else:
+                    changes.append(torch.zeros_like(values))
+        return torch.cat(changes) if changes else leaf.new_zeros(0, self.descriptor.n_columns)
+
+    def _by_pair(self, pairs: SnapPairs) -> Tensor:
+        leaf = pairs.r_ij.detach().requires_grad_()
+        by_pair = leaf.new_zeros(*leaf.shape, self.descriptor.n_columns)
+        for block in self._blocks(pairs):
+            with torch.enable_grad():
+                totals = self._block(pairs, leaf, *block).sum(0)
+                for k, total in enumerate(totals if totals.requires_grad else ()):
+                    by_pair[..., k] += torch.autograd.grad(total, leaf, retain_graph=True)[0]
+        return by_pair
+
+    def _blocks(self, pairs: SnapPairs) -> Iterator[tuple[int, int, Tensor]]:
+        """First atom, end, and pairs of some atoms after the other."""
         n_atoms = len(pairs.numbers)
         ends = [*range(0, n_atoms, _ATOMS), n_atoms]
         bounds = torch.searchsorted(
@@ -92,9 +118,7 @@ class ReferenceEngine(Engine):
         for k in range(len(ends) - 1):
             yield ends[k], ends[k + 1], pairs.near[bounds[k] : bounds[k + 1]]
 
-    def _block(
-        self, pairs: SnapPairs, r_ij: Tensor, start: int, stop: int, near: Tensor
-    ) -> Tensor:
+    def _block(self, pairs: SnapPairs, r_ij: Tensor, start: int, stop: int, near: Tensor) -> Tensor:
         """Values (stop - start, D) of some atoms, `near` being their pairs."""
         d, like = self.descriptor, pairs.r_ij
         idx_i, row_j = pairs.idx_i[near] - start, pairs.rows[pairs.idx_j[near]]

@@ -46,6 +46,7 @@ class ResidualOptimizer(torch.optim.Optimizer):
         self._parameters = [p for p in self.param_groups[0]["params"] if p.requires_grad]
         self._sizes = [p.numel() for p in self._parameters]
         self.n_parameters = sum(self._sizes)
+        self._room: Tensor | None = None  # the largest Jacobian so far, for the next one
         if not self.n_parameters:
             raise ValueError(f"{name} has nothing to train: no parameter of the model requires it")
 
@@ -85,7 +86,9 @@ class ResidualOptimizer(torch.optim.Optimizer):
                 chosen[name] = torch.randperm(n)[:n_used].sort().values.to(value.device)
             scale[name] = (n / max(n_used, 1)) ** 0.5
         with torch.enable_grad():
-            j = residuals.jacobian(chosen, self._parameters, scale)
+            j = residuals.jacobian(chosen, self._parameters, scale, self._room)
+        if self._room is None or len(j) > len(self._room):
+            self._room = j
         entries = [residuals.entries(name, chosen[name]) * scale[name] for name in residuals]
         return j, torch.cat(entries).detach().to(j.dtype)
 

@@ -55,6 +55,7 @@ class Residuals(dict[str, Tensor]):
         groups: Mapping[str, Tensor | None],
         parameters: Sequence[Tensor],
         scale: Mapping[str, float] | None = None,
+        room: Tensor | None = None,
     ) -> Tensor:
         """Derivatives of residuals by the parameters, one backward pass for each row.
 
@@ -63,6 +64,8 @@ class Residuals(dict[str, Tensor]):
                 entries n_columns g to n_columns (g + 1) - 1.
             parameters: their number of elements sums to P; columns in their order.
             scale: factors on all rows of a component, 1 if not given.
+            room: memory of an older Jacobian, which the short way writes over: as long as the
+                computation itself takes the system to give pages to a new one of 50 MB.
 
         Returns:
             (M, P), the n n_columns rows of each component in turn.
@@ -103,7 +106,7 @@ class BatchResiduals(Residuals):
         self._components = {c.component: c for c in components}
         self._pred, self._batch, self._model = pred, batch, model
 
-    def jacobian(self, groups, parameters, scale=None):
+    def jacobian(self, groups, parameters, scale=None, room=None):
         """As in the base class; by the short way of the model where it has one."""
         short: Callable | None = getattr(self._model, "parameter_jacobian", None)
         if short is None:
@@ -116,7 +119,7 @@ class BatchResiduals(Residuals):
                 chosen = torch.arange(len(factor), device=factor.device)
             columns = c.columns if c.kind == "stress" else None
             wanted.append(JacobianRows(c.name, chosen, factor.index_select(0, chosen), columns))
-        out = short(self._batch, wanted)
+        out = short(self._batch, wanted, room)
         if out is None:
             return super().jacobian(groups, parameters, scale)
         n_parameters = sum(p.numel() for p in parameters)

@@ -151,11 +151,6 @@ def from_model(model: nn.Module) -> N2P2Potential:
     """
     composition = take_apart(model)
     networks, scaling = composition.networks, composition.scaling
-    if composition.baseline is not None or getattr(networks, "fade", None) is not None:
-        raise UnsupportedModelError(
-            "n2p2's files have no place for a baseline such as ZBL, nor for networks that fade out"
-            " at short distances: without them the potential would be another"
-        )
     layout = composition.descriptor
     if layout.kind != Layout.kind:
         raise UnsupportedModelError(f"n2p2 has no descriptor of the kind {layout.kind!r}")

@@ -5,15 +5,15 @@ The loops (numba) run over the atoms of a call; how they are built is told in `l
 what the sums need; float32 tensors are converted on the way in and out.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
 from numba import config
-from torch import Tensor
 
 from schnetpack_softadapt.descriptors.acsf.kernels.jacobian import blocks, jacobian
 from schnetpack_softadapt.descriptors.acsf.kernels.neighbors import (
@@ -34,6 +34,10 @@ from schnetpack_softadapt.descriptors.compiled import (
 )
 from schnetpack_softadapt.descriptors.elements import check_elements
 from schnetpack_softadapt.descriptors.protocol import Engine, Jacobian
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 __all__ = ["KernelEngine", "SortedPairs"]
 
@@ -60,13 +64,17 @@ class SortedPairs(NamedTuple):
 
 
 class KernelPairs(NamedTuple):
-    """Prepared pairs, and the type of what is computed from them."""
+    """Prepared pairs, and the type of what is computed from them; None stands for arrays."""
 
     arrays: SortedPairs
-    dtype: torch.dtype
+    dtype: torch.dtype | None
 
-    def tensor(self, values: np.ndarray) -> Tensor:
+    def of_type(self, values: np.ndarray) -> Tensor | np.ndarray:
         """Values of a kernel in that type."""
+        if self.dtype is None:
+            return values
+        import torch
+
         values = torch.from_numpy(values)
         return values if self.dtype == torch.float64 else values.to(self.dtype)
 
@@ -94,7 +102,7 @@ class KernelEngine(Engine):
             UnknownElementError: an atom of an element that the layout does not know.
             ValueError: an index that is not that of an atom, tensors that are not on the CPU.
         """
-        dtype = r_ij.dtype if isinstance(r_ij, Tensor) else torch.float64
+        dtype = None if isinstance(r_ij, np.ndarray) else r_ij.dtype
         r_ij, numbers = as_array(r_ij, _FLOAT), as_array(numbers, _INT)
         idx_i, idx_j = as_array(idx_i, _INT), as_array(idx_j, _INT)
         if r_ij.shape != (len(idx_i), 3) or len(idx_i) != len(idx_j):
@@ -114,23 +122,23 @@ class KernelEngine(Engine):
             raise ValueError(f"an atom has {most} neighbours; the kernels take up to 65,000")
         return KernelPairs(SortedPairs(first, order, r_ij, idx_j, numbers, most), dtype)
 
-    def values(self, pairs: KernelPairs) -> Tensor:
+    def values(self, pairs: KernelPairs) -> Tensor | np.ndarray:
         """See `Engine.values`; computed in float64, as all of the following."""
         g = np.zeros((len(pairs.arrays.numbers), self.descriptor.n_columns))
         self._run(values, pairs.arrays, g)
-        return pairs.tensor(g)
+        return pairs.of_type(g)
 
-    def vjp(self, pairs: KernelPairs, grad_g: Tensor | np.ndarray) -> Tensor:
+    def vjp(self, pairs: KernelPairs, grad_g: Tensor | np.ndarray) -> Tensor | np.ndarray:
         """See `Engine.vjp`."""
         grad_r = np.zeros((len(pairs.arrays.idx_j), 3))
         self._run(vjp, pairs.arrays, as_array(grad_g, _FLOAT), grad_r)
-        return pairs.tensor(grad_r)
+        return pairs.of_type(grad_r)
 
-    def jvp(self, pairs: KernelPairs, tangent: Tensor | np.ndarray) -> Tensor:
+    def jvp(self, pairs: KernelPairs, tangent: Tensor | np.ndarray) -> Tensor | np.ndarray:
         """See `Engine.jvp`."""
         g = np.zeros((len(pairs.arrays.numbers), self.descriptor.n_columns))
         self._run(jvp, pairs.arrays, as_array(tangent, _FLOAT), g)
-        return pairs.tensor(g)
+        return pairs.of_type(g)
 
     def jacobian(
         self, pairs: KernelPairs, dtype: type = np.float64, threads: int | None = None

@@ -1,0 +1,74 @@
+"""Folders with a potential as text, for LAMMPS and for readers of other programs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ase import Atoms
+from ase.data import chemical_symbols
+from torch import nn
+
+from schnetpack_softadapt.deploy.exchange.lammps import write_lammps
+from schnetpack_softadapt.deploy.exchange.lammps_mliap import PICKLE_NAME, pickle_text
+from schnetpack_softadapt.deploy.exchange.n2p2.model import from_model
+from schnetpack_softadapt.deploy.exchange.n2p2.write import write_files
+from schnetpack_softadapt.deploy.exchange.text import FILE_NAME, write_text
+from schnetpack_softadapt.files import write_file
+
+__all__ = ["FORMATS", "export_potential"]
+
+FORMATS = ("all", "lammps", "n2p2")
+
+
+def export_potential(
+    models: Sequence[nn.Module],
+    folder: str | Path,
+    structure: Atoms | None = None,
+    format: str = "all",
+) -> tuple[list[Path], str]:
+    """Write a model, or a committee, with an input for LAMMPS and a README.
+
+    Args:
+        models: ours.
+        folder: made if it does not exist; files of an earlier export are replaced.
+        structure: what LAMMPS simulates, see `lammps.write_lammps`.
+        format: "lammps" writes `potential.json`, which LAMMPS runs by `pair_style mliap unified`,
+            "n2p2" the files of n2p2 for `pair_style hdnnp`, "all" both, where the model allows it.
+
+    Returns:
+        the files written, and why the n2p2 ones were left out of "all" (empty if they were not).
+
+    Raises:
+        ValueError: the model cannot be expressed in the format; with the reason.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"unknown format {format!r}; choose from {FORMATS}")
+    folder, models, reason = Path(folder), list(models), ""
+    potential = None
+    if format != "lammps":
+        try:
+            if len(models) > 1:
+                raise ValueError("n2p2's files hold one model, not a committee")
+            potential = from_model(models[0])
+        except ValueError as error:
+            if format == "n2p2":
+                raise
+            reason = str(error)
+    files, styles = [], []
+    if format != "n2p2":
+        files += [
+            write_text(models, folder),
+            write_file(folder / PICKLE_NAME, pickle_text(FILE_NAME)),
+        ]
+        styles.append("mliap")
+    if potential is not None:
+        files += write_files(potential, folder)
+        styles.append("hdnnp")
+    # what is left of an earlier export would be taken for this one's
+    for name in (FILE_NAME, PICKLE_NAME, "input.nn", "structure.data"):
+        if folder / name not in files:
+            (folder / name).unlink(missing_ok=True)
+    symbols = [chemical_symbols[z] for z in models[0].representation.descriptor.elements]
+    reach = [model.baseline.cutoff for model in models if model.baseline is not None]
+    cutoff = max([float(model.representation.cutoff) for model in models] + reach)
+    files += write_lammps(folder, symbols, cutoff, structure, styles, len(models))
+    return files, reason

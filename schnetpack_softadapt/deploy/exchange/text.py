@@ -1,0 +1,418 @@
+"""Potentials as one text file, `potential.json`: any of our models, or a committee of them.
+
+The file holds descriptors (`Descriptor.to_dict`), scaling, networks and constant energies, in eV
+and Ang, with all digits of the doubles. Reading it executes nothing, and evaluating it needs no
+torch where the descriptors have compiled kernels: a program that starts on many cores at once
+(`lammps_mliap`) loads numpy and numba only.
+
+    E = mean_k { sum_i [fade_i(scale_k NN_k,Z((G_i - shift_k) factor_k)) + offset_k,Z] + ZBL_k }
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from ase.data import atomic_numbers, chemical_symbols
+
+from schnetpack_softadapt.descriptors.protocol import Descriptor, descriptor_from_dict
+from schnetpack_softadapt.files import write_file
+from schnetpack_softadapt.model.close_pairs import N_PARAMETERS, add_zbl, zbl_parameters
+from schnetpack_softadapt.model.compiled_networks import ACTIVATION_CODES, CompiledNetworks
+from schnetpack_softadapt.model.fade import Fade
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from schnetpack_softadapt.model import DescriptorPotential
+
+__all__ = ["FILE_NAME", "AtomicEnergies", "Member", "TextPotential", "read_text", "write_text"]
+
+#: of the file in a folder
+FILE_NAME = "potential.json"
+
+_FORMAT = "schnetpack_softadapt potential"
+_VERSION = 1
+# rows (D,) of each element, as in `Scaling`
+_SCALING = ("shift", "factor", "minimum", "maximum", "mean", "sigma")
+_STATISTICS = _SCALING[2:]
+
+
+class Member(NamedTuple):
+    """One model of a text potential; elements ascending, as in its descriptor.
+
+    Attributes:
+        descriptor: see `descriptors.protocol`.
+        activations: of all layers but the last.
+        scale: factor on the network's output, eV.
+        offsets: (n_elements,) constant energy of an atom, eV.
+        mode: name of the scaling.
+        scaling: the buffers of `Scaling`, (n_elements, D) each; the statistics (minimum, maximum,
+            mean, sigma) are None where none are known.
+        weights: (n_elements, n_in, n_out) of each layer; biases: (n_elements, n_out).
+        fade: how the networks end at short distances, or None.
+        zbl: (elements, inner, outer) of each pair of elements, Ang; empty for none.
+    """
+
+    descriptor: Descriptor
+    activations: tuple[str, ...]
+    scale: float
+    offsets: np.ndarray
+    mode: str
+    scaling: dict[str, np.ndarray | None]
+    weights: list[np.ndarray]
+    biases: list[np.ndarray]
+    fade: Fade | None = None
+    zbl: tuple[tuple[tuple[str, str], float, float], ...] = ()
+
+    @property
+    def zbl_table(self) -> np.ndarray | None:
+        """Parameters of `close_pairs.add_zbl` by element."""
+        if not self.zbl:
+            return None
+        elements = self.descriptor.elements
+        table = np.zeros((len(elements), len(elements), N_PARAMETERS))
+        for symbols, inner, outer in self.zbl:
+            numbers = {atomic_numbers[s] for s in symbols}
+            if not numbers <= set(elements):
+                continue  # of the data, but in no structure that networks were made for
+            a, b = (elements.index(atomic_numbers[s]) for s in symbols)
+            parameters = zbl_parameters(elements[a], elements[b], inner, outer)
+            table[a, b] = table[b, a] = parameters
+        return table
+
+
+class AtomicEnergies(NamedTuple):
+    """What a text potential says of some atoms.
+
+    Attributes:
+        energies: (n,) eV, the mean over the members.
+        gradient: (P, 3) derivative of their sum by the pair vectors, eV/Ang.
+        spread: (n,) standard deviation of the energies over the members, eV; zero for one member.
+        n_outside: (n,) descriptors outside of the training range of any member.
+    """
+
+    energies: np.ndarray
+    gradient: np.ndarray
+    spread: np.ndarray
+    n_outside: np.ndarray
+
+
+class TextPotential:
+    """The members of a text potential, ready to be evaluated.
+
+    A committee costs little more than one model where its members share their descriptor: the mean
+    of the gradients by the descriptors goes through one vector-Jacobian product.
+
+    Args:
+        members: at least one, all for the same elements.
+
+    Attributes:
+        elements: atomic numbers, ascending.
+        cutoff: the largest, Ang.
+    """
+
+    def __init__(self, members: Sequence[Member]):
+        self.members = list(members)
+        self.elements = self.members[0].descriptor.elements
+        reach = [outer for member in self.members for _, _, outer in member.zbl]
+        self.cutoff = max([member.descriptor.cutoff for member in self.members] + reach)
+        self._groups: dict[Descriptor, list] = {}
+        for m in self.members:
+            networks = CompiledNetworks.from_arrays(
+                m.weights,
+                m.biases,
+                m.activations,
+                m.scaling["shift"],
+                m.scaling["factor"],
+                m.scale,
+            )
+            self._groups.setdefault(m.descriptor, []).append(
+                (networks, m.offsets, m.fade, m.zbl_table)
+            )
+        self._engines = {descriptor: descriptor.engine("cpu") for descriptor in self._groups}
+        self._bounds = {
+            d: _bounds([m for m in self.members if m.descriptor == d]) for d in self._groups
+        }
+
+    def __call__(
+        self, r_ij: np.ndarray, idx_i: np.ndarray, idx_j: np.ndarray, rows: np.ndarray, n: int
+    ) -> AtomicEnergies:
+        """Energies of some atoms and their derivative.
+
+        Args:
+            r_ij, idx_i, idx_j: (P, 3), (P,), (P,) pairs of the first n atoms, Ang.
+            rows: (N,) element of each atom, an index into `elements`; of atoms that are only
+                neighbours nothing else is seen, so one may stand for all of its element.
+            n: atoms that have an energy.
+        """
+        numbers = np.array(self.elements)[rows]
+        energies = np.empty((len(self.members), n))
+        gradient, n_outside, k = np.zeros((len(idx_i), 3)), np.zeros(n, np.int64), 0
+        close = np.zeros_like(gradient)  # what does not go through descriptors, of all members
+        own = rows[:n]
+        for descriptor, members in self._groups.items():
+            engine = self._engines[descriptor]
+            pairs = engine.prepare(r_ij, idx_i, idx_j, numbers)
+            values = engine.values(pairs)
+            is_compiled = isinstance(values, np.ndarray)
+            values = np.asarray(values)[:n]
+            low, high = self._bounds[descriptor]
+            n_outside += np.count_nonzero((values < low[own]) | (values > high[own]), axis=1)
+            by_value = np.zeros((len(rows), descriptor.n_columns))
+            for networks, offsets, fade, zbl in members:
+                energies[k], slope = networks(own, values)
+                faded = fade and fade.of_pairs(r_ij, idx_i, idx_j, numbers, energies[k])
+                if faded:
+                    energies[k], factor, by_pairs = faded
+                    slope *= factor[:, None]
+                    close += by_pairs
+                energies[k] += offsets[own]
+                if zbl is not None:
+                    add_zbl(r_ij, idx_i, idx_j, rows, zbl, energies[k], close)
+                by_value[:n] += slope
+                k += 1
+            by_value /= len(self.members)
+            if not is_compiled:
+                import torch
+
+                by_value = torch.from_numpy(by_value)
+            gradient += np.asarray(engine.vjp(pairs, by_value))
+        gradient += close / len(self.members)
+        spread = energies.std(axis=0) if len(energies) > 1 else np.zeros(n)
+        return AtomicEnergies(energies.mean(axis=0), gradient, spread, n_outside)
+
+
+def _bounds(members: Sequence[Member]) -> tuple[np.ndarray, np.ndarray]:
+    """Range (n_elements, D) that lies in the training range of all members, as `Scaling.bounds`."""
+    shape = members[0].scaling["shift"].shape
+    low, high = np.full(shape, -np.inf), np.full(shape, np.inf)
+    for member in members:
+        minimum, maximum = member.scaling["minimum"], member.scaling["maximum"]
+        if minimum is not None:
+            slack = 8 * np.finfo(np.float32).eps * np.maximum(abs(minimum), abs(maximum))
+            low, high = np.maximum(low, minimum - slack), np.minimum(high, maximum + slack)
+    return low, high
+
+
+# --- reading
+
+
+def read_text(path: str | Path) -> list[Member]:
+    """The members of a `potential.json`, or of the one in a folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: the file is no potential, or one of a later version.
+    """
+    path = Path(path)
+    path = path / FILE_NAME if path.is_dir() else path
+    try:
+        data = json.loads(path.read_text())
+        if data["format"] != _FORMAT:
+            raise KeyError("format")
+    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is no potential of this package ({error!r})") from None
+    if data["version"] != _VERSION:
+        raise ValueError(
+            f"{path} has version {data['version']} of the format, this package reads {_VERSION}:"
+            " install a newer one"
+        )
+    try:
+        descriptors = [descriptor_from_dict(d) for d in data["descriptors"]]
+        members = [_member(m, descriptors[m["descriptor"]]) for m in data["members"]]
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {error!r}") from error
+    if not members or any(m.descriptor.elements != descriptors[0].elements for m in members):
+        raise ValueError(f"{path} is damaged: it needs members, all for the same elements")
+    return members
+
+
+def _member(data: Mapping, descriptor: Descriptor) -> Member:
+    elements = [data["elements"][chemical_symbols[z]] for z in descriptor.elements]
+    shape = len(elements), descriptor.n_columns
+    scaling: dict[str, np.ndarray | None] = {}
+    for name in _SCALING:
+        rows = [element[name] for element in elements]
+        scaling[name] = None if None in rows else np.zeros(shape)
+        for k, row in enumerate(rows if None not in rows else ()):
+            scaling[name][k, : len(row)] = row
+    n_layers = len(data["activations"]) + 1
+    weights = [np.array([e["weights"][layer] for e in elements]) for layer in range(n_layers)]
+    biases = [np.array([e["biases"][layer] for e in elements]) for layer in range(n_layers)]
+    widths = [descriptor.n_columns, *(b.shape[1] for b in biases)]
+    shapes = [(len(elements), *pair) for pair in pairwise(widths)]
+    if widths[-1] != 1 or [w.shape for w in weights] != shapes:
+        raise ValueError("weights and biases do not fit")
+    if unknown := set(data["activations"]) - set(ACTIVATION_CODES):
+        raise ValueError(f"unknown activations {sorted(unknown)}")
+    offsets = np.array([e["offset"] for e in elements], dtype=float)
+    return Member(
+        descriptor,
+        tuple(data["activations"]),
+        float(data["scale"]),
+        offsets,
+        data["scaling"],
+        scaling,
+        weights,
+        biases,
+        data.get("fade") and Fade(**data["fade"]),
+        tuple((tuple(p["elements"]), p["inner"], p["outer"]) for p in data.get("zbl", ())),
+    )
+
+
+# --- writing
+
+
+def write_text(models: Sequence[nn.Module], folder: str | Path) -> Path:
+    """Write a model, or a committee, as `potential.json`.
+
+    Raises:
+        UnsupportedModelError: a model is no sum of networks of descriptors.
+        ValueError: members for different elements, no lengths in Ang, or numbers that are not
+            finite.
+    """
+    from schnetpack_softadapt.deploy.self_description import common_unit
+    from schnetpack_softadapt.model.composition import take_apart
+
+    parts = [take_apart(model, short_range=True) for model in models]
+    descriptors = list(dict.fromkeys(part.descriptor for part in parts))
+    if len({descriptor.elements for descriptor in descriptors}) > 1:
+        raise ValueError("the models of a committee must be made for the same elements")
+    members = []
+    for model, part in zip(models, parts, strict=True):
+        stated = (getattr(model, "metadata", None) or {}).get("units", {})
+        key = part.networks.output_key
+        _, energy = common_unit([model], [key], "energy", stated.get(key, "eV"))
+        unit, length = common_unit([model], ["length"], "position", stated.get("length", "Ang"))
+        if length != 1.0:
+            raise ValueError(f"the model's unit of length is {unit}; a potential is written in Ang")
+        members.append({"descriptor": descriptors.index(part.descriptor), **_entries(part, energy)})
+    data = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "units": {"energy": "eV", "length": "Ang"},
+        "descriptors": [descriptor.to_dict() for descriptor in descriptors],
+        "members": members,
+    }
+    try:
+        text = json.dumps(data, allow_nan=False)
+    except ValueError:
+        raise ValueError("the model has numbers that are not finite: its training failed") from None
+    # a row of numbers a line: to look at and to compare
+    return write_file(
+        Path(folder) / FILE_NAME, text.replace("], [", "],\n[").replace("}, {", "},\n{") + "\n"
+    )
+
+
+def _entries(part, energy_unit: float) -> dict:
+    networks, scaling = part.networks, part.scaling
+    tables = {name: _double(getattr(scaling, name)) for name in _SCALING}
+    weights, biases = map(_double, networks.weights), map(_double, networks.biases)
+    weights, biases = list(weights), [b[:, 0] for b in biases]
+    elements = {}
+    for row, z in enumerate(part.descriptor.elements):
+        n = part.descriptor.n_functions[z]
+        entry = {name: tables[name][row, :n].tolist() for name in _SCALING}
+        if not scaling.is_fitted:
+            entry.update(dict.fromkeys(_STATISTICS))
+        elements[chemical_symbols[z]] = {
+            "offset": float(part.offsets[z]) * energy_unit,
+            **entry,
+            "weights": [w[row].tolist() for w in weights],
+            "biases": [b[row].tolist() for b in biases],
+        }
+    entries = {
+        "activations": list(networks.activations),
+        "scale": float(networks.scale) * energy_unit,
+        "scaling": scaling.mode,
+        "elements": elements,
+    }
+    if networks.fade is not None:
+        fade = networks.fade
+        entries["fade"] = {
+            "elements": list(fade.elements),
+            "start": fade.start.tolist(),
+            "stop": fade.stop.tolist(),
+            "ceiling": fade.ceiling * energy_unit,
+        }
+    if part.baseline is not None:
+        entries["zbl"] = part.baseline.to_dict()["pairs"]
+    return entries
+
+
+def _double(tensor) -> np.ndarray:
+    return tensor.detach().cpu().double().numpy()
+
+
+# --- as models
+
+
+def to_model(member: Member) -> DescriptorPotential:
+    """The SchNetPack model (float64, ASE units) of a member."""
+    import torch
+    from schnetpack.atomistic import PairwiseDistances, Strain
+
+    from schnetpack_softadapt import properties as keys
+    from schnetpack_softadapt.model import (
+        DescriptorPotential,
+        DescriptorRepresentation,
+        ElementalAtomwise,
+        ForcesAndStress,
+    )
+
+    descriptor = member.descriptor
+    networks = ElementalAtomwise(
+        n_in=descriptor.n_functions,
+        elements=descriptor.elements,
+        n_hidden=[b.shape[1] for b in member.biases[:-1]],
+        per_atom_output_key=keys.atomic_energies,
+        fit_shifts=False,
+        shifts={
+            chemical_symbols[z]: offset
+            for z, offset in zip(descriptor.elements, member.offsets.tolist(), strict=True)
+        },
+        fit_scale=False,
+    )
+    networks.activations = member.activations
+    representation = DescriptorRepresentation(descriptor, scaling=member.mode)
+    model = DescriptorPotential(
+        representation=representation,
+        input_modules=[Strain(), PairwiseDistances()],
+        output_modules=[networks, ForcesAndStress(calc_forces=True, calc_stress=True)],
+        postprocessors=_baseline(member),
+        input_dtype_str="float64",
+    ).double()
+    networks.fade = member.fade
+    networks.scale = torch.tensor(member.scale, dtype=torch.float64)
+    scaling = model.representation.scaling
+    with torch.no_grad():
+        for stack, own in zip(networks.weights, member.weights, strict=True):
+            stack.copy_(torch.from_numpy(own))
+        for stack, own in zip(networks.biases, member.biases, strict=True):
+            stack.copy_(torch.from_numpy(own)[:, None])
+        for name, table in member.scaling.items():
+            if table is not None:
+                getattr(scaling, name).copy_(torch.from_numpy(table))
+    scaling.n_atoms.fill_(int(member.scaling["minimum"] is not None))  # the file has no numbers
+    model.metadata.update(
+        units={"energy": "eV", "forces": "eV/Ang", "stress": "eV/Ang/Ang/Ang", "length": "Ang"},
+        elements=[chemical_symbols[z] for z in descriptor.elements],
+        descriptor=descriptor.to_dict(),
+        provenance=f"read from {FILE_NAME}",
+    )
+    return model.eval()
+
+
+def _baseline(member: Member) -> list[nn.Module]:
+    from schnetpack_softadapt.model import ZBL
+
+    if not member.zbl:
+        return []
+    cutoffs = {"-".join(symbols): pair for symbols, *pair in member.zbl}
+    elements = {atomic_numbers[s] for symbols, _, _ in member.zbl for s in symbols}
+    return [ZBL.of_elements(elements, cutoffs=cutoffs)]
