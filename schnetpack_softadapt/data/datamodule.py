@@ -21,7 +21,7 @@ from schnetpack_softadapt.data.statistics import TrainingTargets, element_contri
 from schnetpack_softadapt.data.weights import SCHEMES, weights_of
 from schnetpack_softadapt.descriptors.elements import atomic_number, check_elements
 from schnetpack_softadapt.errors import in_one_line
-from schnetpack_softadapt.quantities import ENERGY, FORCES
+from schnetpack_softadapt.quantities import ENERGY
 
 __all__ = ["SoftAdaptDataModule"]
 
@@ -202,12 +202,10 @@ class SoftAdaptDataModule(AtomsDataModule):
                 f"data.weights={self.weights}, but {self.datapath} has weights of its own"
                 f" ({', '.join(sorted(own))}); leave one of them out"
             )
-        targets, units = TrainingTargets.from_dataset(self.dataset), self.dataset.units
-        ev, ev_per_ang = (
-            convert_units(units[q.name], q.unit) if q.name in units else 1.0
-            for q in (ENERGY, FORCES)
-        )
-        found = weights_of(self.weights, targets, np.asarray(self.train_idx), ev, ev_per_ang)
+        targets = TrainingTargets.from_dataset(self.dataset)
+        unit = self.dataset.units.get(properties.energy, ENERGY.unit)
+        ev = convert_units(unit, ENERGY.unit)
+        found = weights_of(self.weights, targets, np.asarray(self.train_idx), ev)
         if found is None:
             return
         structure, forces = found

@@ -141,7 +141,7 @@ def test_classes_that_there_are_not(spktrain, unread, name, wrong, stock):
     if stock:  # nothing of ours but the task
         overrides += ["data._target_=schnetpack.data.AtomsDataModule"]
         ours = ("splitting", "split_key", "split_seed")
-        ours += ("store", "store_dir", "store_budget", "store_dtype")
+        ours += ("store", "store_dir", "store_budget", "store_dtype", "weights", "exclude")
         overrides += [f"~data.{key}" for key in ours]
     (line,) = spktrain(*overrides)
     assert line.startswith(f"there is no class {wrong} (")
