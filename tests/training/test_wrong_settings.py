@@ -142,7 +142,8 @@ def test_classes_that_there_are_not(spktrain, unread, name, wrong, stock):
         overrides += ["data._target_=schnetpack.data.AtomsDataModule"]
         ours = ("splitting", "split_key", "split_seed")
         ours += ("store", "store_dir", "store_budget", "store_dtype", "weights", "exclude")
-        overrides += [f"~data.{key}" for key in ours]
+        # what is null has to be given a value before Hydra removes it
+        overrides += [x for key in ours for x in (f"data.{key}=0", f"~data.{key}")]
     (line,) = spktrain(*overrides)
     assert line.startswith(f"there is no class {wrong} (")
     assert name in line
