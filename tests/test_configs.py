@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import schnetpack
@@ -49,6 +50,20 @@ def test_experiments_compose(name, resolvers):
     for target in found:
         get_class_or_function(target)
     assert config.run.id, "a fixed run name, so that the same command continues a killed run"
+
+
+def test_the_former_name_of_the_recipe_is_the_recipe(resolvers, caplog):
+    with initialize_config_module("schnetpack.configs", version_base="1.2"):
+        new, old = (
+            compose("train", overrides=[f"experiment={name}"])
+            for name in ("recommended_softadapt", "mlearn_softadapt")
+        )
+    OmegaConf.set_struct(old, False)
+    callback = instantiate(old.callbacks.pop("renamed"))
+    callback.on_fit_start(SimpleNamespace(is_global_zero=True), None)
+    assert "experiment=mlearn_softadapt is now experiment=recommended_softadapt" in caplog.text
+    old.run.id = new.run.id  # runs that were started are found
+    assert old == new
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("study/")])

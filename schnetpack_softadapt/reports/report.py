@@ -140,7 +140,7 @@ def _outlier_blocks(outliers: pd.DataFrame) -> list[str]:
     more = f" The largest {_SHOWN} are shown, report.json has all."
     text = (
         f"{len(outliers)} errors of single structures are more than {FACTOR:g} times the median"
-        " over all structures: look at these labels first."
+        " over all structures: look at these labels first (data.exclude=[3, 7] leaves out 3 and 7)."
         + (more if len(outliers) > _SHOWN else "")
     )
     return [paragraph(text), table("Errors of single structures", cells.set_index("structure"))]

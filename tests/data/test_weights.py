@@ -31,12 +31,11 @@ def datamodule(structures, **kwargs):
 
 
 def test_distance_to_the_hull_of_two_elements():
-    x = np.array([0.0, 0.5, 1.0, 0.25, 0.75, 0.25, 0.5])
-    # A at -1, AB at -3, B at -2: the hull is -2 at 1/4 and -2.5 at 3/4; the last two are others'
-    energies = np.array([-1.0, -3.0, -2.0, -1.5, -2.0, -4.0, -2.0])
-    of = np.arange(5)
-    found = energy_above_hull(np.column_stack([1 - x, x]), energies, of)
-    assert found == pytest.approx([0, 0, 0, 0.5, 0.5, -2.0, 1.0], abs=1e-9)
+    x = np.array([0.0, 0.5, 0.5, 1.0, 0.25, 0.75, 0.25])
+    # A at -1, AB at -3, B at -2: the hull is -2 at 1/4 and -2.5 at 3/4; the last is another's
+    energies = np.array([-1.0, -2.0, -3.0, -2.0, -1.5, -2.0, -4.0])
+    found = energy_above_hull(np.column_stack([1 - x, x]), energies, np.arange(6))
+    assert found == pytest.approx([0, 1, 0, 0, 0.5, 0.5, -2], abs=1e-9)
 
 
 def test_distance_to_the_hull_of_one_composition_is_that_to_the_minimum():
