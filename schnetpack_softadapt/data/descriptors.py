@@ -119,7 +119,7 @@ class ComputedSource:
         i, j, r_ij = self._pairs(s)
         values = self._engine.values(self._engine.prepare(r_ij, i, j, s.numbers))
         return {
-            keys.descriptors: values.to(getattr(torch, self._dtype)),
+            keys.descriptors: torch.as_tensor(values).to(getattr(torch, self._dtype)),
             **({} if self.keep_neighbors else _no_neighbors(dtype)),
         }
 
