@@ -116,15 +116,15 @@ def toy_model(stress=True, forces=True, seed=0):
     )
 
 
-def acsf_model(seed=0):
+def acsf_model(seed=0, select=None):
     """A small potential of ours, which asks the data module for stored descriptors.
 
-    10 of 12 functions are chosen: on every rank the same.
+    select: so many of the 12 functions are chosen; on every rank the same.
     """
     torch.manual_seed(seed)
     return DescriptorPotential(
         representation=ACSF(
-            CUTOFF, grid={"n_radial": 3, "n_angular_widths": 1, "zetas": [1]}, select=10
+            CUTOFF, grid={"n_radial": 3, "n_angular_widths": 1, "zetas": [1]}, select=select
         ),
         input_modules=[atomistic.Strain(), atomistic.PairwiseDistances()],
         output_modules=[ElementalAtomwise(n_hidden=[4, 3]), ForcesAndStress(True, True)],
@@ -255,7 +255,7 @@ def run_as_told(
     if losses is not None:
         kinds = zip((EnergyLoss, ForcesLoss, StressLoss), losses.split(","), strict=True)
         task = toy_task(
-            acsf_model() if model == "acsf" else toy_model(),
+            acsf_model(select=10) if model == "acsf" else toy_model(),
             [kind(loss=loss) for kind, loss in kinds],
             optimizer_cls={"SGD": torch.optim.SGD, "LBFGS": ShortLBFGS}.get(optimizer)
             or getattr(optimizers, optimizer),
