@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,27 @@ from numba.core import event
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["as_array", "call", "is_ready", "n_threads", "stamp_sources", "thread_pool"]
+from schnetpack_softadapt.descriptors.elements import check_elements
+
+__all__ = [
+    "INDEX_OF_NO_ATOM",
+    "UNKNOWN_ELEMENT",
+    "VALID",
+    "as_array",
+    "call",
+    "call_in_parts",
+    "check_pairs",
+    "is_ready",
+    "n_threads",
+    "pair_arrays",
+    "stamp_sources",
+    "thread_pool",
+]
+
+#: what a kernel that sorts pairs finds
+VALID, INDEX_OF_NO_ATOM, UNKNOWN_ELEMENT = 0, 1, 2
+
+_FLOAT, _INT = np.dtype(np.float64), np.dtype(np.int64)
 
 # `id` of those that have been called: asking numba takes longer than a small call
 _ready: set[int] = set()
@@ -67,6 +88,40 @@ def as_array(x: Tensor | np.ndarray, dtype: np.dtype) -> np.ndarray:
     return np.ascontiguousarray(x, dtype=dtype)
 
 
+def pair_arrays(
+    r_ij: Tensor | np.ndarray,
+    idx_i: Tensor | np.ndarray,
+    idx_j: Tensor | np.ndarray,
+    numbers: Tensor | np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """A pair list as kernels take it: float64 (P, 3), int64 (P,), (P,), (N,).
+
+    Raises:
+        ValueError: lengths that differ, tensors that are not on the CPU.
+    """
+    r_ij, numbers = as_array(r_ij, _FLOAT), as_array(numbers, _INT)
+    idx_i, idx_j = as_array(idx_i, _INT), as_array(idx_j, _INT)
+    if r_ij.shape != (len(idx_i), 3) or len(idx_i) != len(idx_j):
+        raise ValueError(
+            f"r_ij {r_ij.shape} must have one row of three for each of idx_i {idx_i.shape} "
+            f"and idx_j {idx_j.shape}"
+        )
+    return r_ij, idx_i, idx_j, numbers
+
+
+def check_pairs(status: int, numbers: np.ndarray, elements: Iterable[int]) -> None:
+    """Raise the error that a kernel has found in a pair list.
+
+    Raises:
+        UnknownElementError: an atom of an element that the descriptor does not know.
+        ValueError: an index that is not that of an atom.
+    """
+    if status == UNKNOWN_ELEMENT:
+        check_elements(numbers.tolist(), elements)
+    if status == INDEX_OF_NO_ATOM:
+        raise ValueError(f"idx_i and idx_j must be from 0 to {len(numbers) - 1}")
+
+
 def stamp_sources(kernels: Iterable[Callable], sources: Iterable[str | Path]) -> None:
     """Let the cache of kernels expire when any of the files they are made of changes.
 
@@ -90,8 +145,7 @@ class _Announcer(event.Listener):
         if not _Announcer.silent:
             _Announcer.silent = True
             print(
-                "compiling the symmetry functions for this machine: up to a minute, once per "
-                "installation",
+                "compiling the descriptors for this machine: up to a minute, once per installation",
                 file=sys.stderr,
                 flush=True,
             )
@@ -113,3 +167,23 @@ def call(kernel: Callable, *args):
         result = kernel(*args)
     _ready.add(id(kernel))
     return result
+
+
+def call_in_parts(
+    kernel: Callable, plan, pairs, ends: Sequence[int], threads: int, *arrays
+) -> None:
+    """Call a kernel for ranges of atoms, from ends[k] to ends[k + 1], in threads.
+
+    In one call where there is one range, or the kernel has not been compiled so far.
+    """
+    if len(ends) == 2 or not is_ready(kernel):
+        call(kernel, plan, pairs, int(ends[0]), int(ends[-1]), *arrays)
+        return
+    pool = thread_pool(threads)
+    futures = [
+        pool.submit(kernel, plan, pairs, int(start), int(stop), *arrays)
+        for start, stop in pairwise(ends)
+        if stop > start
+    ]
+    for future in futures:
+        future.result()

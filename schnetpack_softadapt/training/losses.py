@@ -41,7 +41,9 @@ class LossComponent(ModelOutput):
     """Base of the components; use `EnergyLoss`, `ForcesLoss` or `StressLoss`.
 
     Rows of a batch weigh as `properties.structure_weight` and `forces_weight` say, where it has
-    them.
+    them. The weight w of a structure is that of labels with the spread 1 / sqrt(w): Huber losses
+    turn linear at delta / sqrt(w), so that far structures, whose errors are large, stay in their
+    square part.
 
     Args:
         name: key of the predicted property.
@@ -253,21 +255,31 @@ class LossComponent(ModelOutput):
             raw_delta: `delta` is in the unit of raw residuals, though these are standardised.
         """
         error = self.error(pred, batch) if error is None else error
-        residual, delta = self.scaled(error, batch, standardization), None
+        residual, delta = self.scaled(error, batch, standardization), self.deltas(batch)
         if raw_delta:  # (rows, 1)
             per_raw = self.scale(batch, standardization) / (self.to_ase * self.unit_factor)
-            delta = per_raw * self.delta
+            delta = per_raw * delta
         return self.sum(residual, self.weights(batch), delta)
+
+    def deltas(self, batch: Batch) -> float | torch.Tensor:
+        """Where the Huber loss turns linear, (rows, 1) if structures have weights."""
+        weight = batch.get(keys.structure_weight)
+        if weight is None or self.loss != "huber":
+            return self.delta
+        # a weight of zero counts nowhere
+        spread = weight.double().clamp_min(1e-12).rsqrt()
+        return self.delta * self._of_rows(batch, spread)
 
     def sum(
         self,
         residual: torch.Tensor,
         weight: torch.Tensor | None,
-        delta: torch.Tensor | None = None,
+        delta: float | torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, float | torch.Tensor]:
         """sum_i w_i f(x_i) and sum_i w_i over the rows and columns of a batch.
 
-        With the Huber loss turning linear at `delta` (rows, 1); at that of this component if None.
+        With the Huber loss turning linear at `delta`, a number or (rows, 1); at that of this
+        component if None.
         """
         function = _FUNCTIONS[self.loss]
         delta = self.delta if delta is None else delta

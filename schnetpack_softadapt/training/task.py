@@ -324,7 +324,7 @@ class SoftAdaptTask(ResumableTask):
             if weight is not None:
                 x = torch.where(weight > 0, x, 0.0)  # a stress that is not defined may be nan
             factor = self.rule.weights[c.component] / max(count, 1e-30)
-            for w in (weight, least_squares_weight(c, x)):
+            for w in (weight, least_squares_weight(c, x, c.deltas(batch))):
                 factor = factor if w is None else factor * w
             vectors[c.component] = (x * factor**0.5).reshape(-1)
         return BatchResiduals(self.active, vectors, pred, batch, self.model)

@@ -493,7 +493,7 @@ def test_the_first_compilation_says_so(monkeypatch, capsys):
     monkeypatch.setattr(calls._Announcer, "silent", False)
     assert calls.call(njit(lambda x: x + 1), 1) == 2
     assert calls.call(njit(lambda x: x + 2), 1) == 3
-    assert capsys.readouterr().err.count("compiling the symmetry functions") == 1
+    assert capsys.readouterr().err.count("compiling the descriptors") == 1
 
 
 def test_chunk_is_wide_enough_for_a_row():

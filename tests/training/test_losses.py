@@ -140,6 +140,26 @@ def test_weights_of_structures_and_atoms(batch, pred):
     assert loss(ForcesLoss(), pred, batch) == pytest.approx(forces, **FLOAT32)
 
 
+def test_huber_bends_in_units_of_the_spread_that_a_weight_means(batch, pred):
+    """Weight 4 is a spread of 1/2: linear from delta / 2 on. A weight of zero does not count."""
+    batch[keys.structure_weight] = torch.tensor([4.0, 1.0])
+
+    def mean(component):
+        total, count = component.terms(pred, batch)
+        return float(total / count)
+
+    def huber(x, delta):
+        return delta * (x - delta / 2)
+
+    # errors per atom 1 and 2; of forces 1 in the first structure, 2 and 3 in the second
+    energy = (4 * huber(1, 0.25) + huber(2, 0.5)) / 5
+    assert mean(EnergyLoss(loss="huber", delta=0.5)) == pytest.approx(energy, **FLOAT32)
+    forces = (4 * huber(1, 0.5) + huber(2, 1) + huber(3, 1)) / 6
+    assert mean(ForcesLoss(loss="huber")) == pytest.approx(forces, **FLOAT32)
+    batch[keys.structure_weight] = torch.tensor([0.0, 1.0])
+    assert mean(EnergyLoss(loss="huber")) == pytest.approx(huber(2, 1), **FLOAT32)
+
+
 def test_split_by_element(batch, pred):
     gold = ForcesLoss(component="forces_Au", elements=["Au"])
     rest = ForcesLoss(component="forces_Cu", elements=[29])

@@ -14,6 +14,7 @@ from schnetpack.model import NeuralNetworkPotential
 from schnetpack.nn import CosineCutoff, GaussianRBF
 from schnetpack.representation import SchNet
 
+from schnetpack_softadapt import properties as keys
 from schnetpack_softadapt.training.losses import EnergyLoss, ForcesLoss, StressLoss
 from schnetpack_softadapt.training.rules import (
     Fixed,
@@ -481,12 +482,16 @@ def test_residual_vectors_square_to_the_loss(database, tmp_path):
     assert batch["energy"].grad_fn is None  # the batch still holds the references
 
 
-def test_residual_vectors_have_the_gradient_of_huber_losses(database, tmp_path):
+@pytest.mark.parametrize("weighs", [False, True])
+def test_residual_vectors_have_the_gradient_of_huber_losses(database, tmp_path, weighs):
     """With residuals on both sides of delta."""
     components = toy_runs.components(loss="huber", delta=0.5)
     task = toy_runs.toy_task(outputs=components, weighting=Fixed(), lr=1e-5)
     _, datamodule = fit(task, database, tmp_path, 1)
     batch = next(iter(datamodule.train_dataloader()))
+    if weighs:
+        n = len(batch[properties.n_atoms])
+        batch[keys.structure_weight] = torch.linspace(0.1, 10.0, n, dtype=torch.float64)
     task.train()
     parameters = list(task.parameters())
     expected = torch.autograd.grad(task.training_step(dict(batch), 0), parameters)

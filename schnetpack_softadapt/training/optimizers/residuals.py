@@ -17,11 +17,13 @@ from schnetpack_softadapt.training.losses import LossComponent
 __all__ = ["BatchResiduals", "Residuals", "least_squares_weight"]
 
 
-def least_squares_weight(component: LossComponent, residual: Tensor) -> Tensor | None:
+def least_squares_weight(
+    component: LossComponent, residual: Tensor, delta: float | Tensor
+) -> Tensor | None:
     """Factors on squared residuals whose sum has the gradient of a component's loss; None for 1.
 
     Those of iteratively reweighted least squares: P. Holland and R. Welsch, Commun. Stat. Theory
-    Methods 6, 813 (1977), equation 2 and table 1.
+    Methods 6, 813 (1977), equation 2 and table 1. `delta` as `LossComponent.deltas` gives it.
 
     Raises:
         ValueError: the loss is neither "mse" nor "huber".
@@ -29,7 +31,6 @@ def least_squares_weight(component: LossComponent, residual: Tensor) -> Tensor |
     if component.loss == "mse":
         return None
     if component.loss == "huber":
-        delta = component.delta
         return 0.5 * (delta / residual.detach().abs().clamp_min(delta))
     raise ValueError(
         f"component {component.component} has loss {component.loss!r}; optimizers that use"

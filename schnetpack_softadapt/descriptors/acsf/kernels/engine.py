@@ -8,7 +8,6 @@ what the sums need; float32 tensors are converted on the way in and out.
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,23 +15,19 @@ import numpy as np
 from numba import config
 
 from schnetpack_softadapt.descriptors.acsf.kernels.jacobian import blocks, jacobian
-from schnetpack_softadapt.descriptors.acsf.kernels.neighbors import (
-    INDEX_OF_NO_ATOM,
-    UNKNOWN_ELEMENT,
-    sort_pairs,
-)
+from schnetpack_softadapt.descriptors.acsf.kernels.neighbors import sort_pairs
 from schnetpack_softadapt.descriptors.acsf.kernels.plan import compile_layout
 from schnetpack_softadapt.descriptors.acsf.kernels.products import jvp, values, vjp
 from schnetpack_softadapt.descriptors.acsf.layout import Layout
 from schnetpack_softadapt.descriptors.compiled import (
     as_array,
     call,
-    is_ready,
+    call_in_parts,
+    check_pairs,
     n_threads,
+    pair_arrays,
     stamp_sources,
-    thread_pool,
 )
-from schnetpack_softadapt.descriptors.elements import check_elements
 from schnetpack_softadapt.descriptors.protocol import Engine, Jacobian
 
 if TYPE_CHECKING:
@@ -103,21 +98,12 @@ class KernelEngine(Engine):
             ValueError: an index that is not that of an atom, tensors that are not on the CPU.
         """
         dtype = None if isinstance(r_ij, np.ndarray) else r_ij.dtype
-        r_ij, numbers = as_array(r_ij, _FLOAT), as_array(numbers, _INT)
-        idx_i, idx_j = as_array(idx_i, _INT), as_array(idx_j, _INT)
-        if r_ij.shape != (len(idx_i), 3) or len(idx_i) != len(idx_j):
-            raise ValueError(
-                f"r_ij {r_ij.shape} must have one row of three for each of idx_i {idx_i.shape} "
-                f"and idx_j {idx_j.shape}"
-            )
+        r_ij, idx_i, idx_j, numbers = pair_arrays(r_ij, idx_i, idx_j, numbers)
         plan = self._plan
         status, most, first, order = call(
             sort_pairs, idx_i, idx_j, numbers, plan.species, plan.channel, plan.sizes
         )
-        if status == UNKNOWN_ELEMENT:
-            check_elements(numbers.tolist(), self.descriptor.elements)
-        if status == INDEX_OF_NO_ATOM:
-            raise ValueError(f"idx_i and idx_j must be from 0 to {len(numbers) - 1}")
+        check_pairs(status, numbers, self.descriptor.elements)
         if most >= 65_000:
             raise ValueError(f"an atom has {most} neighbours; the kernels take up to 65,000")
         return KernelPairs(SortedPairs(first, order, r_ij, idx_j, numbers, most), dtype)
@@ -160,23 +146,12 @@ class KernelEngine(Engine):
         n_atoms = len(pairs.numbers)
         if n_atoms == 0:
             return
-        threads = threads or n_threads()
+        threads, ends = threads or n_threads(), [0, n_atoms]
         if threads > 1:
             triples = np.concatenate([[0], np.cumsum(np.diff(pairs.first) ** 2)])
             # several tasks a thread, because other work may slow one of them down
             tasks = min(4 * threads, n_atoms, 1 + int(triples[-1]) // _TRIPLES_PER_TASK)
-        else:
-            tasks = 1
-        if tasks == 1 or not is_ready(kernel):
-            call(kernel, self._plan, pairs, 0, n_atoms, *arrays)
-            return
-        ends = np.searchsorted(triples, np.linspace(0, triples[-1], tasks + 1))
-        ends[0], ends[-1] = 0, n_atoms
-        pool = thread_pool(threads)
-        futures = [
-            pool.submit(kernel, self._plan, pairs, int(start), int(stop), *arrays)
-            for start, stop in pairwise(ends)
-            if stop > start
-        ]
-        for future in futures:
-            future.result()
+            if tasks > 1:
+                ends = np.searchsorted(triples, np.linspace(0, triples[-1], tasks + 1))
+                ends[0], ends[-1] = 0, n_atoms
+        call_in_parts(kernel, self._plan, pairs, ends, threads, *arrays)

@@ -20,14 +20,13 @@ from schnetpack_softadapt.descriptors.acsf.kernels.loops import (
     scale_by_element,
 )
 from schnetpack_softadapt.descriptors.acsf.kernels.plan import ALL_CHANNELS, NO_WEIGHTS
+from schnetpack_softadapt.descriptors.compiled import INDEX_OF_NO_ATOM, UNKNOWN_ELEMENT, VALID
 
 __all__ = [
     "EDGE",
     "FIRST",
-    "INDEX_OF_NO_ATOM",
     "PAD",
     "TINY",
-    "UNKNOWN_ELEMENT",
     "Neighbors",
     "channel_range",
     "factor_slope",
@@ -35,8 +34,6 @@ __all__ = [
     "new_neighbors",
     "sort_pairs",
 ]
-
-VALID, INDEX_OF_NO_ATOM, UNKNOWN_ELEMENT = 0, 1, 2  # what `sort_pairs` finds
 
 FIRST = 8
 PAD = 32

@@ -15,16 +15,14 @@ from torch import Tensor
 from schnetpack_softadapt.descriptors.compiled import (
     as_array,
     call,
-    is_ready,
+    call_in_parts,
+    check_pairs,
     n_threads,
+    pair_arrays,
     stamp_sources,
-    thread_pool,
 )
-from schnetpack_softadapt.descriptors.elements import check_elements
 from schnetpack_softadapt.descriptors.protocol import Engine
 from schnetpack_softadapt.descriptors.snap.kernels.neighbors import (
-    INDEX_OF_NO_ATOM,
-    UNKNOWN_ELEMENT,
     Sorted,
     densities,
     sort,
@@ -89,18 +87,9 @@ class KernelEngine(Engine):
             ValueError: an index that is not that of an atom, tensors that are not on the CPU.
         """
         dtype = r_ij.dtype if isinstance(r_ij, Tensor) else torch.float64
-        r_ij, numbers = as_array(r_ij, _FLOAT), as_array(numbers, _INT)
-        idx_i, idx_j = as_array(idx_i, _INT), as_array(idx_j, _INT)
-        if r_ij.shape != (len(idx_i), 3) or len(idx_i) != len(idx_j):
-            raise ValueError(
-                f"r_ij {r_ij.shape} must have one row of three for each of idx_i {idx_i.shape} "
-                f"and idx_j {idx_j.shape}"
-            )
+        r_ij, idx_i, idx_j, numbers = pair_arrays(r_ij, idx_i, idx_j, numbers)
         status, neighbors = call(sort, self._plan, r_ij, idx_i, idx_j, numbers)
-        if status == UNKNOWN_ELEMENT:
-            check_elements(numbers.tolist(), self.descriptor.elements)
-        if status == INDEX_OF_NO_ATOM:
-            raise ValueError(f"idx_i and idx_j must be from 0 to {len(numbers) - 1}")
+        check_pairs(status, numbers, self.descriptor.elements)
         self._run(densities, neighbors)
         tensors = map(torch.from_numpy, (r_ij, idx_i, idx_j, numbers))
         return KernelPairs(neighbors, *tensors, dtype)
@@ -149,13 +138,5 @@ class KernelEngine(Engine):
         n_atoms = len(neighbors.rows)
         threads = threads or n_threads()
         size = max(_ATOMS_PER_TASK, -(-n_atoms // (4 * threads * LANES)) * LANES)
-        if threads == 1 or size >= n_atoms or not is_ready(kernel):
-            call(kernel, self._plan, neighbors, 0, n_atoms, *arrays)
-            return
-        pool = thread_pool(threads)
-        futures = [
-            pool.submit(kernel, self._plan, neighbors, start, min(start + size, n_atoms), *arrays)
-            for start in range(0, n_atoms, size)
-        ]
-        for future in futures:
-            future.result()
+        ends = [0, n_atoms] if threads == 1 else [*range(0, max(n_atoms, 1), size), n_atoms]
+        call_in_parts(kernel, self._plan, neighbors, ends, threads, *arrays)

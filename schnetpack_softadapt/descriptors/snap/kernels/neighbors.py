@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from schnetpack_softadapt.descriptors.compiled import INDEX_OF_NO_ATOM, UNKNOWN_ELEMENT, VALID
 from schnetpack_softadapt.descriptors.snap.kernels.vectors import (
     LANES,
     add,
@@ -30,7 +31,6 @@ INLINE = {
     "_nrt": False,
 }
 
-VALID, INDEX_OF_NO_ATOM, UNKNOWN_ELEMENT = 0, 1, 2  # what `sort` finds
 #: rows of `Sorted.geometry`
 X, Y, Z, INVERSE, SIN, COS, RATE, FACTOR, SLOPE = range(9)
 _TINY_SQUARE = 1e-12  # Ang^2, keeps coinciding atoms finite, as in the reference
