@@ -6,8 +6,9 @@ The names below are loaded when they are asked for: Hydra imports this package i
 program to find the configs, and must not wait for torch.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from schnetpack_softadapt.lazy import attributes_of
 
 __version__ = "0.1.0"
 
@@ -32,27 +33,21 @@ __all__ = [
     "train",
 ]
 
-#: module of each name; of a module itself where nothing follows the colon
-_HOMES = {
-    "ACSF": "model:ACSF",
-    "Predictions": "api:Predictions",
-    "Run": "api:Run",
-    "SoftAdaptCalculator": "deploy.calculator:SoftAdaptCalculator",
-    "SoftAdaptTask": "training.task:SoftAdaptTask",
-    "load": "api:load",
-    "losses": "training.losses:",
-    "predict": "api:predict",
-    "rules": "training.rules:",
-    "train": "api:train",
-}
-
-
-def __getattr__(name: str):
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, _, attribute = _HOMES[name].partition(":")
-    home = import_module(f"{__name__}.{module}")
-    return getattr(home, attribute) if attribute else home
+__getattr__ = attributes_of(
+    __name__,
+    {
+        "ACSF": "model",
+        "Predictions": "api",
+        "Run": "api",
+        "SoftAdaptCalculator": "deploy.calculator",
+        "SoftAdaptTask": "training.task",
+        "load": "api",
+        "losses": "training.losses:",
+        "predict": "api",
+        "rules": "training.rules:",
+        "train": "api",
+    },
+)
 
 
 def __dir__() -> list[str]:

@@ -14,7 +14,7 @@ PACKAGE = Path(schnetpack_softadapt.__file__).parent
 NAME = "schnetpack_softadapt"
 
 #: what every part may import
-EVERYONES = {"__version__", "files", "quantities"}
+EVERYONES = {"__version__", "files", "lazy", "quantities"}
 
 #: what each part of the package may import from the package
 ALLOWED = {
@@ -22,6 +22,7 @@ ALLOWED = {
     "quantities": set(),
     "errors": set(),
     "files": set(),
+    "lazy": set(),
     "neighbors": {"neighbors", "properties"},
     "descriptors": {"descriptors", "neighbors", "properties"},
     "data": {"data", "neighbors", "descriptors", "errors", "properties"},
@@ -56,6 +57,7 @@ FRAMEWORK_FREE = (
     "descriptors",
     "errors.py",
     "files.py",
+    "lazy.py",
     "properties.py",
     "quantities.py",
     "training/rules",

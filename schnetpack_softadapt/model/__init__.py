@@ -4,8 +4,9 @@ The import paths of these classes are part of the format of saved models. They a
 are asked for: simulations with compiled networks do without torch.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from schnetpack_softadapt.lazy import attributes_of
 
 if TYPE_CHECKING:
     from schnetpack_softadapt.model.acsf import ACSF
@@ -30,21 +31,18 @@ __all__ = [
     "ForcesAndStress",
 ]
 
-_HOMES = {
-    "ACSF": "acsf",
-    "SNAP": "snap",
-    "ZBL": "baseline",
-    "CalculatorBaseline": "baseline",
-    "DescriptorPotential": "potential",
-    "DescriptorRepresentation": "representation",
-    "ElementShift": "shift",
-    "ElementalAtomwise": "atomwise",
-    "EnergyScale": "shift",
-    "ForcesAndStress": "response",
-}
-
-
-def __getattr__(name: str):
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = attributes_of(
+    __name__,
+    {
+        "ACSF": "acsf",
+        "SNAP": "snap",
+        "ZBL": "baseline",
+        "CalculatorBaseline": "baseline",
+        "DescriptorPotential": "potential",
+        "DescriptorRepresentation": "representation",
+        "ElementShift": "shift",
+        "ElementalAtomwise": "atomwise",
+        "EnergyScale": "shift",
+        "ForcesAndStress": "response",
+    },
+)

@@ -191,7 +191,9 @@ class SoftAdaptTask(ResumableTask):
     def _choose_optimizer(self) -> None:
         """Go on with the optimizer that fits the size of the model, and its number of epochs."""
         n_parameters = sum(p.numel() for p in self.parameters() if p.requires_grad)
-        choice = self.optimizer_cls.choose(n_parameters, **self.optimizer_kwargs)
+        data = self.trainer.datamodule
+        steps = -(-len(data.train_idx) // (data.batch_size * self.trainer.world_size))
+        choice = self.optimizer_cls.choose(n_parameters, steps, **self.optimizer_kwargs)
         self.optimizer_cls, self.optimizer_kwargs = choice.optimizer_cls, choice.optimizer_args
         if self.trainer.max_epochs == -1:
             self.trainer.fit_loop.max_epochs = choice.epochs

@@ -197,6 +197,22 @@ def test_task_trains_with_the_choice(database, tmp_path, caplog, kalman_up_to, g
     assert f"; {epochs} epochs" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("steps_per_epoch", "epochs"), [(26, 100), (200, 100), (250, 80), (877, 23), (10**5, 5)]
+)
+def test_large_sets_take_fewer_epochs(steps_per_epoch, epochs):
+    assert SecondOrder.choose(5730, steps_per_epoch).epochs == epochs
+
+
+def test_the_choice_knows_the_steps_of_an_epoch(database, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    arguments = {"kalman_up_to": 10, "spring_epochs": 30, "most_steps": 14}
+    task = kalman_task(SecondOrder, epochs=-1, optimizer=arguments)
+    fit(task, data(database, tmp_path, n_train=8), tmp_path, -1)
+    assert task.current_epoch == 7
+    assert "; 7 epochs" in caplog.text
+
+
 def test_only_the_choice_knows_a_number_of_epochs(database, tmp_path):
     task = kalman_task(Spring, epochs=-1)
     with pytest.raises(ValueError, match=r"trainer\.max_epochs=100"):

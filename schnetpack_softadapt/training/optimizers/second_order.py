@@ -57,21 +57,25 @@ class SecondOrder:
     @staticmethod
     def choose(
         n_parameters: int,
+        steps_per_epoch: int = 1,
         lr: float = 0.5,
         kalman_up_to: int = 2000,
         kalman: Mapping[str, Any] | None = None,
         spring: Mapping[str, Any] | None = None,
         kalman_epochs: int = 25,
         spring_epochs: int = 100,
+        most_steps: int = 20_000,
     ) -> Choice:
         """The optimizer for a number of trainable parameters.
 
         Args:
             n_parameters: trainable parameters P.
+            steps_per_epoch: batches of the training set.
             lr: of both.
             kalman_up_to: largest P of the Kalman filter.
             kalman, spring: other arguments of the optimizers.
             kalman_epochs, spring_epochs: epochs with each, where `trainer.max_epochs` is -1.
+            most_steps: fewer epochs, but at least five, if they had more steps than this.
         """
         if n_parameters <= kalman_up_to:
             arguments, epochs, cls = kalman, kalman_epochs, KalmanFilter
@@ -82,4 +86,5 @@ class SecondOrder:
                 f"SPRING: {n_parameters} parameters, and steps of the Kalman filter cost the square"
                 f" of that (task.optimizer_args.kalman_up_to={kalman_up_to})"
             )
+        epochs = min(epochs, max(5, round(most_steps / steps_per_epoch)))
         return Choice(cls, {"lr": lr, **(arguments or {})}, epochs, reason)
