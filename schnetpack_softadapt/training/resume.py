@@ -72,8 +72,10 @@ class ResumableTask(AtomisticTask):
 
     def settings(self) -> dict[str, Any]:
         """What may be changed on a resume, in plain values, by the names of the configs."""
+        data = getattr(self._trainer, "datamodule", None)
         return plain_copy(
             {
+                "data": {name: getattr(data, name, None) for name in ("batch_size", "weights")},
                 "optimizer_cls": self.optimizer_cls,
                 "optimizer_args": self.optimizer_kwargs,
                 "scheduler_cls": self.scheduler_cls,
@@ -105,7 +107,9 @@ class ResumableTask(AtomisticTask):
         fitting = self._trainer is not None and self._trainer.state.fn == "fit"
         if fitting:
             self._first_epoch = checkpoint["epoch"] + 1
-            self._changes = _changes(state["settings"], self.settings())
+            now = self.settings()
+            # checkpoints have not always had those of the data
+            self._changes = _changes({"data": now["data"], **state["settings"]}, now)
             # upstream gives the old state to the new class, whatever it is
             if "optimizer_cls" in self._changes:
                 checkpoint["optimizer_states"] = []
@@ -212,7 +216,9 @@ class ResumableTask(AtomisticTask):
             changes: by name, the setting of the checkpoint and that of this run.
         """
         if self.global_rank == 0:
-            said = [f"task.{name} from {old} to {new}" for name, (old, new) in changes.items()]
+            names = [name if name.startswith("data.") else f"task.{name}" for name in changes]
+            pairs = zip(names, changes.values(), strict=True)
+            said = [f"{name} from {old} to {new}" for name, (old, new) in pairs]
             log.warning("changed since the checkpoint: %s", ", ".join(said))
         # upstream, the optimizer state of the checkpoint silently wins over the new values
         optimizer = self.trainer.optimizers[0]

@@ -1,11 +1,13 @@
 """Functions for each pair of elements against weighted functions and channels, at equal CPU time.
 
+    python tests/benchmarks/channels.py alloys FOLDER
     python tests/benchmarks/channels.py run FOLDER [--data NAME=DB ..] [--seconds S] [--seeds 1 ..]
     python tests/benchmarks/channels.py table FOLDER
 
 Every case trains the recipe (`experiment=recommended_softadapt`, SPRING) for as many epochs as S
 CPU seconds take on one thread, which the first epochs of the run tell (`Budget`). The same command
-again continues. Without a database, NAME "mote2" is the shipped set.
+again continues. Without a database, NAME "mote2" is the shipped set. `alloys` writes
+FOLDER/alloys.db: random fcc alloys of Al, Ni, Cu, Pd and Ag with the labels of ASE's EMT.
 """
 
 import argparse
@@ -75,6 +77,31 @@ class Budget(Callback):
         self.path.write_text(json.dumps(result))
 
 
+def alloys(folder: Path, n: int = 400) -> None:
+    """Cells of 16 or 32 atoms with up to all five elements, strained by 2 % and rattled."""
+    from ase.build import bulk
+    from ase.calculators.emt import EMT
+
+    from schnetpack_softadapt.data.database import write_database
+    from schnetpack_softadapt.data.structures import Structure
+
+    rng = np.random.default_rng(0)
+    structures = []
+    for k in range(n):
+        atoms = bulk("Cu", "fcc", a=3.9, cubic=True) * ((2, 2, 1) if k % 2 else (2, 2, 2))
+        shares = rng.dirichlet(np.full(5, 0.7))
+        atoms.set_chemical_symbols(rng.choice(["Al", "Ni", "Cu", "Pd", "Ag"], len(atoms), p=shares))
+        # nearer to the mean of the lattice constants of the elements than one cell for all
+        size = 1.0 + 0.06 * (np.mean([a in (13, 46, 47) for a in atoms.numbers]) - 0.5)
+        strain = np.eye(3) * size + rng.normal(0.0, 0.02, (3, 3))
+        atoms.set_cell(atoms.cell @ strain, scale_atoms=True)
+        atoms.rattle(rng.uniform(0.02, 0.2), rng=rng)
+        atoms.calc = EMT()
+        atoms.get_stress()
+        structures.append(Structure.from_atoms(atoms))
+    write_database(folder / "alloys.db", structures, "random alloys, EMT", overwrite=True)
+
+
 def train(folder: Path, name: str, database: str | None, case: str, seed: int, seconds: float):
     """One run."""
     source = "data=mote2_pbe" if database is None else f"data.datapath={database}"
@@ -130,7 +157,7 @@ def table(folder: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("what", choices=["run", "table"])
+    parser.add_argument("what", choices=["alloys", "run", "table"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data", nargs="+", default=["mote2"])
     parser.add_argument("--cases", nargs="+", choices=CASES)
@@ -138,8 +165,8 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
-    if args.what == "table":
-        table(args.folder)
+    if args.what != "run":
+        {"alloys": alloys, "table": table}[args.what](args.folder)
         return
     for seed in args.seeds:
         for case in args.cases or CASES:

@@ -223,7 +223,7 @@ def test_another_rule_starts_anew(database, tmp_path, caplog):
     assert "initial weights" in caplog.text
 
 
-def resume(folder, database, tasks, seed=1):
+def resume(folder, database, tasks, seed=1, batch_size=2):
     """Train with each of the tasks up to its number of epochs; returns history and the last."""
     folder.mkdir(exist_ok=True)
     for epochs, task in tasks:
@@ -231,7 +231,7 @@ def resume(folder, database, tasks, seed=1):
             RunCheckpoint(str(folder / "checkpoints"), model_path=None),
             HistoryWriter(str(folder / "history.csv")),
         ]
-        data = {"n_train": 4, "n_val": 1, "batch_size": 2}
+        data = {"n_train": 4, "n_val": 1, "batch_size": batch_size}
         toy_runs.run(folder, database, epochs, seed, data, task, callbacks=callbacks)
     return toy_runs.history(folder), task
 
@@ -354,6 +354,14 @@ def test_only_what_was_changed_is_named(database, tmp_path, caplog):
     assert changed == "changed since the checkpoint: " + ", ".join(names)
     assert "val_loss has another meaning" in caplog.text
     assert "seed 17 is not used" in caplog.text
+
+
+def test_data_that_are_trained_otherwise_are_named(database, tmp_path, caplog):
+    for epochs, size in ((1, 2), (2, 2), (3, 4)):
+        caplog.clear()
+        resume(tmp_path, database, [(epochs, toy_runs.plateau_task())], batch_size=size)
+        assert ("changed since" in caplog.text) == (size == 4)
+    assert "changed since the checkpoint: data.batch_size from 2 to 4\n" in caplog.text
 
 
 def test_stopped_early_stays_stopped(database, tmp_path):
