@@ -50,7 +50,7 @@ class SoftAdaptDataModule(AtomsDataModule):
         store_budget: bytes that a new store may take, as a number or "20GB"; by default nine tenths
             of what is free on the disk. 0: none is made.
         store_dtype: "float32", "float64", "float16" or "auto": float32 if that is within the
-            budget, else float16, see `DescriptorStore.open_or_build`.
+            budget and fits into memory, else float16, see `DescriptorStore.open_or_build`.
         store_dir: folder for stores; default `<datapath>.descriptors`. A complete new store
             replaces older ones of the same database.
         store_jobs: processes or threads that build a store; default all cores.

@@ -496,6 +496,9 @@ def test_budget_and_disk_decide(tmp_path, budget, free, expected):
     dtype, reason = choose_dtype(sizes, budget, free, tmp_path)
     assert (dtype, True) == (expected[0], reason.endswith(expected[1]))
     assert reason.startswith("of 5.00 GB (float32) or 3.00 GB (float16), and ")
+    # every epoch reads all of it: rather what fits into memory, but only if one of them does
+    for memory, better in ((5, expected[0]), (4, "float16"), (1, expected[0])):
+        assert choose_dtype(sizes, budget, free, tmp_path, memory * GB)[0] == better
     # one type asked for: all of the disk
     assert choose_dtype({"float16": 3 * GB}, None, 3 * GB, tmp_path)[0] == "float16"
 

@@ -8,6 +8,7 @@ folder of another name, which is renamed when all is there.
 import contextlib
 import json
 import logging
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -167,14 +168,17 @@ class Counted:
 
 
 def choose_dtype(
-    sizes: Mapping[str, int], budget: int | None, free: int, folder: Path
+    sizes: Mapping[str, int], budget: int | None, free: int, folder: Path, memory: float = math.inf
 ) -> tuple[str, str]:
     """The first type whose store fits, and why, in words.
+
+    What memory holds as well goes first: every epoch reads the whole store.
 
     Args:
         sizes: bytes of a store of each type, the preferred one first.
         budget: bytes that a store may have; None for what the disk has.
         free: bytes left on the disk of `folder`.
+        memory: bytes of the machine's memory.
 
     Raises:
         OSError: none of them fits, with the remedies.
@@ -186,7 +190,7 @@ def choose_dtype(
         limit = f"data.store_budget allows {budget / 1e9:.2f} GB"
     else:
         limit = f"{folder} has {free / 1e9:.2f} GB left"
-    for dtype, size in sizes.items():
+    for dtype, size in sorted(sizes.items(), key=lambda item: item[1] > memory):
         if size <= allowed:
             return dtype, f"of {listed}, and {limit}"
     least = min(sizes.values()) / 1e9

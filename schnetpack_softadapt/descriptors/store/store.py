@@ -26,6 +26,7 @@ atoms of another, so W is about 3/5 of D for two elements and 1/2 for three.
 import hashlib
 import json
 import logging
+import math
 import os
 import random
 import shutil
@@ -241,8 +242,8 @@ class DescriptorStore:
             descriptor: what is computed.
             dtype: "float32", "float64", "float16" or "auto", of the values on disk; they are
                 computed in float64. "float16": 16 bits for each derivative by positions, float32
-                for all else. "auto": a store that is there, else float32 if it fits into budget
-                and disk, else float16.
+                for all else. "auto": a store that is there, else float32 if it fits into budget,
+                disk and memory, else float16.
             n_jobs: threads; all cores by default.
             progress: show a progress bar with the rate in atoms/s.
             database: the file that holds the structures.
@@ -287,7 +288,7 @@ class DescriptorStore:
                 )
                 sizes = {name: counted.nbytes(name) for name in dtypes}
                 free = shutil.disk_usage(folder).free
-                dtype, reason = choose_dtype(sizes, budget, free, folder)
+                dtype, reason = choose_dtype(sizes, budget, free, folder, _memory())
                 target = targets[dtype]
                 log.log(
                     logging.WARNING if sizes[dtype] > LARGE_BYTES else logging.INFO,
@@ -333,6 +334,13 @@ def in_batch(arrays: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
 
 
 _WAIT = "another process computes a descriptor store in %s; waiting for it"
+
+
+def _memory() -> float:
+    """Bytes of memory of this machine; infinite where they are not known."""
+    if not hasattr(os, "sysconf"):
+        return math.inf
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _n_cores() -> int:
