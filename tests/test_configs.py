@@ -1,5 +1,7 @@
 """The Hydra configs: found from anywhere, complete, and shadowing nobody's."""
 
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +52,27 @@ def test_experiments_compose(name, resolvers):
     for target in found:
         get_class_or_function(target)
     assert config.run.id, "a fixed run name, so that the same command continues a killed run"
+
+
+def readme_settings():
+    """Settings that README names in code, those of one span together."""
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    for span in re.findall(r"`([^`\n]+)`", text):
+        if "=" in span and not span.startswith(("spktrain", "spk-softadapt")):
+            words = shlex.split(span)
+            settings = [
+                word for word in words if re.match(r"(data|globals|model|task|trainer)\b", word)
+            ]
+            if settings:
+                yield settings
+
+
+@pytest.mark.parametrize("settings", readme_settings(), ids=" ".join)
+def test_settings_of_the_readme_compose(settings, resolvers):
+    with initialize_config_module("schnetpack.configs", version_base="1.2"):
+        for choice in settings[0].partition("=")[2].split("|"):
+            first = f"{settings[0].partition('=')[0]}={choice}"
+            compose("train", overrides=["experiment=recommended_softadapt", first, *settings[1:]])
 
 
 def test_the_former_name_of_the_recipe_is_the_recipe(resolvers, caplog):
