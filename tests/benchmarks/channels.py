@@ -25,7 +25,7 @@ from pytorch_lightning.callbacks import Callback
 ERRORS = ("energy_rmse_meV_per_atom", "forces_rmse_meV_per_Ang", "stress_rmse_MPa")
 SIZES = ("columns", "stored", "parameters", "seconds", "epochs")
 CASES = {
-    "full": [],
+    "full": [],  # from five elements on, two channels
     "weighted by Z": ["model.representation.grid.weighted=true"],
     "2 channels": ["model.representation.grid.channels=2"],
     "2 channels, oblique": [],  # see `oblique`
