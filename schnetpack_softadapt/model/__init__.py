@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from schnetpack_softadapt.model.acsf import ACSF
     from schnetpack_softadapt.model.atomwise import ElementalAtomwise
     from schnetpack_softadapt.model.baseline import ZBL, CalculatorBaseline
+    from schnetpack_softadapt.model.pair_table import PairTable
     from schnetpack_softadapt.model.potential import DescriptorPotential
     from schnetpack_softadapt.model.representation import DescriptorRepresentation
     from schnetpack_softadapt.model.response import ForcesAndStress
@@ -28,6 +29,7 @@ __all__ = [
     "ElementalAtomwise",
     "EnergyScale",
     "ForcesAndStress",
+    "PairTable",
 ]
 
 _HOMES = {
@@ -41,6 +43,7 @@ _HOMES = {
     "ElementalAtomwise": "atomwise",
     "EnergyScale": "shift",
     "ForcesAndStress": "response",
+    "PairTable": "pair_table",
 }
 
 
