@@ -210,7 +210,7 @@ def test_hdnnp_with_zbl_below(tmp_path, ranks):
     export_potential(with_zbl(False), tmp_path, atoms)
     first, _, second = setup(tmp_path).partition("# or, with the package ML-HDNNP")
     assert "#pair_style      hybrid/overlay zbl 2.2 3.5 zbl 2.0 2.9 hdnnp 4.51 dir" in second
-    commands = re.sub(r"^#(pair_| +cflength)", r"\1", second.split("\n", 2)[2], flags=re.M)
+    commands = re.sub(r"^#(pair_| +maxew)", r"\1", second.split("\n", 2)[2], flags=re.M)
     output = OUTPUT.format(name="one.dump").replace(" c_outside", "")
     text = first.split("pair_style")[0] + commands + output + "run 0\n"
     thermo = last_thermo(run(tmp_path, text, ranks))
@@ -276,7 +276,8 @@ def test_long_runs(tmp_path):
 
     npt = "fix 1 all npt temp 50 50 0.1 tri 0 0 1.0\n"
     half = npt + "run 1000\nwrite_restart half.restart\n"
-    end = "run 1000\nundump one\ndump two all custom 1 end.dump id type x y z fx fy fz c_pe c_atomic[*]\n"
+    end = "run 1000\nundump one\ndump two all custom 1 end.dump id type x y z fx fy fz c_pe &\n"
+    end += "c_atomic[*]\n"
     end += "dump_modify two format float %.17g sort id\nrun 0\n"
     whole = last_thermo(run(tmp_path, start + half + end))
     compare(tmp_path, whole, "end.dump", ["Mo"], atoms.pbc)

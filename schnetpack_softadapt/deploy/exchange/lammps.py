@@ -58,8 +58,8 @@ _SPREAD = """\
 
 _HDNNP = """\
 # the cutoff may be a little larger than that of the potential, never smaller
-{off}pair_style      {overlay}hdnnp {cutoff} dir "." showew no showewsum 100 resetew no maxew 1000000 &
-{off}                cflength 1.0 cfenergy 1.0
+{off}pair_style      {overlay}hdnnp {cutoff} dir "." showew no showewsum 100 resetew no &
+{off}                maxew 1000000 cflength 1.0 cfenergy 1.0
 {off}pair_coeff      * * {name}{symbols}
 """
 
@@ -171,7 +171,8 @@ def write_lammps(
         about[1:] = [
             "- n2p2: `input.nn`, `scaling.data`, `weights.ZZZ.data` for `pair_style hdnnp`"
             " (package ML-HDNNP), slower:\n  the comment in `in.lammps`."
-            + " They hold the networks alone; `pair_style zbl` there adds the rest." * bool(zbl[0])
+            + " They hold the networks alone; `pair_style zbl` there adds the rest."
+            * bool(zbl[0])
         ] * ("hdnnp" in styles)
     text = _README.format(
         names=names,
