@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from schnetpack_softadapt.model.acsf import ACSF
     from schnetpack_softadapt.model.atomwise import ElementalAtomwise
     from schnetpack_softadapt.model.baseline import ZBL, CalculatorBaseline
+    from schnetpack_softadapt.model.pair_table import PairTable
     from schnetpack_softadapt.model.potential import DescriptorPotential
     from schnetpack_softadapt.model.representation import DescriptorRepresentation
     from schnetpack_softadapt.model.response import ForcesAndStress
@@ -29,6 +30,7 @@ __all__ = [
     "ElementalAtomwise",
     "EnergyScale",
     "ForcesAndStress",
+    "PairTable",
 ]
 
 __getattr__ = attributes_of(
@@ -44,5 +46,6 @@ __getattr__ = attributes_of(
         "ElementalAtomwise": "atomwise",
         "EnergyScale": "shift",
         "ForcesAndStress": "response",
+        "PairTable": "pair_table",
     },
 )

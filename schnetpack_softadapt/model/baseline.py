@@ -35,7 +35,15 @@ from schnetpack_softadapt.model.fade import Fade
 from schnetpack_softadapt.model.response import inverse_volume
 from schnetpack_softadapt.neighbors.cells import volumes
 
-__all__ = ["ZBL", "Baseline", "CalculatorBaseline", "RemoveBaseline", "Values", "baseline_of"]
+__all__ = [
+    "ZBL",
+    "Baseline",
+    "CalculatorBaseline",
+    "PairBaseline",
+    "RemoveBaseline",
+    "Values",
+    "baseline_of",
+]
 
 log = logging.getLogger(__name__)
 
@@ -220,7 +228,41 @@ class RemoveBaseline(Transform):
         return inputs
 
 
-class ZBL(Baseline):
+class PairBaseline(Baseline):
+    """A sum over pairs of atoms; derived classes give `cutoff`, in the model's unit, and `_add`."""
+
+    is_pairwise = True
+    cutoff: float
+
+    def _add(self, r_ij, idx_i, idx_j, numbers, energies, gradient) -> None:
+        """Add atomic energies (eV) and dE/dr_ij (eV/Ang) of pairs that go both ways, in Ang."""
+        raise NotImplementedError
+
+    def evaluate(self, numbers, positions, cell, pbc):
+        from schnetpack_softadapt.neighbors.pair_list import neighbor_pairs
+        from schnetpack_softadapt.neighbors.pair_sums import add_pair_forces
+
+        cutoff = self.cutoff * self.length_unit
+        idx_i, idx_j, r_ij, _ = neighbor_pairs(positions, cell, pbc, cutoff)
+        energies, forces = np.zeros(len(numbers)), np.zeros((len(numbers), 3))
+        virial, gradient = np.zeros((1, 3, 3)), np.zeros((len(idx_i), 3))
+        self._add(r_ij, idx_i, idx_j, numbers, energies, gradient)
+        idx_m = np.zeros(len(numbers), np.int64)
+        add_pair_forces(idx_i, idx_j, r_ij, gradient, idx_m, forces, virial)
+        return Values(energies, forces, virial[0])
+
+    def add_pairs(self, r_ij, idx_i, idx_j, numbers, energies, gradient) -> None:
+        """Add atomic energies and dE/dr_ij, all in the model's units; see `PairEvaluator`."""
+        if self.length_unit == self.energy_unit == 1.0:
+            self._add(r_ij, idx_i, idx_j, numbers, energies, gradient)
+            return
+        e, g = np.zeros_like(energies), np.zeros_like(gradient)
+        self._add(r_ij * self.length_unit, idx_i, idx_j, numbers, e, g)
+        energies += e / self.energy_unit
+        gradient += g * (self.length_unit / self.energy_unit)
+
+
+class ZBL(PairBaseline):
     """Screened Coulomb repulsion of nuclei (Ziegler, Biersack, Littmark), as LAMMPS has it.
 
     Formula and switch: `close_pairs.zbl_parameters`. Without cutoffs, each pair of elements has its
@@ -228,7 +270,8 @@ class ZBL(Baseline):
     changes no label and is there for collisions.
 
     Below that d the network fades out whether cutoffs are given or not, see `Fade`: it knows
-    nothing of such distances.
+    nothing of such distances. SchNetPack's own models (PaiNN, SchNet) do not fade: ZBL is added to
+    whatever they give there.
 
     Args:
         inner, outer: the switch begins and ends, Ang; both or none.
@@ -239,8 +282,6 @@ class ZBL(Baseline):
     Raises:
         ValueError: cutoffs that are not 0 < inner < outer.
     """
-
-    is_pairwise = True
 
     def __init__(
         self,
@@ -320,29 +361,6 @@ class ZBL(Baseline):
             self.fade = Fade(elements, start, _INNER * start)
         for (a, b), (inner, outer) in self.pairs.items():
             log.info("ZBL %s-%s: inner %.4g Ang, outer %.4g Ang", a, b, inner, outer)
-
-    def evaluate(self, numbers, positions, cell, pbc):
-        from schnetpack_softadapt.neighbors.pair_list import neighbor_pairs
-        from schnetpack_softadapt.neighbors.pair_sums import add_pair_forces
-
-        cutoff = self.cutoff * self.length_unit
-        idx_i, idx_j, r_ij, _ = neighbor_pairs(positions, cell, pbc, cutoff)
-        energies, forces = np.zeros(len(numbers)), np.zeros((len(numbers), 3))
-        virial, gradient = np.zeros((1, 3, 3)), np.zeros((len(idx_i), 3))
-        self._add(r_ij, idx_i, idx_j, numbers, energies, gradient)
-        idx_m = np.zeros(len(numbers), np.int64)
-        add_pair_forces(idx_i, idx_j, r_ij, gradient, idx_m, forces, virial)
-        return Values(energies, forces, virial[0])
-
-    def add_pairs(self, r_ij, idx_i, idx_j, numbers, energies, gradient) -> None:
-        """Add atomic energies and dE/dr_ij, all in the model's units; see `PairEvaluator`."""
-        if self.length_unit == self.energy_unit == 1.0:
-            self._add(r_ij, idx_i, idx_j, numbers, energies, gradient)
-            return
-        e, g = np.zeros_like(energies), np.zeros_like(gradient)
-        self._add(r_ij * self.length_unit, idx_i, idx_j, numbers, e, g)
-        energies += e / self.energy_unit
-        gradient += g * (self.length_unit / self.energy_unit)
 
     def _add(self, r_ij, idx_i, idx_j, numbers, energies, gradient) -> None:
         from schnetpack_softadapt.model.close_pairs import add_zbl

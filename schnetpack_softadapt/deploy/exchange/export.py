@@ -32,7 +32,8 @@ def export_potential(
         folder: made if it does not exist; files of an earlier export are replaced.
         structure: what LAMMPS simulates, see `lammps.write_lammps`.
         format: "lammps" writes `potential.json`, which LAMMPS runs by `pair_style mliap unified`,
-            "n2p2" the files of n2p2 for `pair_style hdnnp`, "all" both, where the model allows it.
+            "n2p2" the files of n2p2 for `pair_style hdnnp`, "all" both, where the model allows it;
+            beside potential.json these may be part of a potential whose ZBL `in.lammps` adds.
 
     Returns:
         the files written, and why the n2p2 ones were left out of "all" (empty if they were not).
@@ -48,7 +49,7 @@ def export_potential(
         try:
             if len(models) > 1:
                 raise ValueError("n2p2's files hold one model, not a committee")
-            potential = from_model(models[0])
+            potential = from_model(models[0], with_overlay=format == "all")
         except ValueError as error:
             if format == "n2p2":
                 raise
@@ -68,7 +69,10 @@ def export_potential(
         if folder / name not in files:
             (folder / name).unlink(missing_ok=True)
     symbols = [chemical_symbols[z] for z in models[0].representation.descriptor.elements]
+    zbl = ((), ())
+    if "hdnnp" in styles and models[0].baseline is not None:
+        zbl = models[0].baseline.lammps(symbols)
     reach = [model.baseline.cutoff for model in models if model.baseline is not None]
     cutoff = max([float(model.representation.cutoff) for model in models] + reach)
-    files += write_lammps(folder, symbols, cutoff, structure, styles, len(models))
+    files += write_lammps(folder, symbols, cutoff, structure, styles, len(models), zbl)
     return files, reason

@@ -58,9 +58,9 @@ _SPREAD = """\
 
 _HDNNP = """\
 # the cutoff may be a little larger than that of the potential, never smaller
-{off}pair_style      hdnnp {cutoff} dir "." showew no showewsum 100 resetew no maxew 1000000 &
-{off}                cflength 1.0 cfenergy 1.0
-{off}pair_coeff      * * {symbols}
+{off}pair_style      {overlay}hdnnp {cutoff} dir "." showew no showewsum 100 resetew no &
+{off}                maxew 1000000 cflength 1.0 cfenergy 1.0
+{off}pair_coeff      * * {name}{symbols}
 """
 
 _README = """\
@@ -91,7 +91,8 @@ _TEXT_FILES = """\
   all atoms and ranks, those of setup included; many are the sign of a simulation gone astray.
   `fix halt` with a variable that holds it stops there.
 - `compute stress/atom`: of each pair vector's term r (x) dE/dr half goes to either atom. The sum
-  over atoms is the virial; `centroid/stress/atom` is not defined.
+  over atoms is the virial; a single one is a convention, and `compute heat/flux` wants another
+  (`centroid/stress/atom`), which LAMMPS refuses with this style.
 - Types without an element: `pair_style hybrid/overlay mliap unified potential.mliap zbl 0.8 1.2`
   with `pair_coeff * * mliap {symbols} NULL` leaves the last type to the other style, which may also
   repel atoms closer than any in the training set.{limit}"""
@@ -109,6 +110,7 @@ def write_lammps(
     structure: Atoms | None = None,
     styles: Sequence[str] = ("hdnnp",),
     n_members: int = 1,
+    zbl: tuple[Sequence[str], Sequence[str]] = ((), ()),
 ) -> list[Path]:
     """Write `in.lammps`, `README.md` and, where one is known, `structure.data`.
 
@@ -122,6 +124,7 @@ def write_lammps(
         styles: "mliap", "hdnnp" or both: pair styles that the folder has files for; the first is
             used, the other one stands in a comment.
         n_members: of a committee.
+        zbl: what `pair_style hdnnp` needs below its networks, from `ZBL.lammps`.
 
     Returns:
         The files written.
@@ -155,7 +158,7 @@ def write_lammps(
             f"mass            {k} {atomic_masses[atomic_number(symbol)]:.6g}  # {symbol}"
             for k, symbol in enumerate(elements, start=1)
         ),
-        pair="\n".join(_pair(style, styles, symbols, cutoff, n_members) for style in styles),
+        pair="\n".join(_pair(style, styles, symbols, cutoff, n_members, zbl) for style in styles),
         columns=" c_outside" if styles[0] == "mliap" else "",
     )
     files.append(write_file(folder / "in.lammps", text))
@@ -168,6 +171,8 @@ def write_lammps(
         about[1:] = [
             "- n2p2: `input.nn`, `scaling.data`, `weights.ZZZ.data` for `pair_style hdnnp`"
             " (package ML-HDNNP), slower:\n  the comment in `in.lammps`."
+            + " They hold the networks alone; `pair_style zbl` there adds the rest."
+            * bool(zbl[0])
         ] * ("hdnnp" in styles)
     text = _README.format(
         names=names,
@@ -180,13 +185,18 @@ def write_lammps(
     return files
 
 
-def _pair(style: str, styles: Sequence[str], symbols: str, cutoff: float, n_members: int) -> str:
+def _pair(
+    style: str, styles: Sequence[str], symbols: str, cutoff: float, n_members: int, zbl
+) -> str:
     """What the input says of a pair style, behind # for a second choice."""
     if style == "hdnnp":
         # rounding of the last digit must not make it smaller than the potential's
         rounded = f"{np.ceil(cutoff * 100 + 1e-6) / 100:.2f}"
         off = "" if style == styles[0] else "#"
-        text = _HDNNP.format(cutoff=rounded, symbols=symbols, off=off)
+        words, lines = zbl
+        overlay, name = (f"hybrid/overlay {' '.join(words)} ", "hdnnp ") if words else ("", "")
+        text = _HDNNP.format(cutoff=rounded, symbols=symbols, off=off, overlay=overlay, name=name)
+        text += "".join(f"{off}{line}\n" for line in lines)
         return (
             text if not off else f"# or, with the package ML-HDNNP, instead of the above;\n{text}"
         )

@@ -341,7 +341,10 @@ def _entries(part, energy_unit: float) -> dict:
             "ceiling": fade.ceiling * energy_unit,
         }
     if part.baseline is not None:
-        entries["zbl"] = part.baseline.to_dict()["pairs"]
+        described = part.baseline.to_dict()
+        if described["kind"] != "zbl":
+            raise ValueError(f"{FILE_NAME} has a place for ZBL, for no other baseline: {described}")
+        entries["zbl"] = described["pairs"]
     return entries
 
 

@@ -142,15 +142,28 @@ def _affine(
     return (low if mode == "scale" else mean) - smin / factor, factor
 
 
-def from_model(model: nn.Module) -> N2P2Potential:
+def from_model(model: nn.Module, with_overlay: bool = False) -> N2P2Potential:
     """The n2p2 potential that gives the model's energies.
+
+    Args:
+        model: one of ours.
+        with_overlay: the caller adds a baseline that LAMMPS has a pair style for.
 
     Raises:
         UnsupportedModelError: the model is no sum of networks of symmetry functions.
         N2P2FormatError: it has functions or activations that n2p2 does not know.
     """
-    composition = take_apart(model)
+    composition = take_apart(model, short_range=with_overlay)
     networks, scaling = composition.networks, composition.scaling
+    if networks.fade is not None:
+        raise UnsupportedModelError(
+            "the networks fade out below the distances of the data, which n2p2's cannot; with"
+            " model.postprocessors.0.fade=false in training they would not"
+        )
+    if composition.baseline is not None and not hasattr(composition.baseline, "lammps"):
+        raise UnsupportedModelError(
+            f"LAMMPS has no pair style for the baseline {composition.baseline.to_dict()}"
+        )
     layout = composition.descriptor
     if layout.kind != Layout.kind:
         raise UnsupportedModelError(f"n2p2 has no descriptor of the kind {layout.kind!r}")
