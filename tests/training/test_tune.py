@@ -88,8 +88,15 @@ def test_killed_and_continued_it_is_the_same_path(tmp_path):
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert len(fits(tmp_path / "parts")) == 5
-    tune(toy_tuning(evaluations=12), tmp_path / "parts", toy_errors)
+    further = []
+
+    def fit(overrides, run):
+        further.append(run.name)
+        return toy_errors(overrides, run)
+
+    tune(toy_tuning(evaluations=12), tmp_path / "parts", fit)
     assert fits(tmp_path / "parts") == fits(tmp_path / "whole")
+    assert further == [f"fit_{k:04d}" for k in range(5, 12)]  # none twice
     # more of them extend the path
     tune(toy_tuning(evaluations=14), tmp_path / "parts", toy_errors)
     assert fits(tmp_path / "parts")[:12] == fits(tmp_path / "whole")
@@ -120,10 +127,10 @@ def test_a_fit_that_fails_is_the_worst_and_the_first_must_not(tmp_path, caplog):
     assert failed
     assert failed[0]["reason"] == "the loss of forces is not finite"
     assert "the loss of forces is not finite" in caplog.text
-    values = [
-        float(r.rsplit(",", 1)[1]) for r in (tmp_path / "a/path.csv").read_text().split()[-9:]
-    ]
-    assert max(values) > 0.9
+    rows = (tmp_path / "a/path.csv").read_text().splitlines()[1:]
+    values = [float(row.rsplit(",", 1)[1]) for row in rows]
+    k = fits(tmp_path / "a").index(failed[0])
+    assert values[k] == pytest.approx(max(values[:k]) + 1.0, abs=1e-4)
     for bad in ({"energy": math.nan}, {"energy": 0.0}, {}):
         with pytest.raises(ValueError, match="no finite validation errors"):
             tune(toy_tuning(), tmp_path / "b", lambda o, run, bad=bad: bad)
