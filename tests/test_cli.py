@@ -23,7 +23,7 @@ WRITERS = (
     "export",
     "import-potential",
 )
-NAMES = (*WRITERS, "train", "info")
+NAMES = (*WRITERS, "train", "tune", "info")
 
 
 @pytest.fixture

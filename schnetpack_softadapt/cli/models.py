@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from pathlib import Path
 
 from schnetpack_softadapt.cli.arguments import add_output, read_structure
 
@@ -49,6 +50,33 @@ def _train(args) -> None:
     names = ("model", "out", "epochs", "max_time", "seed", "cutoff", "weighting", "device")
     run = train(args.database, *args.overrides, **{name: getattr(args, name) for name in names})
     print(f"model {run.folder / 'best_model'}; `spk-softadapt report {run.folder}` makes pictures")
+
+
+def add_tune(commands) -> None:
+    parser = commands.add_parser(
+        "tune",
+        help="cutoffs, radii, weights, grids, widths: any number of a recipe, by its errors",
+        description="Train again and again with settings that a derivative-free optimizer chooses"
+        " by the validation errors of energy, forces and stress, balanced. The file (YAML) has the"
+        " settings that all fits share, as for spktrain, and the range of each that is tuned:"
+        " `train: [experiment=recommended_softadapt, data.datapath=my.db]`, `parameters:"
+        " {globals.cutoff: {low: 4, high: 7}}`; also evaluations (100), optimizer (cobyqa,"
+        " nelder-mead, optuna) and objective ({energy: 1, forces: 1, stress: 1}). The same command"
+        " again goes on with what was stopped, and more evaluations extend it.",
+    )
+    parser.add_argument("config", metavar="CONFIG", help="YAML file")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="folder of fits.json, path.csv, path.png and the best run (default: runs/CONFIG)",
+    )
+    parser.set_defaults(run=_tune, result=None)
+
+
+def _tune(args) -> None:
+    from schnetpack_softadapt.cli.tune import read_tuning, tune
+
+    print(tune(read_tuning(args.config), args.out or Path("runs", Path(args.config).stem)))
 
 
 def add_select_functions(commands) -> None:
@@ -332,6 +360,7 @@ def _import_potential(args) -> None:
 
 COMMANDS = (
     add_train,
+    add_tune,
     add_select_functions,
     add_predict,
     add_info,

@@ -16,6 +16,7 @@ from schnetpack_softadapt.data.statistics import training_targets
 from schnetpack_softadapt.descriptors.element_index import ElementIndex
 from schnetpack_softadapt.descriptors.elements import atomic_number
 from schnetpack_softadapt.model.fade import Fade
+from schnetpack_softadapt.model.hidden_widths import hidden_widths
 from schnetpack_softadapt.model.shift import ElementShift, atomic_energy_spread, sum_over_structures
 
 __all__ = ["ACTIVATIONS", "ElementalAtomwise"]
@@ -54,7 +55,8 @@ class ElementalAtomwise(Transform):
         n_in: number of descriptors, one number or one per element (symbol); when not given it is
             taken from the representation before training (see `build`).
         elements: symbols or atomic numbers; when not given, those of the training set.
-        n_hidden: widths of the hidden layers.
+        n_hidden: widths of the hidden layers, or a name such as "A2" by which they follow from the
+            number of descriptors, see `hidden_widths`.
         activation: name in `ACTIVATIONS`.
         output_key: key of the energy (n_structures,), eV, float64.
         per_atom_output_key: if given, key under which energies per atom (n_atoms, 1) are written;
@@ -76,7 +78,7 @@ class ElementalAtomwise(Transform):
         self,
         n_in: int | Mapping[str, int] | None = None,
         elements: Sequence[int | str] | None = None,
-        n_hidden: Sequence[int] = (30, 30),
+        n_hidden: Sequence[int] | str = (30, 30),
         activation: str = "tanh",
         output_key: str = properties.energy,
         per_atom_output_key: str | None = None,
@@ -87,6 +89,9 @@ class ElementalAtomwise(Transform):
         super().__init__()
         if activation not in ACTIVATIONS:
             raise ValueError(f"unknown activation {activation!r}; choose from {list(ACTIVATIONS)}")
+        self._widths = n_hidden if isinstance(n_hidden, str) else None
+        if self._widths is not None:
+            n_hidden = hidden_widths(self._widths, 1)  # only their number is known before `build`
         if any(int(n) < 1 for n in n_hidden):
             raise ValueError(f"hidden layers need at least one neuron, got n_hidden={n_hidden}")
         self.n_hidden = tuple(int(n) for n in n_hidden)
@@ -138,6 +143,8 @@ class ElementalAtomwise(Transform):
             sizes = [by_number[number] for number in index.elements]
         else:
             sizes = [int(n_in)] * len(index)
+        if self._widths is not None:
+            self.n_hidden = hidden_widths(self._widths, max(sizes))
         widths = [max(sizes), *self.n_hidden, 1]
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()

@@ -11,6 +11,8 @@ import pytest
 import torch
 from ase.neighborlist import neighbor_list
 from deploy_models import make_layout, make_model, mo, mote2
+from schnetpack import properties
+from schnetpack.atomistic import PairwiseDistances, Strain
 
 from schnetpack_softadapt.cli.main import main
 from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator
@@ -18,7 +20,13 @@ from schnetpack_softadapt.deploy.exchange import lammps_mliap
 from schnetpack_softadapt.deploy.exchange.export import export_potential
 from schnetpack_softadapt.deploy.exchange.text import read_text
 from schnetpack_softadapt.deploy.loading import load_potential
-from schnetpack_softadapt.model import ZBL, ElementalAtomwise
+from schnetpack_softadapt.model import (
+    SNAP,
+    ZBL,
+    DescriptorPotential,
+    ElementalAtomwise,
+    ForcesAndStress,
+)
 from schnetpack_softadapt.model.fade import Fade
 
 
@@ -149,6 +157,56 @@ def test_reading_gives_the_same_model(tmp_path):
             assert torch.equal(again.state_dict()[name], value), name
     assert again.representation.scaling.mode == "sigma"
     assert len(read_text(tmp_path)) == 1
+
+
+def test_networks_on_bispectrum_components(tmp_path):
+    """Of type B with softplus, whose widths are not in the file but as shapes."""
+    elements = np.unique(mote2().numbers).tolist()
+    networks = ElementalAtomwise(n_hidden="B2", activation="softplus", fit_shifts=False)
+    model = DescriptorPotential(
+        representation=SNAP(4.5, elements, scaling="sigma", parameters={"twojmax": 2}),
+        input_modules=[Strain(), PairwiseDistances()],
+        output_modules=[networks, ForcesAndStress(calc_forces=True, calc_stress=True)],
+    ).double()
+    for bias in networks.biases:
+        torch.nn.init.normal_(bias)
+    model.representation.scaling.shift.uniform_(0, 10)
+    model.representation.scaling.factor.uniform_(0.05, 0.1)
+    model.metadata = {"units": {"energy": "eV", "length": "Ang"}}
+    assert [w.shape[2] for w in networks.weights] == [10, 5, 1]
+    atoms = mote2(0.1)
+    _, reason = export_potential([model.eval()], tmp_path, atoms)
+    assert "n2p2" in reason
+    potential = lammps_mliap.load(str(tmp_path / "potential.json"))
+    data = as_lammps(atoms, 4.5, elements, range(len(atoms)))
+    potential.compute_forces(data)
+    # by autograd, by compiled networks, and read from the file
+    module = by_autograd(model, atoms)
+    for energy, forces in [module, *(by_calculator(m, atoms) for m in (model, tmp_path))]:
+        assert data.energy == pytest.approx(energy, abs=1e-10)
+        np.testing.assert_allclose(forces_of(data, len(atoms)), forces, rtol=0, atol=1e-10)
+
+
+def by_calculator(model, atoms):
+    atoms.calc = SoftAdaptCalculator(model)
+    return atoms.get_potential_energy(), atoms.get_forces()
+
+
+def by_autograd(model, atoms):
+    i, j, offsets = neighbor_list("ijS", atoms, 4.5)
+    inputs = {
+        properties.Z: torch.tensor(atoms.numbers),
+        properties.R: torch.tensor(atoms.positions),
+        properties.cell: torch.tensor(atoms.cell.array)[None],
+        properties.pbc: torch.tensor(atoms.pbc)[None],
+        properties.n_atoms: torch.tensor([len(atoms)]),
+        properties.idx_m: torch.zeros(len(atoms), dtype=torch.long),
+        properties.idx_i: torch.tensor(i),
+        properties.idx_j: torch.tensor(j),
+        properties.offsets: torch.tensor(offsets @ atoms.cell.array),
+    }
+    out = model(inputs)
+    return out["energy"].item(), out["forces"].detach().numpy()
 
 
 def test_what_lammps_loads_is_text_and_needs_no_torch(tmp_path):

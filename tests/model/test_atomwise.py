@@ -10,6 +10,7 @@ from schnetpack_softadapt.descriptors.element_index import ElementIndex
 from schnetpack_softadapt.descriptors.elements import UnknownElementError
 from schnetpack_softadapt.model import ElementalAtomwise
 from schnetpack_softadapt.model.atomwise import _tiles
+from schnetpack_softadapt.model.hidden_widths import hidden_widths
 
 MO, TE, H = 42, 52, 1
 
@@ -134,6 +135,7 @@ def test_without_networks_says_what_to_do():
     [
         ({"activation": "relu6"}, "unknown activation"),
         ({"n_hidden": [0]}, "at least one neuron"),
+        ({"n_hidden": "A6"}, "neither a list of widths nor a network of type A or B"),
         ({"n_in": {"Mo": 3}, "elements": ["Mo", "Te"]}, "n_in lacks"),
         ({"n_in": 3, "elements": ["Mo", "Mo"]}, "twice"),
     ],
@@ -147,3 +149,13 @@ def test_element_index_is_ascending():
     index = ElementIndex(["Te", 1, "Mo"])
     assert index.elements == (1, 42, 52)
     assert index(torch.tensor([52, 1, 42])).tolist() == [2, 0, 1]
+
+
+def test_widths_follow_the_largest_number_of_descriptors():
+    """Type A starts below D and type B at 2 D; both go down to zero in as many steps as layers."""
+    assert hidden_widths("A3", 16) == (12, 8, 4)
+    assert hidden_widths("B3", 15) == (30, 20, 10)
+    assert hidden_widths("A5", 5) == (4, 3, 2, 2, 1)
+    networks = ElementalAtomwise({"Mo": 8, "Te": 14}, ["Mo", "Te"], "B2", "softplus")
+    assert [tuple(w.shape) for w in networks.weights] == [(2, 14, 28), (2, 28, 14), (2, 14, 1)]
+    assert networks.activations == ("softplus", "softplus")

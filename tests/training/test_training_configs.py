@@ -5,6 +5,7 @@ import math
 
 import pytest
 import pytorch_lightning as pl
+import torch
 import toy_runs
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
@@ -33,7 +34,7 @@ def config_of(*overrides):
         "trainer=acsf_trainer",
         "callbacks=[acsf_callbacks]",
         "logger=acsf_quiet",
-        "+globals.lr=1e-3",
+        "++globals.lr=1e-3",
     ]
     with initialize_config_module("schnetpack.configs", version_base="1.2"):
         return compose("train", overrides=[*ours, *overrides])
@@ -122,3 +123,23 @@ def test_ddp_names_its_strategy():
     config = config_of("trainer=acsf_ddp")
     assert config.trainer.strategy == "ddp"
     assert config.trainer.devices == 2
+
+
+def test_networks_on_bispectrum_components_halve_the_rate_on_a_plateau():
+    """As the paper trains them; another schedule takes the place of this one as a whole."""
+    config = config_of("experiment=snap_network_b", "globals.size=3")
+    assert config.model.output_modules[0].n_hidden == "B3"
+    assert config.model.output_modules[0].activation == "softplus"
+    assert [config.data[f"num_{part}"] for part in ("train", "val", "test")] == [0.7, 0.1, 0.2]
+    assert config.trainer.max_epochs == config.callbacks.early_stopping.patience == 800
+    task = task_of(config)
+    assert task.schedule_monitor == "val_loss"
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1e-3)
+    scheduler = task.scheduler_cls(optimizer, **task.scheduler_kwargs)
+    rates = []
+    for loss in [1.0, 0.5, *[0.5 * (1 - 5e-5)] * 60, 0.4]:
+        scheduler.step(loss)
+        rates.append(optimizer.param_groups[0]["lr"])
+    # the better loss of the second step counts for 50 steps; 5e-5 of it are nothing
+    assert rates == pytest.approx([1e-3] * 52 + [5e-4] * 11)
+    task_of(config_of("experiment=snap_network_a", "task/scheduler=softadapt_cosine"))
