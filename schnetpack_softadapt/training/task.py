@@ -39,6 +39,9 @@ __all__ = ["SoftAdaptTask"]
 
 log = logging.getLogger(__name__)
 
+#: of linear models, with weights that follow from them
+_MOST_SOLUTIONS = 300
+
 
 class SoftAdaptTask(ResumableTask):
     """SchNetPack's task with loss weights that follow a rule.
@@ -112,6 +115,7 @@ class SoftAdaptTask(ResumableTask):
         self.standardization = Standardization()
         self.active = list(outputs)
         self.automatic_optimization = not getattr(optimizer_cls, "uses_residuals", False)
+        self._sums_over_epoch = getattr(optimizer_cls, "sums_over_epoch", False)
         #: epochs finished and seconds spent in them, over all starts of the run
         self.epochs_done, self.wall_s = 0, 0.0
         #: what the last epoch logged
@@ -275,6 +279,8 @@ class SoftAdaptTask(ResumableTask):
             ranks = self.trainer.world_size
             return batch_loss(self.active, self.rule.weights, terms, ranks, self.sum_over_ranks)
         self.optimizers().step(closure=lambda: self.residual_vectors(batch))
+        if self._sums_over_epoch and self.trainer.is_last_batch:
+            self._solve()
         return None
 
     def validation_step(self, batch, batch_idx):
@@ -307,6 +313,8 @@ class SoftAdaptTask(ResumableTask):
 
         On several ranks these are the residuals of this rank's part of the batch, and the sum of
         squares over all ranks is the loss.
+
+        For an optimizer with `sums_over_epoch` they are sqrt(w) x, and `counts` the sums of w.
         """
         pred = self._predict(batch)
         if not self._counted:
@@ -316,18 +324,48 @@ class SoftAdaptTask(ResumableTask):
         counts = [
             float(x.numel()) if weight is None else weight.sum() * x.shape[1] for x, weight in found
         ]
-        if self.trainer.world_size > 1:
+        if self.trainer.world_size > 1 and not self._sums_over_epoch:
             counts = [torch.as_tensor(n, dtype=torch.float64, device=self.device) for n in counts]
             counts = self.sum_over_ranks(torch.stack(counts))
         vectors = {}
         for c, (x, weight), count in zip(self.active, found, counts, strict=True):
             if weight is not None:
                 x = torch.where(weight > 0, x, 0.0)  # a stress that is not defined may be nan
-            factor = self.rule.weights[c.component] / max(count, 1e-30)
+            factor = 1.0
+            if not self._sums_over_epoch:
+                factor = self.rule.weights[c.component] / max(count, 1e-30)
             for w in (weight, least_squares_weight(c, x, c.deltas(batch))):
                 factor = factor if w is None else factor * w
             vectors[c.component] = (x * factor**0.5).reshape(-1)
-        return BatchResiduals(self.active, vectors, pred, batch, self.model)
+        of_batch = dict(zip(vectors, map(float, counts), strict=True))
+        return BatchResiduals(self.active, vectors, pred, batch, self.model, of_batch)
+
+    def _solve(self) -> None:
+        """Solve for the whole epoch, and again with the weights that the rule gives for the losses
+        at the solution, until they stand still. The losses of the epoch are those at the end.
+
+        What a rule makes of the part of the run that is done is as at its end.
+        """
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        for n_solved in range(1, _MOST_SOLUTIONS + 1):
+            used = dict(self.rule.weights)
+            losses = optimizer.solve(used)
+            if not self.rule.has_memory:
+                break
+            new = self.rule.update(self.current_epoch, losses, None, 1.0)
+            if all(math.isclose(new[k], w, rel_tol=1e-3, abs_tol=1e-9) for k, w in used.items()):
+                break
+        else:
+            log.warning("the weights still change after %d solutions", n_solved)
+        if self.trainer.is_global_zero:
+            weights = ", ".join(f"{name} {w:.4g}" for name, w in used.items())
+            log.info("solved %d times; weights: %s", n_solved, weights)
+        # at the start of the epoch the model knew nothing
+        self._sums["train"] = EpochSums()
+        counts = {name: f.count for name, f in optimizer.factors.items()}
+        for name, loss in losses.items():
+            share = counts[name] / self.trainer.world_size
+            self._sums["train"].add({f"{name}/sum": loss * share, f"{name}/count": share})
 
     @property
     def _scales(self) -> Standardization | None:
