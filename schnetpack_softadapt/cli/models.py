@@ -24,7 +24,10 @@ def add_train(commands) -> None:
         help="settings of the configuration, as for spktrain: task.weighting.beta=1",
     )
     parser.add_argument(
-        "--model", default="acsf", metavar="KIND", help="acsf (default), painn or schnet"
+        "--model",
+        default="acsf",
+        metavar="KIND",
+        help="acsf (default), linear or quadratic (SNAP, no epochs), painn or schnet",
     )
     parser.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/DB)")
     parser.add_argument("--epochs", type=int, metavar="N", help="largest number of epochs")

@@ -44,4 +44,4 @@ def refit(
             f" {', '.join(optimizer.factors)}"
         )
     weights = {**dict.fromkeys(optimizer.factors, 0.0), **weights}
-    return optimizer.solve(weights, **{"lr": 1.0, **settings})
+    return optimizer.solve(weights, **{"lr": 1.0, **settings}).losses

@@ -14,6 +14,7 @@ from schnetpack import properties
 
 from schnetpack_softadapt.data.statistics import TrainingTargets, training_targets
 from schnetpack_softadapt.errors import in_one_line
+from schnetpack_softadapt.model.atomwise import ElementalAtomwise
 from schnetpack_softadapt.training.losses import LossComponent
 from schnetpack_softadapt.training.means import (
     EpochMeans,
@@ -41,6 +42,8 @@ log = logging.getLogger(__name__)
 
 #: of linear models, with weights that follow from them
 _MOST_SOLUTIONS = 300
+# what a rule that averages over epochs sees of each of them
+_EPOCHS_OF_A_SOLUTION = 20
 
 
 class SoftAdaptTask(ResumableTask):
@@ -185,6 +188,17 @@ class SoftAdaptTask(ResumableTask):
                     f" residuals; the output {c.component} has a loss of its own ({c.loss}):"
                     " choose another optimizer"
                 )
+            if self._sums_over_epoch and c.loss != "mse":
+                raise ValueError(
+                    f"component {c.component} has loss {c.loss!r}: least squares have loss: mse in"
+                    " all of task.outputs"
+                )
+        heads = [m for m in self.model.output_modules if isinstance(m, ElementalAtomwise)]
+        if self._sums_over_epoch and (not heads or any(m.n_hidden for m in heads)):
+            raise ValueError(
+                f"{self.optimizer_cls.__name__} solves models that are linear in their parameters:"
+                " ElementalAtomwise with n_hidden=[], as in experiment=linear_softadapt"
+            )
         if self._ignored:
             log.warning(
                 "the weights of %s have no effect: the loss components are %s",
@@ -341,19 +355,20 @@ class SoftAdaptTask(ResumableTask):
         return BatchResiduals(self.active, vectors, pred, batch, self.model, of_batch)
 
     def _solve(self) -> None:
-        """Solve for the whole epoch, and again with the weights that the rule gives for the losses
+        """Solve for the whole epoch, and again with the weights that the rule gives for the noise
         at the solution, until they stand still. The losses of the epoch are those at the end.
 
         What a rule makes of the part of the run that is done is as at its end.
         """
         optimizer = self.optimizers(use_pl_optimizer=False)
-        for n_solved in range(1, _MOST_SOLUTIONS + 1):
-            used = dict(self.rule.weights)
-            losses = optimizer.solve(used)
+        for n in range(_MOST_SOLUTIONS):
+            n_solved, used = n + 1, dict(self.rule.weights)
+            losses, noise = optimizer.solve(used)
             if not self.rule.has_memory:
                 break
-            new = self.rule.update(self.current_epoch, losses, None, 1.0)
-            if all(math.isclose(new[k], w, rel_tol=1e-3, abs_tol=1e-9) for k, w in used.items()):
+            for _ in range(_EPOCHS_OF_A_SOLUTION):
+                new = self.rule.update(self.current_epoch, noise, None, 1.0)
+            if all(math.isclose(new[k], w, rel_tol=1e-4, abs_tol=1e-9) for k, w in used.items()):
                 break
         else:
             log.warning("the weights still change after %d solutions", n_solved)

@@ -1,10 +1,11 @@
-"""Linear models need no steps: all batches are summed up in triangular factors, and these solved."""
+"""Linear models need no steps: batches are summed up in triangular factors, which are solved."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy.linalg import solve_triangular
 from torch import Tensor
 
 from schnetpack_softadapt.training.optimizers.linear_solvers import SOLVERS, LeastSquaresProblem
@@ -12,7 +13,23 @@ from schnetpack_softadapt.training.optimizers.ranks import rows_of_all_ranks, su
 from schnetpack_softadapt.training.optimizers.residual_optimizer import ResidualOptimizer
 from schnetpack_softadapt.training.optimizers.residuals import Residuals
 
-__all__ = ["LeastSquares"]
+__all__ = ["LeastSquares", "Solution"]
+
+
+class Solution(NamedTuple):
+    """What a solution is for each component.
+
+    Attributes:
+        losses: mean of w x^2.
+        noise: the same without what the parameters have taken of it, see `LeastSquares.solve`.
+    """
+
+    losses: dict[str, float]
+    noise: dict[str, float]
+
+
+# singular values of columns of length 1 that say nothing: rounding, divided by them, would
+_DEPENDENT = 1e-6
 
 
 class LeastSquares(ResidualOptimizer):
@@ -30,8 +47,8 @@ class LeastSquares(ResidualOptimizer):
     of its residuals.
 
     The condition number is that of A: normal equations, which need the same memory and a third of
-    the time, have its square, and bispectrum components reach 1e8. Memory: (K + 4) (P + 1)^2 float64
-    numbers for K components; the same of K in each checkpoint.
+    the time, have its square, and nearly dependent columns reach 1e8. Memory: (4 K + 4) (P + 1)^2
+    float64 numbers for K components; K (P + 1)^2 in each checkpoint.
 
     Penalties are relative: columns of the weighted A are scaled to length 1 first. `l2` = 1e-10
     damps what has a singular value below 1e-5 of a column; `l1` is a part of the penalty that
@@ -39,7 +56,7 @@ class LeastSquares(ResidualOptimizer):
 
     Args:
         params: parameters of one model; one group.
-        lr: length of the step to the solution; 1, or less for models that are not linear.
+        lr: part of the way to the solution; 1 for the solution.
         solver: name in `linear_solvers.SOLVERS`: "svd" (`cut`), "ridge" (`l2`), "lasso" (`l1`),
             "elastic_net" (`l1`, `l2`), "ard".
         l2, l1: penalties.
@@ -111,15 +128,17 @@ class LeastSquares(ResidualOptimizer):
         return torch.tensor(loss, dtype=torch.float64)
 
     @torch.no_grad()
-    def solve(self, weights: Mapping[str, float], **settings: Any) -> dict[str, float]:
+    def solve(self, weights: Mapping[str, float], **settings: Any) -> Solution:
         """Set the parameters to the solution with these weights; as often as you like.
+
+        Of the M_k rows of a component t_k = tr(A_k (A^T A)^-1 A_k^T) are fitted whatever their
+        labels are: in the extreme a few energies by many parameters. `noise` is M_k / (M_k - t_k)
+        times the loss, the iterated estimate of variance components (W. Foerstner, Z. Vermess. 104,
+        446, 1979), with which weights of maximum likelihood are those of restricted likelihood.
 
         Args:
             weights: of the components.
             settings: solver, penalties and others in place of those of this optimizer.
-
-        Returns:
-            Loss of each component at the solution, its mean of w x^2.
 
         Raises:
             ValueError: no batch so far, nothing that counts, a solution that is not finite.
@@ -152,8 +171,14 @@ class LeastSquares(ResidualOptimizer):
         if not np.isfinite(solution).all():
             raise ValueError(f"the solution of {group['solver']} is not finite; raise l2 or cut")
         self._set(torch.from_numpy(solution), group["lr"])
-        at = np.append(solution, -1.0)
-        return {name: float(np.square(f.rows @ at).sum()) / f.count for name, f in counted.items()}
+        at, losses, noise = np.append(solution, -1.0), {}, {}
+        triangle = _triangle(np.vstack([problem.r, _DEPENDENT * np.eye(n)]))
+        for name, f in counted.items():
+            losses[name] = float(np.square(f.rows @ at).sum()) / f.count
+            part = (weights[name] / f.count) ** 0.5 * f.rows[:, :n] / unit
+            fitted = float(np.square(solve_triangular(triangle, part.T, trans="T")).sum())
+            noise[name] = losses[name] / max(1.0 - fitted / f.n_rows, 1e-6)
+        return Solution(losses, noise)
 
     def _set(self, solution: Tensor, length: float) -> None:
         parts = solution.split(self._sizes)

@@ -317,7 +317,7 @@ def vjp(plan, neighbors, start, stop, grad_b, grad_r):
 
 @njit(nogil=True, error_model="numpy")
 def _turn_products(plan, whole, row, turned):
-    """Coefficients as of `_turn` of each product, (its (j / 2 + 1) (j + 1) numbers, 4, 2, 8) flat."""
+    """Coefficients as of `_turn` of each product: (j / 2 + 1) (j + 1) rows of (4, 2, 8), flat."""
     at = 0
     for k in range(len(plan.products) - 1):
         product = plan.products[k]
