@@ -273,10 +273,10 @@ def add_export(commands) -> None:
     add_output(parser, "FOLDER", "where the files go", result="in.lammps", required=True)
     parser.add_argument(
         "--format",
-        choices=("all", "lammps", "n2p2"),
+        choices=("all", "lammps", "n2p2", "snap"),
         default="all",
         help="lammps: potential.json for pair_style mliap; n2p2: for pair_style hdnnp and others;"
-        " all (the default): both, as far as the model allows",
+        " all (the default): both, as far as the model allows; snap: for pair_style snap",
     )
     parser.add_argument(
         "--structure",

@@ -208,7 +208,7 @@ def test_weights_stand_still_at_the_likelihood_of_the_solution(database, tmp_pat
 
 
 def test_refit_is_a_run_with_these_weights(database, tmp_path):
-    _, first, _ = linear_run(tmp_path / "likelihood", database)
+    linear_run(tmp_path / "likelihood", database)
     weights = {"energy": 0.2, "forces": 0.5, "stress": 0.3}
     _, second, _ = linear_run(tmp_path / "fixed", database, Fixed(weights))
     model = load(tmp_path / "likelihood")
