@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-import toy_runs
 import torch
+import toy_runs
 
 from schnetpack_softadapt.api import load
 from schnetpack_softadapt.data.statistics import training_targets
@@ -180,7 +180,7 @@ def test_finds_the_model_that_made_the_labels(tmp_path, quadratic):
     for atoms in structures:
         atoms.calc = SoftAdaptCalculator(source)
     database = toy_runs.write_database(tmp_path / "own.db", structures)
-    trainer, task, datamodule = linear_run(tmp_path / "second", database, equal, quadratic)
+    _, task, _ = linear_run(tmp_path / "second", database, equal, quadratic)
     for name in ("energy", "forces", "stress"):
         assert task.record[f"train_{name}_loss"] < 1e-10
 

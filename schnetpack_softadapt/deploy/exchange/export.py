@@ -34,7 +34,8 @@ def export_potential(
         structure: what LAMMPS simulates, see `lammps.write_lammps`.
         format: "lammps" writes `potential.json`, which LAMMPS runs by `pair_style mliap unified`,
             "n2p2" the files of n2p2 for `pair_style hdnnp`, "snap" those of `pair_style snap` for
-            linear and quadratic models in bispectrum components, "all" the first two, where the model allows it.
+            linear and quadratic models in bispectrum components, "all" the first two, where the
+            model allows it.
 
     Returns:
         the files written, and why the n2p2 ones were left out of "all" (empty if they were not).

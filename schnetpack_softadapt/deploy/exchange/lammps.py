@@ -66,8 +66,8 @@ _HDNNP = """\
 _SNAP_FILES = """\
 - `potential.snapcoeff`, `potential.snapparam`: coefficients and parameters of `pair_style snap`.
 - LAMMPS: `in.lammps` runs 100 steps of NVE on any number of MPI ranks; `snap.lammps`, which it
-  includes, holds the commands of the potential, for inputs of yours. LAMMPS must contain the package
-  ML-SNAP. Atom types are, in this order: {symbols}."""
+  includes, holds the commands of the potential, for inputs of yours. LAMMPS must contain the
+  package ML-SNAP. Atom types are, in this order: {symbols}."""
 
 _README = """\
 # Potential for {names}
