@@ -40,6 +40,11 @@ MODELS = {
         ["experiment=painn_softadapt", "model/representation=schnet"],
         ["experiment=molecule_painn_softadapt", "model/representation=schnet"],
     ),
+    "linear": (["experiment=snap_linear"], ["experiment=snap_linear", "data.splitting=blocks"]),
+    "quadratic": (
+        ["experiment=snap_quadratic"],
+        ["experiment=snap_quadratic", "data.splitting=blocks"],
+    ),
 }
 
 #: setting of the configuration behind each keyword of `train`
@@ -84,7 +89,8 @@ def train(
     Args:
         database: in SchNetPack's format, as `spk-softadapt import` writes it.
         overrides: of the configuration, as for `spktrain`: "task.weighting.beta=1".
-        model: "acsf" (symmetry functions), or SchNetPack's "painn" or "schnet".
+        model: "acsf" (networks on symmetry functions), "linear" or "quadratic" (in bispectrum
+            components, by least squares), or SchNetPack's "painn" or "schnet".
         out: folder of the run, `runs/<name of the database>` if not given. The run in it goes on.
         epochs: largest number of epochs.
         max_time: wall time after which the run ends, of all its starts together: seconds, or a

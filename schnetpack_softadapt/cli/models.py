@@ -25,7 +25,10 @@ def add_train(commands) -> None:
         help="settings of the configuration, as for spktrain: task.weighting.beta=1",
     )
     parser.add_argument(
-        "--model", default="acsf", metavar="KIND", help="acsf (default), painn or schnet"
+        "--model",
+        default="acsf",
+        metavar="KIND",
+        help="acsf (default), linear or quadratic (SNAP, no epochs), painn or schnet",
     )
     parser.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/DB)")
     parser.add_argument("--epochs", type=int, metavar="N", help="largest number of epochs")
@@ -298,10 +301,10 @@ def add_export(commands) -> None:
     add_output(parser, "FOLDER", "where the files go", result="in.lammps", required=True)
     parser.add_argument(
         "--format",
-        choices=("all", "lammps", "n2p2"),
+        choices=("all", "lammps", "n2p2", "snap"),
         default="all",
         help="lammps: potential.json for pair_style mliap; n2p2: for pair_style hdnnp and others;"
-        " all (the default): both, as far as the model allows",
+        " all (the default): both, as far as the model allows; snap: for pair_style snap",
     )
     parser.add_argument(
         "--structure",

@@ -25,7 +25,6 @@ import yaml
 from ase.data import chemical_symbols
 
 from schnetpack_softadapt.descriptors.elements import check_elements
-from schnetpack_softadapt.quantities import VOIGT_COLUMNS, VOIGT_ROWS
 
 # torch is imported by what computes with it: simulations with compiled engines do without
 if TYPE_CHECKING:
@@ -296,21 +295,19 @@ class Engine(ABC):
         """
         import torch
 
+        # numba takes a second to load
+        from schnetpack_softadapt.descriptors.pair_blocks import sum_pairs
+
         with torch.no_grad():
-            values, by_pair = self.values(pairs).numpy(), self._by_pair(pairs).numpy()
+            values, by_pair = self.values(pairs), self._by_pair(pairs, threads)
         idx_i, idx_j, r_ij = (x.numpy() for x in (pairs.idx_i, pairs.idx_j, pairs.r_ij))
         n_atoms = len(values)
         blocks, inverse = np.unique(idx_i * n_atoms + idx_j, return_inverse=True)
-        dg_dr = np.zeros((len(blocks), *by_pair.shape[1:]), dtype)
-        np.add.at(dg_dr, inverse.reshape(-1), by_pair)
-        strain = np.zeros((n_atoms, 6, by_pair.shape[2]), dtype)
-        for v, (a, b) in enumerate(zip(VOIGT_ROWS, VOIGT_COLUMNS, strict=True)):
-            product = by_pair[:, a] * r_ij[:, b, None] + by_pair[:, b] * r_ij[:, a, None]
-            np.add.at(strain[:, v], idx_i, 0.5 * product)
+        strain, dg_dr = sum_pairs(idx_i, inverse.reshape(-1), r_ij, by_pair.numpy(), n_atoms, dtype)
         first = np.searchsorted(blocks, np.arange(n_atoms + 1) * n_atoms)
-        return Jacobian(values.astype(dtype), strain, first, blocks % n_atoms, dg_dr)
+        return Jacobian(values.numpy().astype(dtype), strain, first, blocks % n_atoms, dg_dr)
 
-    def _by_pair(self, pairs) -> Tensor:
+    def _by_pair(self, pairs, threads: int | None = None) -> Tensor:
         """dG_i/dr_ij (P, 3, D), by one vector-Jacobian product for each column."""
         import torch
 

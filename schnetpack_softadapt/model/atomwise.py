@@ -19,7 +19,7 @@ from schnetpack_softadapt.model.fade import Fade
 from schnetpack_softadapt.model.hidden_widths import hidden_widths
 from schnetpack_softadapt.model.shift import ElementShift, atomic_energy_spread, sum_over_structures
 
-__all__ = ["ACTIVATIONS", "ElementalAtomwise"]
+__all__ = ["ACTIVATIONS", "ElementalAtomwise", "with_products"]
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +39,17 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
+def with_products(x: torch.Tensor) -> torch.Tensor:
+    """x (..., n), and after it x_0^2 / 2, x_0 x_1, ..., x_1^2 / 2, ...: (..., n + n (n + 1) / 2).
+
+    Coefficients A_kl of the products are then the upper triangle of a symmetric matrix A, and their
+    sum is x A x / 2.
+    """
+    first, second = torch.triu_indices(x.shape[-1], x.shape[-1], device=x.device)
+    half = torch.where(first == second, 0.5, 1.0).to(x)
+    return torch.cat([x, half * x[..., first] * x[..., second]], dim=-1)
+
+
 class ElementalAtomwise(Transform):
     """Energy as the sum of atomic energies, E = sum_i [scale * NN_Z(i)(G_i) + shift_Z(i)].
 
@@ -50,6 +61,9 @@ class ElementalAtomwise(Transform):
     `scale` (eV) is the root mean square force of the training set times 1 Ang (without forces, the
     spread of the energies), so that weights of order one give forces of the right size in every
     material and in every unit of energy. It is a constant, not a trainable parameter.
+
+    Without hidden layers this is a linear model, and a quadratic one with `quadratic`: what least
+    squares solve in one step (`training.optimizers.LeastSquares`).
 
     Args:
         n_in: number of descriptors, one number or one per element (symbol); when not given it is
@@ -64,6 +78,12 @@ class ElementalAtomwise(Transform):
         fit_shifts: fit the shifts on the training set; with False they stay as given.
         shifts: energy per atom (eV) by symbol, instead of a fit.
         fit_scale: set `scale` from the training set; with False it stays 1 eV.
+        quadratic: also read the products of the descriptors, see `with_products`.
+        dtype: of the weights, such as "float64", which the coefficients of nearly dependent
+            descriptors need; torch's default type if None.
+
+    Raises:
+        ValueError: an unknown activation, a layer without neurons, products before hidden layers.
 
     Attributes:
         fade: how the networks end at distances below those of the data, None: they do not.
@@ -85,6 +105,8 @@ class ElementalAtomwise(Transform):
         fit_shifts: bool = True,
         shifts: Mapping[str, float] | None = None,
         fit_scale: bool = True,
+        quadratic: bool = False,
+        dtype: str | None = None,
     ):
         super().__init__()
         if activation not in ACTIVATIONS:
@@ -94,7 +116,13 @@ class ElementalAtomwise(Transform):
             n_hidden = hidden_widths(self._widths, 1)  # only their number is known before `build`
         if any(int(n) < 1 for n in n_hidden):
             raise ValueError(f"hidden layers need at least one neuron, got n_hidden={n_hidden}")
+        if quadratic and len(n_hidden):
+            raise ValueError(
+                f"quadratic models have no hidden layers, but n_hidden={list(n_hidden)}"
+            )
         self.n_hidden = tuple(int(n) for n in n_hidden)
+        self.quadratic = bool(quadratic)
+        self.dtype = torch.get_default_dtype() if dtype is None else getattr(torch, dtype)
         # one name, or one per layer (imported potentials may mix them); the last layer is linear
         self.activations = (activation,) * len(self.n_hidden)
         self.output_key = output_key
@@ -120,12 +148,17 @@ class ElementalAtomwise(Transform):
         return () if self.index is None else self.index.elements
 
     @property
+    def is_quadratic(self) -> bool:
+        """Whether products of the descriptors are read; not in models saved before there were."""
+        return getattr(self, "quadratic", False)
+
+    @property
     def is_built(self) -> bool:
         """Whether the networks exist."""
         return self.index is not None
 
     def build(self, elements: Sequence[int | str], n_in: int | Mapping[int | str, int]) -> None:
-        """Create the networks with random weights.
+        """Create the networks with random weights; zeros in a quadratic model.
 
         Elements with fewer descriptors than the largest have zero weights in the padded columns,
         which stay zero: the padded descriptors are zero and so are the gradients.
@@ -143,22 +176,24 @@ class ElementalAtomwise(Transform):
             sizes = [by_number[number] for number in index.elements]
         else:
             sizes = [int(n_in)] * len(index)
+        n_columns = max(sizes)
         if self._widths is not None:
-            self.n_hidden = hidden_widths(self._widths, max(sizes))
-        widths = [max(sizes), *self.n_hidden, 1]
+            self.n_hidden = hidden_widths(self._widths, n_columns)
+        n_read = n_columns + n_columns * (n_columns + 1) // 2 if self.quadratic else n_columns
+        widths = [n_read, *self.n_hidden, 1]
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
         for layer, (n_rows, n_cols) in enumerate(pairwise(widths)):
-            weight = torch.zeros(len(index), n_rows, n_cols)
-            for k, size in enumerate(sizes):
+            weight = torch.zeros(len(index), n_rows, n_cols, dtype=self.dtype)
+            for k, size in enumerate(() if self.quadratic else sizes):
                 fan_in = size if layer == 0 else n_rows
                 # variance 1 / fan_in keeps tanh units in their linear range (LeCun et al. 1998)
                 weight[k, :fan_in] = torch.randn(fan_in, n_cols) / math.sqrt(fan_in)
             self.weights.append(nn.Parameter(weight))
-            self.biases.append(nn.Parameter(torch.zeros(len(index), 1, n_cols)))
+            self.biases.append(nn.Parameter(torch.zeros(len(index), 1, n_cols, dtype=self.dtype)))
         self.index = index
         self.n_in = dict(zip(index.elements, sizes, strict=True))
-        self.n_columns = max(sizes)
+        self.n_columns = n_columns
 
     def datamodule(self, value) -> None:
         """Fit `scale` on the training structures; the shifts fit themselves the same way."""
@@ -194,6 +229,7 @@ class ElementalAtomwise(Transform):
     def atomic_energies(self, x: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
         """Network outputs times `scale` for descriptors `x` (n_atoms, n_in); (n_atoms,) eV."""
         rows = self.index(numbers)
+        x = x.to(self.weights[0].dtype)
         n_atoms, n_elements = x.shape[0], len(self.index)
         if n_elements == 1:
             y = self._networks(x[None])[0, :, 0]  # (n_atoms,)
@@ -210,6 +246,8 @@ class ElementalAtomwise(Transform):
 
     def _networks(self, x: torch.Tensor, element: torch.Tensor | None = None) -> torch.Tensor:
         """Networks of elements (n,) on x (n, m, n_in), of all elements if not given; (n, m, 1)."""
+        if self.is_quadratic:
+            x = with_products(x)
         last = len(self.weights) - 1
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             if element is not None:

@@ -144,6 +144,41 @@ def _scale_rows(factor, out, n):
         out[t] *= factor[t]
 
 
+@njit(**LOOP)
+def _multiply_rows(a, x, y, out, n):
+    for t in range(n):
+        out[t] = a * x[t] * y[t]
+
+
+@njit(**LOOP)
+def _add_products(x, y, out, n):
+    for t in range(n):
+        out[t] += x[t] * y[t]
+
+
+@njit(**STAGE)
+def _append_products(x, d, n):
+    """After d rows x_k their products, in the order of `atomwise.with_products`."""
+    m = d
+    for k in range(d):
+        for l in range(k, d):
+            factor = 0.5 if k == l else 1.0
+            _multiply_rows(factor, x[k * BLOCK :], x[l * BLOCK :], x[m * BLOCK :], n)
+            m += 1
+
+
+@njit(**STAGE)
+def _fold_products(x, grad, d, n):
+    """Add to d rows of derivatives by x_k what they are by way of the products after them."""
+    m = d
+    for k in range(d):
+        for l in range(k, d):
+            _add_products(grad[m * BLOCK :], x[l * BLOCK :], grad[k * BLOCK :], n)
+            if l > k:
+                _add_products(grad[m * BLOCK :], x[k * BLOCK :], grad[l * BLOCK :], n)
+            m += 1
+
+
 @njit(nogil=True, cache=True)
 def _networks(
     rows,
@@ -165,7 +200,7 @@ def _networks(
         rows: (N,) element of each atom, a row of the tables below.
         g: (N, D) descriptors without scaling.
         shift, factor: (n_elements, D), x = (g - shift) * factor is what the networks read.
-        widths: (n_layers + 1,) the first is D, the last 1.
+        widths: (n_layers + 1,) the first is D, or more where products are read, the last 1.
         activations: (n_layers - 1,) see `ACTIVATION_CODES`.
         parameters: of each layer the weights (n_elements, n_in, n_out) and biases (n_elements,
             n_out), flat, one after the other.
@@ -195,6 +230,8 @@ def _networks(
             for t in range(count):
                 for c in range(n_in):
                     x[c * BLOCK + t] = (g[atoms[t], c] - shift[e, c]) * factor[e, c]
+            if widths[0] > n_in:
+                _append_products(x, n_in, n)
             at = 0
             for layer in range(n_layers):
                 n_rows, n_columns = widths[layer], widths[layer + 1]
@@ -224,6 +261,8 @@ def _networks(
                         k = i * BLOCK
                         _scale_rows(slopes[layer, k:], lower[k:], n)
                 upper, lower = lower, upper
+            if widths[0] > n_in:
+                _fold_products(x, upper, n_in, n)
             for t in range(count):
                 for c in range(n_in):
                     gradient[atoms[t], c] = upper[c * BLOCK + t] * factor[e, c]
@@ -264,7 +303,8 @@ class CompiledNetworks:
         """The same without modules, and so without torch.
 
         Args:
-            weights: (n_elements, n_in, n_out) of each layer; the last has one output.
+            weights: (n_elements, n_in, n_out) of each layer; the last has one output. The first
+                has D inputs, or D + D (D + 1) / 2 where it reads products, too.
             biases: (n_elements, n_out) of each layer.
             activations: names in `ACTIVATION_CODES`, of all layers but the last.
             shift, factor: (n_elements, D) scaling of the descriptors.
@@ -276,7 +316,7 @@ class CompiledNetworks:
 
     def _set(self, weights, biases, activations, shift, factor, scale) -> None:
         flat = [x.ravel() for pair in zip(weights, biases, strict=True) for x in pair]
-        widths = (shift.shape[1], *[w.shape[2] for w in weights])
+        widths = (weights[0].shape[1], *[w.shape[2] for w in weights])
         tables = _tables(widths, activations)
         self._arguments = (shift, factor, *tables, np.concatenate(flat, dtype=_FLOAT), scale)
 

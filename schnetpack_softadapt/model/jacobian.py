@@ -28,9 +28,9 @@ from torch import Tensor
 
 from schnetpack_softadapt import properties as keys
 from schnetpack_softadapt.descriptors.store.batch import position_terms
-from schnetpack_softadapt.model.atomwise import ACTIVATIONS, ElementalAtomwise
+from schnetpack_softadapt.model.atomwise import ACTIVATIONS, ElementalAtomwise, with_products
 from schnetpack_softadapt.model.composition import Composition, UnsupportedModelError, take_apart
-from schnetpack_softadapt.model.outer_sums import add_outer_sums
+from schnetpack_softadapt.model.outer_sums import add_outer_sums, add_product_sums
 from schnetpack_softadapt.model.response import ForcesAndStress, inverse_volume
 
 __all__ = ["JacobianRows", "NetworkJacobian", "potential_jacobian"]
@@ -73,7 +73,7 @@ class NetworkJacobian:
         self._layers = []
         for k in range(len(networks.elements)):
             mine = (self.element == k).nonzero()[:, 0]
-            layer = _ElementLayers(
+            layer = (_QuadraticLayer if networks.is_quadratic else _ElementLayers)(
                 [w[k] for w in weights], [b[k] for b in biases], networks.activations, scale
             )
             layer.forward(x.detach().index_select(0, mine), mine, len(x))
@@ -115,16 +115,26 @@ class NetworkJacobian:
             def add(products, first=first, k=k):
                 column = 0
                 for parameter, pairs in zip(self.parameters, products, strict=True):
-                    for left, right in pairs:
-                        here = column + k * parameter[0].numel()
-                        add_outer_sums(first, left, right, out, here)
+                    here = column + k * parameter[0].numel()
+                    for pair in pairs:
+                        if isinstance(pair, _OfProducts):
+                            add_product_sums(first, pair.x, pair.v, out, here + pair.x.shape[1])
+                        else:
+                            add_outer_sums(first, *pair, out, here)
                     column += parameter.numel()
 
             yield terms, layer, add
 
 
+class _OfProducts(NamedTuple):
+    """Derivatives of `with_products` of x (T, D) in directions v (T, C, D), without its first D."""
+
+    x: Tensor
+    v: Tensor
+
+
 #: factors (T, 1 or C, n_in) and (T, 1 or C, n_out) of the outer products of one parameter
-_Products = list[tuple[Tensor, Tensor]]
+_Products = list[tuple[Tensor, Tensor] | _OfProducts]
 
 
 class _ElementLayers:
@@ -187,6 +197,23 @@ class _ElementLayers:
         return [*weights, *([(one, d)] for d in d_tangent), []]
 
 
+class _QuadraticLayer(_ElementLayers):
+    """A quadratic model of one element: no hidden layers, products of the descriptors beside them.
+
+    The products of directions, which may be many times as wide, are never formed.
+    """
+
+    def forward(self, x: Tensor, atoms: Tensor, n_atoms: int) -> None:
+        """As of the base class."""
+        super().forward(with_products(x), atoms, n_atoms)
+        self.x = x
+
+    def tangent_gradient(self, atoms: Tensor, v: Tensor) -> list[_Products]:
+        """As of the base class."""
+        scale = v.new_full((len(v), 1, 1), self.scale)
+        return [[(scale, v), _OfProducts(self.x[atoms], v * self.scale)], []]
+
+
 def potential_jacobian(
     model,
     batch: Mapping[str, Tensor],
@@ -224,7 +251,7 @@ def potential_jacobian(
     numbers = batch[properties.Z]
     dtype = networks.weights[0].dtype
     with torch.no_grad():
-        x = scaling(batch[keys.descriptors], numbers).to(dtype)
+        x = scaling(batch[keys.descriptors].to(dtype), numbers)
         scale = scaling.factor[scaling.index(numbers)].to(dtype)  # (N, D)
         jacobian = NetworkJacobian(networks, x, numbers)
         sizes = [rows.factor.numel() for rows in wanted]

@@ -13,7 +13,7 @@ from schnetpack_softadapt.descriptors.acsf.kernels import loops
 from schnetpack_softadapt.descriptors.acsf.kernels.loops import LOOP
 from schnetpack_softadapt.descriptors.compiled import call, stamp_sources, thread_pool
 
-__all__ = ["add_outer_sums"]
+__all__ = ["add_outer_sums", "add_product_sums"]
 
 # multiplications that one more thread must have to do to be worth waking up (about 0.1 ms)
 _PER_THREAD = 1_000_000
@@ -43,6 +43,27 @@ def add_outer_sums(first: Tensor, left: Tensor, right: Tensor, out: Tensor, colu
     ranges = [(k * n_rows // n, (k + 1) * n_rows // n) for k in range(n)]
     for job in [pool.submit(call, _add_rows, *r, *arrays) for r in ranges]:
         job.result()
+
+
+def add_product_sums(first: Tensor, x: Tensor, v: Tensor, out: Tensor, column: int) -> None:
+    """Add sums of the derivatives of x_k x_l (k <= l, squares halved) in directions v.
+
+    out[r, c, column:][k l] += sum_t x[t, k] v[t, c, l] + x[t, l] v[t, c, k], of k = l the half.
+
+    Args:
+        first: (R + 1,) int64.
+        x: (T, D).
+        v: (T, C, D).
+        out: (R, C, P) contiguous, added to.
+        column: first of the D (D + 1) / 2 columns.
+    """
+    n = x.shape[1]
+    sums = out.new_zeros(*out.shape[:2], n * n)
+    add_outer_sums(first, x[:, None], v, sums, 0)
+    sums = sums.view(*out.shape[:2], n, n)
+    k, l = torch.triu_indices(n, n, device=out.device)
+    half = torch.where(k == l, 0.5, 1.0).to(out)
+    out[..., column : column + len(k)] += half * (sums + sums.transpose(2, 3))[..., k, l]
 
 
 @njit(**LOOP)

@@ -14,6 +14,7 @@ from schnetpack import properties
 
 from schnetpack_softadapt.data.statistics import TrainingTargets, training_targets
 from schnetpack_softadapt.errors import in_one_line
+from schnetpack_softadapt.model.atomwise import ElementalAtomwise
 from schnetpack_softadapt.training.losses import LossComponent
 from schnetpack_softadapt.training.means import (
     EpochMeans,
@@ -38,6 +39,11 @@ from schnetpack_softadapt.training.units import record_units
 __all__ = ["SoftAdaptTask"]
 
 log = logging.getLogger(__name__)
+
+#: of linear models, with weights that follow from them
+_MOST_SOLUTIONS = 300
+# what a rule that averages over epochs sees of each of them
+_EPOCHS_OF_A_SOLUTION = 20
 
 
 class SoftAdaptTask(ResumableTask):
@@ -112,6 +118,7 @@ class SoftAdaptTask(ResumableTask):
         self.standardization = Standardization()
         self.active = list(outputs)
         self.automatic_optimization = not getattr(optimizer_cls, "uses_residuals", False)
+        self._sums_over_epoch = getattr(optimizer_cls, "sums_over_epoch", False)
         #: epochs finished and seconds spent in them, over all starts of the run
         self.epochs_done, self.wall_s = 0, 0.0
         #: what the last epoch logged
@@ -181,6 +188,17 @@ class SoftAdaptTask(ResumableTask):
                     f" residuals; the output {c.component} has a loss of its own ({c.loss}):"
                     " choose another optimizer"
                 )
+            if self._sums_over_epoch and c.loss != "mse":
+                raise ValueError(
+                    f"component {c.component} has loss {c.loss!r}: least squares have loss: mse in"
+                    " all of task.outputs"
+                )
+        heads = [m for m in self.model.output_modules if isinstance(m, ElementalAtomwise)]
+        if self._sums_over_epoch and (not heads or any(m.n_hidden for m in heads)):
+            raise ValueError(
+                f"{self.optimizer_cls.__name__} solves models that are linear in their parameters:"
+                " ElementalAtomwise with n_hidden=[], as in experiment=linear_softadapt"
+            )
         if self._ignored:
             log.warning(
                 "the weights of %s have no effect: the loss components are %s",
@@ -277,6 +295,8 @@ class SoftAdaptTask(ResumableTask):
             ranks = self.trainer.world_size
             return batch_loss(self.active, self.rule.weights, terms, ranks, self.sum_over_ranks)
         self.optimizers().step(closure=lambda: self.residual_vectors(batch))
+        if self._sums_over_epoch and self.trainer.is_last_batch:
+            self._solve()
         return None
 
     def validation_step(self, batch, batch_idx):
@@ -309,6 +329,8 @@ class SoftAdaptTask(ResumableTask):
 
         On several ranks these are the residuals of this rank's part of the batch, and the sum of
         squares over all ranks is the loss.
+
+        For an optimizer with `sums_over_epoch` they are sqrt(w) x, and `counts` the sums of w.
         """
         pred = self._predict(batch)
         if not self._counted:
@@ -318,18 +340,49 @@ class SoftAdaptTask(ResumableTask):
         counts = [
             float(x.numel()) if weight is None else weight.sum() * x.shape[1] for x, weight in found
         ]
-        if self.trainer.world_size > 1:
+        if self.trainer.world_size > 1 and not self._sums_over_epoch:
             counts = [torch.as_tensor(n, dtype=torch.float64, device=self.device) for n in counts]
             counts = self.sum_over_ranks(torch.stack(counts))
         vectors = {}
         for c, (x, weight), count in zip(self.active, found, counts, strict=True):
             if weight is not None:
                 x = torch.where(weight > 0, x, 0.0)  # a stress that is not defined may be nan
-            factor = self.rule.weights[c.component] / max(count, 1e-30)
+            factor = 1.0
+            if not self._sums_over_epoch:
+                factor = self.rule.weights[c.component] / max(count, 1e-30)
             for w in (weight, least_squares_weight(c, x, c.deltas(batch))):
                 factor = factor if w is None else factor * w
             vectors[c.component] = (x * factor**0.5).reshape(-1)
-        return BatchResiduals(self.active, vectors, pred, batch, self.model)
+        of_batch = dict(zip(vectors, map(float, counts), strict=True))
+        return BatchResiduals(self.active, vectors, pred, batch, self.model, of_batch)
+
+    def _solve(self) -> None:
+        """Solve for the whole epoch, and again with the weights that the rule gives for the noise
+        at the solution, until they stand still. The losses of the epoch are those at the end.
+
+        What a rule makes of the part of the run that is done is as at its end.
+        """
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        for n in range(_MOST_SOLUTIONS):
+            n_solved, used = n + 1, dict(self.rule.weights)
+            losses, noise = optimizer.solve(used)
+            if not self.rule.has_memory:
+                break
+            for _ in range(_EPOCHS_OF_A_SOLUTION):
+                new = self.rule.update(self.current_epoch, noise, None, 1.0)
+            if all(math.isclose(new[k], w, rel_tol=1e-4, abs_tol=1e-9) for k, w in used.items()):
+                break
+        else:
+            log.warning("the weights still change after %d solutions", n_solved)
+        if self.trainer.is_global_zero:
+            weights = ", ".join(f"{name} {w:.4g}" for name, w in used.items())
+            log.info("solved %d times; weights: %s", n_solved, weights)
+        # at the start of the epoch the model knew nothing
+        self._sums["train"] = EpochSums()
+        counts = {name: f.count for name, f in optimizer.factors.items()}
+        for name, loss in losses.items():
+            share = counts[name] / self.trainer.world_size
+            self._sums["train"].add({f"{name}/sum": loss * share, f"{name}/count": share})
 
     @property
     def _scales(self) -> Standardization | None:

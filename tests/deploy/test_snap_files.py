@@ -1,17 +1,33 @@
 """SNAP potentials of LAMMPS as models, and back."""
 
+import shutil
+import subprocess
+
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.build import bulk
 from ase.io import read
 from ase.units import bar
+from schnetpack.atomistic import PairwiseDistances, Strain
 from shared import shared_path
 
 from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator
+from schnetpack_softadapt.deploy.exchange.export import export_potential
 from schnetpack_softadapt.deploy.exchange.snap import SnapFormatError, read_snap, write_snap
+from schnetpack_softadapt.deploy.exchange.text import write_text
+from schnetpack_softadapt.deploy.loading import load_potential
+from schnetpack_softadapt.descriptors.snap import Bispectrum
 from schnetpack_softadapt.descriptors.snap.clebsch import components
-from schnetpack_softadapt.model import ACSF, DescriptorPotential, ElementalAtomwise
+from schnetpack_softadapt.model import (
+    ACSF,
+    SNAP,
+    ZBL,
+    DescriptorPotential,
+    ElementalAtomwise,
+    ForcesAndStress,
+)
 from schnetpack_softadapt.model.composition import UnsupportedModelError
 
 COEFFICIENTS = "2 {n}\nW 0.5 1.0\n{w}\nBe 0.42 0.96  # lighter\n{be}\n"
@@ -124,6 +140,90 @@ def test_scaling_is_in_the_coefficients_written(tmp_path):
     (written, _) = write_snap(model, tmp_path / "scaled.snapcoeff")
     after = calculated(cluster, read_snap(written)).get_potential_energy()
     assert after == pytest.approx(before, abs=1e-11)
+
+
+def fitted(quadratic, postprocessors=()):
+    """A model as a linear fit leaves it: scaled descriptors, random coefficients."""
+    generator = torch.manual_seed(3)
+    descriptor = Bispectrum({"W": 0.5, "Be": 0.42}, {"Be": 0.96}, twojmax=2, rcutfac=3.6)
+    networks = ElementalAtomwise(
+        n_in=5, elements=["W", "Be"], n_hidden=(), quadratic=quadratic, shifts={"W": -3.0}
+    )
+    model = DescriptorPotential(
+        representation=SNAP(descriptor=descriptor, scaling="sigma"),
+        input_modules=[Strain(), PairwiseDistances()],
+        output_modules=[networks, ForcesAndStress(calc_forces=True, calc_stress=True)],
+        postprocessors=list(postprocessors),
+        input_dtype_str="float64",
+    ).double()
+    scaling = model.representation.scaling
+    with torch.no_grad():
+        for x in (scaling.shift, scaling.factor, networks.weights[0], networks.biases[0]):
+            x.copy_(0.1 * torch.rand(x.shape, dtype=x.dtype, generator=generator))
+    networks.scale.fill_(1.7)
+    model.metadata["units"] = {"energy": "eV", "forces": "eV/Ang", "length": "Ang"}
+    return model.eval()
+
+
+CRYSTAL = bulk("W", cubic=True).repeat(2)
+CRYSTAL.numbers[[1, 6, 11]] = 4
+CRYSTAL.rattle(0.2, seed=1)
+
+
+@pytest.mark.parametrize("quadratic", [False, True], ids=["linear", "quadratic"])
+def test_exported_fit_is_read_back(tmp_path, quadratic):
+    model = fitted(quadratic)
+    files, _ = export_potential([model], tmp_path, CRYSTAL, "snap")
+    assert {"potential.snapcoeff", "snap.lammps", "in.lammps"} <= {f.name for f in files}
+    before = calculated(CRYSTAL, model)
+    after = calculated(CRYSTAL, load_potential(tmp_path))
+    energy = before.get_potential_energy()
+    assert after.get_potential_energy() == pytest.approx(energy, abs=1e-10 * abs(energy))
+    np.testing.assert_allclose(after.get_forces(), before.get_forces(), atol=1e-9)
+
+
+def test_text_of_a_quadratic_model(tmp_path):
+    """In `potential.json`, which the calculator and LAMMPS' mliap read."""
+    model = fitted(True)
+    write_text([model], tmp_path)
+    before, after = (calculated(CRYSTAL, m) for m in (model, load_potential(tmp_path)))
+    np.testing.assert_allclose(after.get_forces(), before.get_forces(), atol=1e-10)
+
+
+@pytest.mark.skipif(shutil.which("lmp") is None, reason="there is no lmp on PATH")
+@pytest.mark.parametrize("quadratic", [False, True], ids=["linear", "quadratic"])
+def test_exported_fit_with_zbl_in_lammps(tmp_path, quadratic):
+    zbl = ZBL.of_elements([4, 74], inner=2.0, outer=3.0, fade=False)
+    model = fitted(quadratic, [zbl])
+    structure = CRYSTAL.copy()
+    export_potential([model], tmp_path, structure, "snap")
+    text = (tmp_path / "in.lammps").read_text().split("velocity ")[0]
+    text += """
+        thermo_style custom step pe
+        thermo_modify format float %.16g
+        dump one all custom 1 forces.dump id fx fy fz
+        dump_modify one format float %.16g sort id
+        run 0
+    """
+    (tmp_path / "in.test").write_text(text)
+    done = subprocess.run(
+        ["lmp", "-in", "in.test"], cwd=tmp_path, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+    box = read(tmp_path / "structure.data", "0", "lammps-data", atom_style="atomic", units="metal")
+    box.numbers = np.array([4, 74])[box.arrays["type"] - 1]
+    ours = calculated(box, model)
+    energy = float(done.stdout.split("PotEng")[1].split("\n")[1].split()[1])
+    assert ours.get_potential_energy() == pytest.approx(energy, abs=1e-9)
+    forces = np.loadtxt(tmp_path / "forces.dump", skiprows=9)[:, 1:]
+    np.testing.assert_allclose(ours.get_forces(), forces, atol=1e-9)
+
+
+def test_fading_models_are_refused(tmp_path):
+    model = fitted(False)
+    model.output_modules[0].fade = object()
+    with pytest.raises(UnsupportedModelError, match="fade=false"):
+        export_potential([model], tmp_path, CRYSTAL, "snap")
 
 
 @pytest.mark.parametrize(

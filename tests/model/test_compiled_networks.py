@@ -11,11 +11,11 @@ from schnetpack_softadapt.model.compiled_networks import ACTIVATION_CODES, Compi
 SIZES = {1: 9, 8: 11, 42: 7}  # descriptors of each element, none a multiple of four
 
 
-def modules(sizes, n_hidden, activation, dtype=torch.float64, seed=0):
+def modules(sizes, n_hidden, activation, dtype=torch.float64, seed=0, **arguments):
     torch.manual_seed(seed)
-    networks = ElementalAtomwise(sizes, list(sizes), n_hidden, activation)
-    for bias in networks.biases:
-        torch.nn.init.normal_(bias)
+    networks = ElementalAtomwise(sizes, list(sizes), n_hidden, activation, **arguments)
+    for parameter in networks.parameters() if networks.is_quadratic else networks.biases:
+        torch.nn.init.normal_(parameter)
     networks.scale.fill_(0.6)
     scaling = Scaling(sizes)
     with torch.no_grad():
@@ -47,6 +47,12 @@ def test_equals_autograd(n_hidden, numbers):
     numbers = torch.tensor(numbers, dtype=torch.int64)
     compare(*modules(SIZES, n_hidden, "tanh"), numbers)
     compare(*modules({8: 11}, n_hidden, "tanh"), numbers[numbers == 8])
+
+
+def test_quadratic_models_equal_autograd():
+    numbers = [1, 42] * 50 + [8]
+    compare(*modules(SIZES, (), "tanh", quadratic=True), numbers, atol=1e-11)
+    compare(*modules({8: 1}, (), "tanh", quadratic=True), [8] * 40)
 
 
 @pytest.mark.parametrize("spread", [1e-8, 1.0, 100.0])

@@ -126,11 +126,18 @@ def by_backward_passes(model, batch, atoms):
         {"n_hidden": [5], "activation": "gaussian"},
         {"n_hidden": [3, 4, 2], "activation": "silu"},
         {"n_hidden": [3, 3], "activation": "identity"},
+        {"n_hidden": [], "activation": "linear", "quadratic": False},
+        {"n_hidden": [], "activation": "quadratic", "quadratic": True},
     ],
     ids=lambda n: f"{n['activation']}{len(n['n_hidden'])}",
 )
 def test_equals_backward_passes(database, network):
+    name = network["activation"]
+    if not network["n_hidden"]:
+        network = network | {"activation": "tanh"}
     model, batch = potential_and_batch(database, **network)
+    if name == "quadratic":  # their weights start from zero
+        torch.nn.init.normal_(model.output_modules[0].weights[0])
     before = {key: value.clone() for key, value in batch.items()}
     atoms = torch.tensor([7, 0, 3, len(batch[properties.Z]) - 1])  # in any order
     expected = by_backward_passes(model, batch, atoms)

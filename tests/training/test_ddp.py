@@ -81,6 +81,14 @@ def test_two_ranks_take_second_order_steps_of_one(database, tmp_path, monkeypatc
     assert losses[-1] < 0.5 * losses[0]
 
 
+def test_two_ranks_sum_the_rows_of_one(database, tmp_path, monkeypatch):
+    """Least squares: factors of both ranks together, and weights from the losses of both."""
+    options = {"database": database, "epochs": 4, "model": "linear", "losses": "mse,mse,mse"}
+    two_ranks(tmp_path / "two", optimizer="LeastSquares", **options)
+    one_rank(tmp_path / "one", monkeypatch, optimizer="LeastSquares", **options)
+    same_histories(tmp_path / "two", tmp_path / "one")
+
+
 def test_batch_descriptors_resume_and_results_on_two_ranks(database, tmp_path, monkeypatch):
     """Two ranks that share a store, stop after two epochs, go on and write their results, against
     one rank that does it in one go."""

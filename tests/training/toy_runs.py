@@ -116,10 +116,11 @@ def toy_model(stress=True, forces=True, seed=0):
     )
 
 
-def acsf_model(seed=0, select=None):
+def acsf_model(seed=0, select=None, **networks):
     """A small potential of ours, which asks the data module for stored descriptors.
 
     select: so many of the 12 functions are chosen; on every rank the same.
+    networks: arguments in place of two hidden layers.
     """
     torch.manual_seed(seed)
     return DescriptorPotential(
@@ -127,7 +128,10 @@ def acsf_model(seed=0, select=None):
             CUTOFF, grid={"n_radial": 3, "n_angular_widths": 1, "zetas": [1]}, select=select
         ),
         input_modules=[atomistic.Strain(), atomistic.PairwiseDistances()],
-        output_modules=[ElementalAtomwise(n_hidden=[4, 3]), ForcesAndStress(True, True)],
+        output_modules=[
+            ElementalAtomwise(**(networks or {"n_hidden": [4, 3]})),
+            ForcesAndStress(True, True),
+        ],
     )
 
 
@@ -241,7 +245,7 @@ def run_as_told(
         database: file.
         epochs: of the whole run; it goes on from the last checkpoint.
         ranks: processes.
-        model: "toy", or "acsf" with stored descriptors.
+        model: "toy", or "acsf" and "linear" with stored descriptors.
         losses: of energy, forces and stress, separated by commas.
         optimizer: with losses: plain SGD, since Adam would not notice a gradient of the wrong
             length, or one of ours.
@@ -250,16 +254,21 @@ def run_as_told(
     ranks = int(ranks)
     task = None
     data = {"batch_size": 4 // ranks, "n_train": 11, "n_val": 5}
-    if model == "acsf":
+    if model != "toy":
         data |= {"store": True, "store_dir": str(Path(folder) / "descriptors")}
     if losses is not None:
         kinds = zip((EnergyLoss, ForcesLoss, StressLoss), losses.split(","), strict=True)
+        models = {
+            "toy": toy_model,
+            "acsf": lambda: acsf_model(select=10),
+            "linear": lambda: acsf_model(n_hidden=[], dtype="float64"),
+        }
         task = toy_task(
-            acsf_model(select=10) if model == "acsf" else toy_model(),
+            models[model](),
             [kind(loss=loss) for kind, loss in kinds],
             optimizer_cls={"SGD": torch.optim.SGD, "LBFGS": ShortLBFGS}.get(optimizer)
             or getattr(optimizers, optimizer),
-            lr=1e-2 if optimizer == "SGD" else 0.2,
+            lr={"SGD": 1e-2, "LeastSquares": 1.0}.get(optimizer, 0.2),
         )
     trainer_args = {"strategy": "ddp", "devices": ranks} if ranks > 1 else {}
     trainer, task, datamodule = run(

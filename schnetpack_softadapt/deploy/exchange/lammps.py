@@ -63,6 +63,12 @@ _HDNNP = """\
 {off}pair_coeff      * * {name}{symbols}
 """
 
+_SNAP_FILES = """\
+- `potential.snapcoeff`, `potential.snapparam`: coefficients and parameters of `pair_style snap`.
+- LAMMPS: `in.lammps` runs 100 steps of NVE on any number of MPI ranks; `snap.lammps`, which it
+  includes, holds the commands of the potential, for inputs of yours. LAMMPS must contain the
+  package ML-SNAP. Atom types are, in this order: {symbols}."""
+
 _README = """\
 # Potential for {names}
 {format}, in Ang and eV, written by
@@ -122,7 +128,7 @@ def write_lammps(
             Without one, a crystal of about 200 atoms when the potential has a single element whose
             crystal structure ASE knows, else none is written.
         styles: "mliap", "hdnnp" or both: pair styles that the folder has files for; the first is
-            used, the other one stands in a comment.
+            used, the other one stands in a comment. Or "snap" alone.
         n_members: of a committee.
         zbl: what `pair_style hdnnp` needs below its networks, from `ZBL.lammps`.
 
@@ -174,6 +180,8 @@ def write_lammps(
             + " They hold the networks alone; `pair_style zbl` there adds the rest."
             * bool(zbl[0])
         ] * ("hdnnp" in styles)
+    if "snap" in styles:
+        formats, about = ["SNAP potential"], [_SNAP_FILES.format(symbols=symbols)]
     text = _README.format(
         names=names,
         format=formats[0],
@@ -189,6 +197,8 @@ def _pair(
     style: str, styles: Sequence[str], symbols: str, cutoff: float, n_members: int, zbl
 ) -> str:
     """What the input says of a pair style, behind # for a second choice."""
+    if style == "snap":
+        return "include         snap.lammps\n"
     if style == "hdnnp":
         # rounding of the last digit must not make it smaller than the potential's
         rounded = f"{np.ceil(cutoff * 100 + 1e-6) / 100:.2f}"

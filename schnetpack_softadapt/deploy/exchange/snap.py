@@ -11,19 +11,28 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from ase import Atoms
 from ase.data import chemical_symbols
 from schnetpack.atomistic import PairwiseDistances, Strain
 from torch import nn
 
 from schnetpack_softadapt import properties as keys
+from schnetpack_softadapt.deploy.exchange.lammps import write_lammps
 from schnetpack_softadapt.descriptors.elements import UnknownElementError, atomic_number
 from schnetpack_softadapt.descriptors.snap import Bispectrum
 from schnetpack_softadapt.descriptors.snap.clebsch import components
 from schnetpack_softadapt.files import write_file
 from schnetpack_softadapt.model import SNAP, DescriptorPotential, ElementalAtomwise, ForcesAndStress
-from schnetpack_softadapt.model.composition import UnsupportedModelError, take_apart
+from schnetpack_softadapt.model.composition import (
+    Composition,
+    UnsupportedModelError,
+    take_apart,
+)
 
-__all__ = ["SnapFormatError", "read_snap", "write_snap"]
+__all__ = ["SnapFormatError", "read_snap", "write_snap", "write_snap_folder"]
+
+#: of the files in a folder
+_NAME = "potential"
 
 _FLAGS = ("switchflag", "bzeroflag", "chemflag", "wselfallflag", "bnormflag", "quadraticflag")
 _NUMBERS = ("twojmax", "rcutfac", "rfac0", "rmin0")
@@ -102,12 +111,15 @@ def read_snap(
     return model.eval()
 
 
-def write_snap(model: nn.Module, coefficients: str | Path) -> list[Path]:
+def write_snap(
+    model: nn.Module, coefficients: str | Path, with_overlay: bool = False
+) -> list[Path]:
     """Write NAME.snapcoeff and NAME.snapparam for `pair_style snap`, metal units.
 
     Args:
-        model: one of our models with bispectrum components and networks without hidden layers.
+        model: one of our models with bispectrum components, linear or quadratic in these.
         coefficients: NAME.snapcoeff.
+        with_overlay: the caller adds a baseline that LAMMPS has a pair style for.
 
     Returns:
         The files written.
@@ -115,33 +127,34 @@ def write_snap(model: nn.Module, coefficients: str | Path) -> list[Path]:
     Raises:
         UnsupportedModelError: another model.
     """
-    composition = take_apart(model)
+    composition = take_apart(model, short_range=with_overlay)
     descriptor, networks = composition.descriptor, composition.networks
     if descriptor.kind != Bispectrum.kind or networks.n_hidden:
         raise UnsupportedModelError(
             "a SNAP potential has bispectrum components and networks without hidden layers, not"
-            f" {descriptor.name} and hidden layers of {networks.n_hidden}"
+            f" {descriptor.name} and hidden layers of {[*networks.n_hidden]}"
         )
-    shift, factor = (
-        getattr(composition.scaling, x).cpu().double().numpy() for x in ("shift", "factor")
-    )
-    weights, bias = (
-        x[0].detach().cpu().double().numpy() * float(networks.scale)
-        for x in (networks.weights, networks.biases)
-    )
-    linear = weights[..., 0] * factor
-    constant = bias[:, 0, 0] - (linear * shift).sum(1)
+    if getattr(networks, "fade", None) is not None:
+        raise UnsupportedModelError(
+            "the model fades out below the distances of the data, which those of SNAP cannot; with"
+            " model.postprocessors.0.fade=false in training it would not"
+        )
+    quadratic = descriptor.quadraticflag or networks.is_quadratic
+    if descriptor.quadraticflag and networks.is_quadratic:
+        raise UnsupportedModelError("SNAP has no products of products: leave quadraticflag out")
+    constant, coefficient = _unscaled(composition)
     path = Path(coefficients)
-    lines = ["# SNAP coefficients", "", f"{len(linear)} {linear.shape[1] + 1}"]
+    lines = ["# SNAP coefficients", "", f"{len(coefficient)} {coefficient.shape[1] + 1}"]
     for row, z in enumerate(descriptor.elements):
         radius, weight = descriptor.radii[z], descriptor.weights[z]
         lines.append(f"{chemical_symbols[z]} {radius!r} {weight!r}")
-        values = [constant[row] + float(composition.offsets[z]), *linear[row]]
+        values = [constant[row] + float(composition.offsets[z]), *coefficient[row]]
         if not np.isfinite(values).all():
             raise UnsupportedModelError(f"a coefficient of {chemical_symbols[z]} is not finite")
         lines += [repr(float(x)) for x in values]
     settings = [f"{name} {getattr(descriptor, name)!r}" for name in _NUMBERS]
-    settings += [f"{name} {int(getattr(descriptor, name))}" for name in _FLAGS]
+    flags = {name: getattr(descriptor, name) for name in _FLAGS} | {"quadraticflag": quadratic}
+    settings += [f"{name} {int(flag)}" for name, flag in flags.items()]
     if descriptor.sinner is not None:
         settings.append("switchinnerflag 1")
         for name in _OF_ELEMENTS:
@@ -150,6 +163,65 @@ def write_snap(model: nn.Module, coefficients: str | Path) -> list[Path]:
     write_file(path, "\n".join(lines) + "\n")
     write_file(second, "\n".join(["# SNAP parameters", *settings]) + "\n")
     return [path, second]
+
+
+def _unscaled(composition: Composition) -> tuple[np.ndarray, np.ndarray]:
+    """Constants (n_elements,) and coefficients of columns that are not scaled.
+
+    With x = (G - s) f, x w + x A x / 2 has the coefficients f A f of products, and of single
+    columns f w - (f A f) s.
+    """
+    networks = composition.networks
+    shift, factor = (
+        getattr(composition.scaling, x).cpu().double().numpy() for x in ("shift", "factor")
+    )
+    weights, bias = (
+        x[0].detach().cpu().double().numpy() * float(networks.scale)
+        for x in (networks.weights, networks.biases)
+    )
+    n = shift.shape[1]
+    linear, constant = weights[:, :n, 0] * factor, bias[:, 0, 0]
+    constant = constant - (linear * shift).sum(1)
+    if not networks.is_quadratic:
+        return constant, linear
+    k, l = np.triu_indices(n)
+    products = weights[:, n:, 0] * factor[:, k] * factor[:, l]
+    matrix = np.zeros((len(shift), n, n))
+    matrix[:, k, l] = matrix[:, l, k] = products
+    by_shift = np.einsum("ekl,el->ek", matrix, shift)
+    constant = constant + 0.5 * (by_shift * shift).sum(1)
+    return constant, np.concatenate([linear - by_shift, products], axis=1)
+
+
+def write_snap_folder(
+    model: nn.Module, folder: str | Path, structure: Atoms | None = None
+) -> list[Path]:
+    """A folder that LAMMPS runs: the files of `write_snap`, commands with the ZBL below, an input.
+
+    Args:
+        model: as for `write_snap`, also with a ZBL baseline.
+        folder: made if it does not exist.
+        structure: see `lammps.write_lammps`.
+
+    Raises:
+        UnsupportedModelError: another model.
+    """
+    folder, baseline = Path(folder), take_apart(model, short_range=True).baseline
+    symbols = [chemical_symbols[z] for z in model.representation.descriptor.elements]
+    if baseline is not None and not hasattr(baseline, "lammps"):
+        raise UnsupportedModelError(f"LAMMPS has no pair style for {baseline.to_dict()}")
+    words, lines = ([], []) if baseline is None else baseline.lammps(symbols)
+    files = write_snap(model, folder / f"{_NAME}.snapcoeff", with_overlay=True)
+    overlay, name = (f"hybrid/overlay {' '.join(words)} ", "snap ") if words else ("", "")
+    names = " ".join(file.name for file in files)
+    commands = [
+        f"pair_style      {overlay}snap",
+        f"pair_coeff      * * {name}{names} {' '.join(symbols)}",
+        *lines,
+    ]
+    files.append(write_file(folder / "snap.lammps", "\n".join(commands) + "\n"))
+    cutoff = max(float(model.representation.cutoff), 0.0 if baseline is None else baseline.cutoff)
+    return files + write_lammps(folder, symbols, cutoff, structure, ["snap"])
 
 
 def _lines(path: Path) -> list[tuple[int, list[str]]]:

@@ -53,7 +53,8 @@ class Member(NamedTuple):
         mode: name of the scaling.
         scaling: the buffers of `Scaling`, (n_elements, D) each; the statistics (minimum, maximum,
             mean, sigma) are None where none are known.
-        weights: (n_elements, n_in, n_out) of each layer; biases: (n_elements, n_out).
+        weights: (n_elements, n_in, n_out) of each layer, where n_in of the first is D, or more in
+            a quadratic model, which reads products, too; biases: (n_elements, n_out).
         fade: how the networks end at short distances, or None.
         zbl: (elements, inner, outer) of each pair of elements, Ang; empty for none.
     """
@@ -244,7 +245,8 @@ def _member(data: Mapping, descriptor: Descriptor) -> Member:
     n_layers = len(data["activations"]) + 1
     weights = [np.array([e["weights"][layer] for e in elements]) for layer in range(n_layers)]
     biases = [np.array([e["biases"][layer] for e in elements]) for layer in range(n_layers)]
-    widths = [descriptor.n_columns, *(b.shape[1] for b in biases)]
+    n, quadratic = descriptor.n_columns, data.get("quadratic", False)
+    widths = [n + n * (n + 1) // 2 if quadratic else n, *(b.shape[1] for b in biases)]
     shapes = [(len(elements), *pair) for pair in pairwise(widths)]
     if widths[-1] != 1 or [w.shape for w in weights] != shapes:
         raise ValueError("weights and biases do not fit")
@@ -328,6 +330,7 @@ def _entries(part, energy_unit: float) -> dict:
         }
     entries = {
         "activations": list(networks.activations),
+        **({"quadratic": True} if networks.is_quadratic else {}),
         "scale": float(networks.scale) * energy_unit,
         "scaling": scaling.mode,
         "elements": elements,
@@ -380,6 +383,7 @@ def to_model(member: Member) -> DescriptorPotential:
             for z, offset in zip(descriptor.elements, member.offsets.tolist(), strict=True)
         },
         fit_scale=False,
+        quadratic=member.weights[0].shape[1] > descriptor.n_columns,
     )
     networks.activations = member.activations
     representation = DescriptorRepresentation(descriptor, scaling=member.mode)

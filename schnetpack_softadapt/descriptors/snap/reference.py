@@ -98,7 +98,7 @@ class ReferenceEngine(Engine):
                     changes.append(torch.zeros_like(values))
         return torch.cat(changes) if changes else leaf.new_zeros(0, self.descriptor.n_columns)
 
-    def _by_pair(self, pairs: SnapPairs) -> Tensor:
+    def _by_pair(self, pairs: SnapPairs, threads: int | None = None) -> Tensor:
         leaf = pairs.r_ij.detach().requires_grad_()
         by_pair = leaf.new_zeros(*leaf.shape, self.descriptor.n_columns)
         for block in self._blocks(pairs):

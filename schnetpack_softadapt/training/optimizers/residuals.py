@@ -45,11 +45,19 @@ class Residuals(dict[str, Tensor]):
         vectors: residuals by component.
         n_columns: entries that belong together, such as the three components of a force; rows of
             a Jacobian are chosen in such groups. 1 for components that are not named.
+        counts: what each component counts, its residuals if not given: the sum of squares over
+            batches by that of counts is a loss.
     """
 
-    def __init__(self, vectors: Mapping[str, Tensor], n_columns: Mapping[str, int] | None = None):
+    def __init__(
+        self,
+        vectors: Mapping[str, Tensor],
+        n_columns: Mapping[str, int] | None = None,
+        counts: Mapping[str, float] | None = None,
+    ):
         super().__init__(vectors)
         self.n_columns = {name: (n_columns or {}).get(name, 1) for name in self}
+        self.counts = {name: len(v) for name, v in self.items()} if counts is None else dict(counts)
 
     def jacobian(
         self,
@@ -93,6 +101,7 @@ class BatchResiduals(Residuals):
         pred: what the model predicted, with its graph.
         batch: what it predicted it from.
         model: the model.
+        counts: see `Residuals`.
     """
 
     def __init__(
@@ -102,8 +111,9 @@ class BatchResiduals(Residuals):
         pred: Mapping[str, Tensor],
         batch: Mapping[str, Tensor],
         model: nn.Module,
+        counts: Mapping[str, float] | None = None,
     ):
-        super().__init__(vectors, {c.component: c.n_columns for c in components})
+        super().__init__(vectors, {c.component: c.n_columns for c in components}, counts)
         self._components = {c.component: c for c in components}
         self._pred, self._batch, self._model = pred, batch, model
 

@@ -28,7 +28,7 @@ from schnetpack_softadapt.descriptors.snap.kernels.neighbors import (
     sort,
 )
 from schnetpack_softadapt.descriptors.snap.kernels.plan import make_plan
-from schnetpack_softadapt.descriptors.snap.kernels.products import values, vjp
+from schnetpack_softadapt.descriptors.snap.kernels.products import jacobian, values, vjp
 from schnetpack_softadapt.descriptors.snap.kernels.vectors import LANES
 from schnetpack_softadapt.descriptors.snap.parameters import Bispectrum
 
@@ -39,7 +39,7 @@ _FLOAT, _INT = np.dtype(np.float64), np.dtype(np.int64)
 # fewer atoms than this are done before a second thread has woken up
 _ATOMS_PER_TASK = 4 * LANES
 
-stamp_sources((sort, densities, values, vjp), sorted(Path(__file__).parent.glob("*.py")))
+stamp_sources((sort, densities, values, vjp, jacobian), sorted(Path(__file__).parent.glob("*.py")))
 
 
 class KernelPairs(NamedTuple):
@@ -111,6 +111,18 @@ class KernelEngine(Engine):
         grad_r = np.zeros((len(pairs.idx_j), 3))
         self._run(vjp, pairs.neighbors, grad_g, grad_r)
         return grad_r
+
+    def _by_pair(self, pairs: KernelPairs, threads: int | None = None) -> Tensor:
+        n = self.descriptor.n_components
+        by_pair = np.zeros((len(pairs.idx_j), 3, n))
+        self._run(jacobian, pairs.neighbors, by_pair, threads=threads)
+        if self.descriptor.quadraticflag:
+            b = self._components(pairs)[pairs.idx_i.numpy(), None]
+            first, second = np.triu_indices(n)
+            half = np.where(first == second, 0.5, 1.0)
+            products = b[..., first] * by_pair[..., second] + b[..., second] * by_pair[..., first]
+            by_pair = np.concatenate([by_pair, half * products], axis=2)
+        return torch.from_numpy(by_pair)
 
     def _components(self, pairs: KernelPairs) -> np.ndarray:
         b = np.empty((len(pairs.numbers), self.descriptor.n_components))

@@ -9,6 +9,9 @@ on the matrices u by a fixed sparse matrix, which is applied to Y, once for all 
     omega = n dtheta + sin theta cos theta dn + sin^2 theta (n x dn).
 
 No derivative of u is ever formed.
+
+The Jacobian has the same sums for each product Z by itself, on the one level that it has, and then
+adds them to the components that contain it: three products a component, not all levels of Y.
 """
 
 import numpy as np
@@ -41,7 +44,7 @@ from schnetpack_softadapt.descriptors.snap.kernels.vectors import (
     sub,
 )
 
-__all__ = ["values", "vjp"]
+__all__ = ["jacobian", "values", "vjp"]
 
 
 @njit(nogil=True, error_model="numpy")
@@ -181,31 +184,37 @@ def _turn(plan, y, turned):
     for p in range(twojmax // 2 + 1):
         for j in range(2 * p, twojmax + 1):
             first = plan.row_first[p, j]
-            for h in range(first, first + j + 1):
-                weight = splat(plan.half[h].weight)
-                store(y, h * 16, mul(weight, load(y, h * 16)))
-                store(y, h * 16 + 8, mul(weight, load(y, h * 16 + 8)))
-            for h in range(first, first + j + 1):
-                entry = plan.half[h]
-                scale = splat(entry.scale)
-                xr, xi = mul(scale, load(y, h * 16)), mul(scale, load(y, h * 16 + 8))
-                below, above = splat(entry.below * entry.scale), splat(entry.above * entry.scale)
-                # conj(Y) = F; the neighbours' terms vanish at the ends of the row
-                pr = pi = qr = qi = splat(0.0)
-                if h > first:
-                    pr, pi = mul(below, load(y, h * 16 - 16)), mul(below, load(y, h * 16 - 8))
-                if h < first + j:
-                    qr, qi = mul(above, load(y, h * 16 + 16)), mul(above, load(y, h * 16 + 24))
-                tilt, out = splat(entry.tilt), h * 64
-                # Re(F u) = Yr ur + Yi ui; of i G: coefficients -Im, -Re of G = F
-                store(turned, out, xr)
-                store(turned, out + 8, xi)
-                store(turned, out + 16, add(pi, qi))
-                store(turned, out + 24, sub(splat(0.0), add(pr, qr)))
-                store(turned, out + 32, sub(qr, pr))
-                store(turned, out + 40, sub(qi, pi))
-                store(turned, out + 48, mul(tilt, xi))
-                store(turned, out + 56, sub(splat(0.0), mul(tilt, xr)))
+            _turn_row(plan, first, j, y[first * 16 :], turned[first * 64 :])
+
+
+@njit(nogil=True, error_model="numpy")
+def _turn_row(plan, first, j, y, turned):
+    """The same of a row of level j, whose place in the half is `first`: y (j + 1, 2, 8) flat."""
+    for q in range(j + 1):
+        weight = splat(plan.half[first + q].weight)
+        store(y, q * 16, mul(weight, load(y, q * 16)))
+        store(y, q * 16 + 8, mul(weight, load(y, q * 16 + 8)))
+    for q in range(j + 1):
+        entry = plan.half[first + q]
+        scale = splat(entry.scale)
+        xr, xi = mul(scale, load(y, q * 16)), mul(scale, load(y, q * 16 + 8))
+        below, above = splat(entry.below * entry.scale), splat(entry.above * entry.scale)
+        # conj(Y) = F; the neighbours' terms vanish at the ends of the row
+        pr = pi = qr = qi = splat(0.0)
+        if q > 0:
+            pr, pi = mul(below, load(y, q * 16 - 16)), mul(below, load(y, q * 16 - 8))
+        if q < j:
+            qr, qi = mul(above, load(y, q * 16 + 16)), mul(above, load(y, q * 16 + 24))
+        tilt, out = splat(entry.tilt), q * 64
+        # Re(F u) = Yr ur + Yi ui; of i G: coefficients -Im, -Re of G = F
+        store(turned, out, xr)
+        store(turned, out + 8, xi)
+        store(turned, out + 16, add(pi, qi))
+        store(turned, out + 24, sub(splat(0.0), add(pr, qr)))
+        store(turned, out + 32, sub(qr, pr))
+        store(turned, out + 40, sub(qi, pi))
+        store(turned, out + 48, mul(tilt, xi))
+        store(turned, out + 56, sub(splat(0.0), mul(tilt, xr)))
 
 
 @njit(**INLINE)
@@ -304,3 +313,114 @@ def vjp(plan, neighbors, start, stop, grad_b, grad_r):
                             grad_r[pair, 0] = by_position[k]
                             grad_r[pair, 1] = by_position[8 + k]
                             grad_r[pair, 2] = by_position[16 + k]
+
+
+@njit(nogil=True, error_model="numpy")
+def _turn_products(plan, whole, row, turned):
+    """Coefficients as of `_turn` of each product: (j / 2 + 1) (j + 1) rows of (4, 2, 8), flat."""
+    at = 0
+    for k in range(len(plan.products) - 1):
+        product = plan.products[k]
+        j, shift = product.j, product.shift
+        couplings = plan.couplings[product.first_coupling :]
+        for p in range(j // 2 + 1):
+            n = p + 1 if 2 * p == j else j + 1
+            row[: (j + 1) * 16] = 0.0
+            for q in range(n):
+                zr, zi = _element(
+                    whole,
+                    couplings,
+                    product.j1,
+                    product.first1,
+                    product.j2,
+                    product.first2,
+                    p + shift,
+                    q + shift,
+                )
+                store(row, q * 16, zr)
+                store(row, q * 16 + 8, zi)
+            _turn_row(plan, plan.row_first[p, j], j, row, turned[at * 64 :])
+            at += j + 1
+
+
+@njit(nogil=True, error_model="numpy")
+def _rotations(plan, geometry, s, u):
+    """All rows of v of the group at slot s, (H, 2, 8) flat, without the weight f."""
+    ar, ai, br, bi = load_rotation(geometry, s)
+    store(u, 0, splat(1.0))
+    store(u, 8, splat(0.0))
+    for p in range(plan.sizes[0] // 2 + 1):
+        if p:
+            before = u[plan.row_first[p - 1, 2 * p - 1] * 16 :]
+            start_row(before, u[plan.row_first[p, 2 * p] * 16 :], 2 * p, ar, ai, br, bi)
+        for j in range(2 * p + 1, plan.sizes[0] + 1):
+            before, here = u[plan.row_first[p, j - 1] * 16 :], u[plan.row_first[p, j] * 16 :]
+            advance_row(before, here, j, ar, ai, br, bi)
+
+
+@njit(nogil=True, error_model="numpy")
+def _contract_products(plan, c, u, turned, sums):
+    """Add what the products are to the components by way of channel c; sums (n, 4, 8) flat."""
+    at = 0
+    for k in range(len(plan.products) - 1):
+        j = plan.products[k].j
+        e0 = e1 = e2 = e3 = splat(0.0)
+        is_used = False
+        for o in range(plan.products[k].first_output, plan.products[k + 1].first_output):
+            is_used = is_used or plan.outputs[o].channel == c
+        for p in range(j // 2 + 1 if is_used else 0):
+            row = u[plan.row_first[p, j] * 16 :]
+            place = turned[(at + p * (j + 1)) * 8 :]
+            e0, e1, e2, e3 = _contract_row(row, place, j + 1, e0, e1, e2, e3)
+        at += (j // 2 + 1) * (j + 1)
+        for o in range(plan.products[k].first_output, plan.products[k + 1].first_output):
+            if plan.outputs[o].channel != c:
+                continue
+            for t in range(plan.outputs[o].first_term, plan.outputs[o + 1].first_term):
+                term = plan.terms[t]
+                factor, x = splat(term.factor * plan.factors[term.column]), term.column * 32
+                store(sums, x, fma(factor, e0, load(sums, x)))
+                store(sums, x + 8, fma(factor, e1, load(sums, x + 8)))
+                store(sums, x + 16, fma(factor, e2, load(sums, x + 16)))
+                store(sums, x + 24, fma(factor, e3, load(sums, x + 24)))
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def jacobian(plan, neighbors, start, stop, by_pair):
+    """Write derivatives (P, 3, n) of components by the neighbours of atoms start to stop.
+
+    Args:
+        by_pair: of pairs beyond the cutoffs left as it is.
+    """
+    twojmax, n_channels, n_half, n_full, n_components = plan.sizes
+    size = 0
+    for k in range(len(plan.products) - 1):
+        j = plan.products[k].j
+        size += (j // 2 + 1) * (j + 1)
+    whole, lanes = np.empty(n_channels * n_full * 16), np.empty(size * 64)
+    turned, row = np.empty((LANES, size * 8)), np.zeros((twojmax + 1) * 16)
+    u, sums, by_position = np.empty(n_half * 16), np.empty(n_components * 32), np.empty(3 * LANES)
+    for begin in range(start, stop, LANES):
+        end = min(begin + LANES, stop)
+        _gather(plan, neighbors, begin, end, whole)
+        _turn_products(plan, whole, row, lanes)
+        for lane in range(end - begin):
+            for k in range(size * 8):
+                turned[lane, k] = lanes[k * LANES + lane]
+        for lane in range(end - begin):
+            for c in range(n_channels):
+                i = (begin + lane) * n_channels + c
+                for s in range(neighbors.first[i], neighbors.first[i + 1], LANES):
+                    _rotations(plan, neighbors.geometry, s, u)
+                    sums[:] = 0.0
+                    _contract_products(plan, c, u, turned[lane], sums)
+                    for column in range(n_components):
+                        x = column * 32
+                        e, g1 = load(sums, x), load(sums, x + 8)
+                        g2, g3 = load(sums, x + 16), load(sums, x + 24)
+                        _by_position(neighbors.geometry, s, e, g1, g2, g3, by_position)
+                        for k in range(LANES):
+                            pair = neighbors.pair[s + k]
+                            if pair >= 0:
+                                for a in range(3):
+                                    by_pair[pair, a, column] = by_position[a * LANES + k]

@@ -1,0 +1,260 @@
+"""Linear models need no steps: batches are summed up in triangular factors, which are solved."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy.linalg import solve_triangular
+from torch import Tensor
+
+from schnetpack_softadapt.training.optimizers.linear_solvers import SOLVERS, LeastSquaresProblem
+from schnetpack_softadapt.training.optimizers.ranks import rows_of_all_ranks, sum_over_ranks
+from schnetpack_softadapt.training.optimizers.residual_optimizer import ResidualOptimizer
+from schnetpack_softadapt.training.optimizers.residuals import Residuals
+
+__all__ = ["LeastSquares", "Solution"]
+
+
+class Solution(NamedTuple):
+    """What a solution is for each component.
+
+    Attributes:
+        losses: mean of w x^2.
+        noise: the same without what the parameters have taken of it, see `LeastSquares.solve`.
+    """
+
+    losses: dict[str, float]
+    noise: dict[str, float]
+
+
+# singular values of columns of length 1 that say nothing: rounding, divided by them, would
+_DEPENDENT = 1e-6
+
+
+class LeastSquares(ResidualOptimizer):
+    """Least squares over all batches of an epoch, for models that are linear in their parameters.
+
+    A step adds the rows [A b] of a batch to the triangular factors R_k of their components k
+    (energy, forces, stress, and groups of these where they are split), Q-less factorisations of one
+    block after the other (G. H. Golub and C. F. Van Loan, Matrix Computations, 4th ed., 5.1):
+
+        [R_k; rows] = Q R_k'
+
+    `solve` stacks these with any weights, sqrt(alpha_k / N_k) R_k, and solves what comes out. The
+    loss of each component at the solution follows from its factor without looking at data again, so
+    further weights and solvers cost some P^3 operations, and no pass. N_k: the sum of the weights
+    of its residuals.
+
+    The condition number is that of A: normal equations, which need the same memory and a third of
+    the time, have its square, and nearly dependent columns reach 1e8. Memory: (4 K + 4) (P + 1)^2
+    float64 numbers for K components; K (P + 1)^2 in each checkpoint.
+
+    Penalties are relative: columns of the weighted A are scaled to length 1 first. `l2` = 1e-10
+    damps what has a singular value below 1e-5 of a column; `l1` is a part of the penalty that
+    leaves nothing.
+
+    Args:
+        params: parameters of one model; one group.
+        lr: part of the way to the solution; 1 for the solution.
+        solver: name in `linear_solvers.SOLVERS`: "svd" (`cut`), "ridge" (`l2`), "lasso" (`l1`),
+            "elastic_net" (`l1`, `l2`), "ard".
+        l2, l1: penalties.
+        cut: singular values below this part of the largest are left out.
+
+    Raises:
+        ValueError: an argument out of range, nothing to train, several groups.
+
+    Attributes:
+        factors: of each component, with `rows` and `count`, what it counts.
+    """
+
+    #: `SoftAdaptTask` gives sums instead of means, and calls `solve` at the end of the epoch
+    sums_over_epoch = True
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict],
+        lr: float = 1.0,
+        solver: str = "ridge",
+        l2: float = 1e-12,
+        l1: float = 1e-3,
+        cut: float = 1e-8,
+    ):
+        if solver not in SOLVERS:
+            raise ValueError(f"solver is one of {', '.join(SOLVERS)}, not {solver!r}")
+        settings = {
+            "lr": (lr, 0.0 <= lr <= 1.0),
+            "solver": (solver, True),
+            "l2": (l2, l2 >= 0.0),
+            "l1": (l1, 0.0 <= l1 <= 1.0),
+            "cut": (cut, 0.0 <= cut < 1.0),
+            "fraction": (1.0, True),
+            "min_groups": (1, True),
+        }
+        super().__init__(params, settings)
+        self.factors: dict[str, _Factor] = {}
+        self._is_solved = True
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Residuals]) -> Tensor:
+        """Take in the rows of a batch; the parameters stay as they are.
+
+        Args:
+            closure: returns the residuals at the current parameters, with their graph: sqrt(w) x,
+                whose squares are summed over the epoch, with `counts`, the sums of w.
+
+        Returns:
+            The sum of squares of all residuals.
+
+        Raises:
+            ValueError: a residual or a derivative is not finite.
+        """
+        if self._is_solved:  # a new epoch
+            if not self.factors:
+                for p in self._parameters:  # no start is better, and none is as exact
+                    p.zero_()
+            self.factors, self._is_solved = {}, False
+        group = self.param_groups[0]
+        residuals, loss = self._residuals(closure)
+        j, r = self._linearize(residuals, group)
+        self._check_derivatives(j.sum(0))
+        theta = torch.cat([p.reshape(-1) for p in self._parameters]).to(j.dtype)
+        rows = torch.cat([j, (j @ theta - r)[:, None]], 1).double().cpu().numpy()
+        sizes = [len(value) for value in residuals.values()]
+        for name, own in zip(residuals, np.split(rows, np.cumsum(sizes)[:-1]), strict=True):
+            factor = self.factors.setdefault(name, _Factor(rows.shape[1]))
+            factor.add(own, float(residuals.counts[name]))
+        return torch.tensor(loss, dtype=torch.float64)
+
+    @torch.no_grad()
+    def solve(self, weights: Mapping[str, float], **settings: Any) -> Solution:
+        """Set the parameters to the solution with these weights; as often as you like.
+
+        Of the M_k rows of a component t_k = tr(A_k (A^T A)^-1 A_k^T) are fitted whatever their
+        labels are: in the extreme a few energies by many parameters. `noise` is M_k / (M_k - t_k)
+        times the loss, the iterated estimate of variance components (W. Foerstner, Z. Vermess. 104,
+        446, 1979), with which weights of maximum likelihood are those of restricted likelihood.
+
+        Args:
+            weights: of the components.
+            settings: solver, penalties and others in place of those of this optimizer.
+
+        Raises:
+            ValueError: no batch so far, nothing that counts, a solution that is not finite.
+        """
+        group = {**self.param_groups[0], **settings}
+        if not self._is_solved:
+            for factor in self.factors.values():
+                factor.sum_over_ranks(self._parameters[0].device)
+            self._is_solved = True
+        counted = {name: f for name, f in self.factors.items() if f.count > 0.0}
+        parts = [
+            (weights[name] / f.count) ** 0.5 * f.rows
+            for name, f in counted.items()
+            if weights[name] > 0.0
+        ]
+        if not parts:
+            raise ValueError("no residual counts: the weights of all components with labels are 0")
+        n = self.n_parameters
+        rows = _triangle(np.concatenate(parts), n + 1)
+        length = np.linalg.norm(rows[:, :n], axis=0)
+        unit = np.where(length > 0.0, length, 1.0)
+        problem = LeastSquaresProblem(
+            rows[:n, :n] / unit,
+            rows[:n, n],
+            float(rows[n, n]) ** 2,
+            sum(f.n_rows for name, f in counted.items() if weights[name] > 0.0),
+        )
+        penalties = {name: group[name] for name in ("l2", "l1", "cut")}
+        solution = SOLVERS[group["solver"]](problem, **penalties) / unit
+        if not np.isfinite(solution).all():
+            raise ValueError(f"the solution of {group['solver']} is not finite; raise l2 or cut")
+        self._set(torch.from_numpy(solution), group["lr"])
+        at, losses, noise = np.append(solution, -1.0), {}, {}
+        triangle = _triangle(np.vstack([problem.r, _DEPENDENT * np.eye(n)]))
+        for name, f in counted.items():
+            losses[name] = float(np.square(f.rows @ at).sum()) / f.count
+            part = (weights[name] / f.count) ** 0.5 * f.rows[:, :n] / unit
+            fitted = float(np.square(solve_triangular(triangle, part.T, trans="T")).sum())
+            noise[name] = losses[name] / max(1.0 - fitted / f.n_rows, 1e-6)
+        return Solution(losses, noise)
+
+    def _set(self, solution: Tensor, length: float) -> None:
+        parts = solution.split(self._sizes)
+        for p, part in zip(self._parameters, parts, strict=True):
+            p.lerp_(part.view_as(p).to(p), length)
+
+    def state_dict(self) -> dict:
+        """As every optimizer's, with the factors: a checkpoint can be solved again."""
+        factors = {name: factor.state() for name, factor in self.factors.items()}
+        return {**super().state_dict(), "factors": factors}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """As every optimizer's."""
+        super().load_state_dict({k: v for k, v in state_dict.items() if k != "factors"})
+        factors = state_dict.get("factors", {})
+        self.factors = {name: _Factor.of_state(state) for name, state in factors.items()}
+        self._is_solved = True
+
+
+class _Factor:
+    """Triangular factor of the rows so far, and the sum of their weights.
+
+    Args:
+        n_columns: of the rows, n.
+    """
+
+    def __init__(self, n_columns: int):
+        self.n_columns, self.n_rows, self.count = n_columns, 0, 0.0
+        self._blocks: list[np.ndarray] = [np.empty((0, n_columns))]
+        self._waiting = 0
+
+    @property
+    def rows(self) -> np.ndarray:
+        """(n, n) upper triangular."""
+        if len(self._blocks) > 1:
+            self._blocks, self._waiting = [_triangle(np.concatenate(self._blocks))], 0
+        return _triangle(self._blocks[0], self.n_columns)
+
+    def add(self, rows: np.ndarray, count: float) -> None:
+        """Take in rows (m, n), in which no more than `count` counts."""
+        self.n_rows += len(rows)
+        self.count += count
+        self._blocks.append(rows)
+        self._waiting += len(rows)
+        # blocks of some n rows: the factor is renewed each time, at the cost of n rows
+        if self._waiting >= 3 * self.n_columns:
+            self._blocks, self._waiting = [_triangle(np.concatenate(self._blocks))], 0
+
+    def sum_over_ranks(self, device: torch.device) -> None:
+        """The factor of the rows of all ranks, on each of them; they meet on a device."""
+        rows = rows_of_all_ranks(torch.from_numpy(self.rows).to(device)).cpu().numpy()
+        sums = torch.tensor([self.n_rows, self.count], dtype=torch.float64, device=device)
+        n_rows, self.count = sum_over_ranks(sums).tolist()
+        self.n_rows, self._blocks = int(n_rows), [_triangle(rows)]
+
+    def state(self) -> dict[str, Any]:
+        """In plain values and tensors."""
+        return {
+            "rows": torch.from_numpy(self.rows),
+            "n_rows": self.n_rows,
+            "count": self.count,
+        }
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Any]) -> "_Factor":
+        """What `state` gave."""
+        rows = state["rows"].double().cpu().numpy()
+        factor = cls(rows.shape[1])
+        factor.n_rows, factor.count, factor._blocks = state["n_rows"], state["count"], [rows]
+        return factor
+
+
+def _triangle(rows: np.ndarray, at_least: int = 0) -> np.ndarray:
+    """R of the QR factorisation of rows (m, n), with zeros up to `at_least` rows."""
+    if len(rows) > 1:
+        rows = np.linalg.qr(rows, mode="r")
+    if len(rows) < at_least:
+        rows = np.pad(rows, ((0, at_least - len(rows)), (0, 0)))
+    return rows

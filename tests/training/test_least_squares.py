@@ -1,0 +1,229 @@
+"""Least squares: solvers against all rows at once, and linear models in runs of the task."""
+
+import numpy as np
+import pytest
+import torch
+import toy_runs
+
+from schnetpack_softadapt.api import load
+from schnetpack_softadapt.data.statistics import training_targets
+from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator
+from schnetpack_softadapt.model.shift import ElementShift
+from schnetpack_softadapt.training.checkpoints import RunCheckpoint
+from schnetpack_softadapt.training.optimizers import LeastSquares
+from schnetpack_softadapt.training.optimizers.residuals import Residuals
+from schnetpack_softadapt.training.refit import refit
+from schnetpack_softadapt.training.rules import Fixed, Likelihood
+
+WEIGHTS = {"energy": 0.7, "forces": 0.2}
+
+
+def problem(n_batches=30, n_parameters=6, seed=0):
+    """Rows (batch, row, P) and targets of two components of 2 and 5 rows a batch."""
+    rng = np.random.default_rng(seed)
+    shapes = {"energy": (n_batches, 2), "forces": (n_batches, 5)}
+    return {
+        name: (torch.tensor(rng.normal(size=(*s, n_parameters))), torch.tensor(rng.normal(size=s)))
+        for name, s in shapes.items()
+    }
+
+
+def fitted(rows, weights=WEIGHTS, **settings):
+    """Solution (P,), losses at it, and the optimizer; the parameters in two tensors."""
+    theta = [torch.randn(2, 1).double().requires_grad_(), torch.randn(4).double().requires_grad_()]
+
+    def now():
+        return torch.cat([p.reshape(-1) for p in theta])
+
+    optimizer = LeastSquares(theta, **settings)
+    for k in range(len(next(iter(rows.values()))[0])):
+        optimizer.step(
+            lambda k=k: Residuals({n: a[k] @ now() - b[k] for n, (a, b) in rows.items()})
+        )
+    losses = optimizer.solve(weights).losses
+    return now().detach().numpy(), losses, optimizer
+
+
+def weighted(rows, weights=WEIGHTS):
+    """All rows A (M, P) and b (M,), such that |A theta - b|^2 is the loss."""
+    found = [
+        ((w / b.numel()) ** 0.5 * a.reshape(-1, a.shape[2]), (w / b.numel()) ** 0.5 * b.reshape(-1))
+        for (a, b), w in ((rows[name], w) for name, w in weights.items())
+    ]
+    return (torch.cat(x).numpy() for x in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("settings", [{"l2": 0.0}, {"solver": "svd"}], ids=["ridge", "svd"])
+def test_is_the_solution_of_all_rows(settings):
+    rows = problem()
+    found, losses, optimizer = fitted(rows, **settings)
+    a, b = weighted(rows)
+    np.testing.assert_allclose(found, np.linalg.lstsq(a, b)[0], rtol=0, atol=1e-12)
+    for name, (x, y) in rows.items():
+        expected = np.square(x.numpy() @ found - y.numpy()).mean()
+        assert losses[name] == pytest.approx(expected, rel=1e-12)
+    other = {"energy": 0.0, "forces": 3.0}  # no further pass
+    optimizer.solve(other)
+    a, b = weighted(rows, other)
+    again = torch.cat([p.detach().reshape(-1) for p in optimizer.param_groups[0]["params"]])
+    np.testing.assert_allclose(again.numpy(), np.linalg.lstsq(a, b)[0], rtol=0, atol=1e-12)
+
+
+def test_noise_is_without_what_parameters_take():
+    """By the dense matrix of the fit; six parameters and eight energies."""
+    rows = problem(n_batches=4)
+    _, losses, optimizer = fitted(rows)
+    a, _ = weighted(rows)
+    hat = np.einsum("mi,ij,mj->m", a, np.linalg.inv(a.T @ a), a)
+    expected = {
+        "energy": losses["energy"] / (1 - hat[:8].mean()),
+        "forces": losses["forces"] / (1 - hat[8:].mean()),
+    }
+    assert optimizer.solve(WEIGHTS).noise == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_condition_is_not_squared():
+    """Columns that differ by 1e-9 of their length: normal equations have nothing left of it."""
+    rows = problem()
+    truth = np.array([1.0, -2.0, 3.0, 0.5, -1.0, 2.0])
+    for name, (a, _) in rows.items():
+        a[..., 1] = a[..., 0] + 1e-9 * a[..., 1]
+        rows[name] = a, a @ torch.tensor(truth)
+    found, _, _ = fitted(rows, l2=0.0)
+    np.testing.assert_allclose(found, truth, rtol=0, atol=1e-5)
+    found, _, _ = fitted(rows, solver="svd", cut=1e-6)  # the shortest of those that do as well
+    expected = np.array([-0.5, -0.5, 3.0, 0.5, -1.0, 2.0])
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+def test_penalties_are_those_of_all_rows():
+    rows = problem()
+    a, b = weighted(rows)
+    length = np.linalg.norm(a, axis=0)
+    a = a / length
+    normal = a.T @ a + 0.03 * np.eye(6)
+    found, _, _ = fitted(rows, l2=0.03)
+    np.testing.assert_allclose(found * length, np.linalg.solve(normal, a.T @ b), atol=1e-12)
+    for settings in ({"solver": "lasso", "l1": 0.3}, {"solver": "elastic_net", "l1": 0.3}):
+        l2 = 0.4 if settings["solver"] == "elastic_net" else 0.0
+        z = fitted(rows, l2=l2, **settings)[0] * length
+        # conditions of the minimum: R. Tibshirani, J. R. Stat. Soc. B 58, 267 (1996)
+        slope, bound = a.T @ (b - a @ z) - l2 * z, 0.3 * np.abs(a.T @ b).max()
+        assert 0 < np.count_nonzero(z) < 6
+        np.testing.assert_allclose(slope[z != 0], bound * np.sign(z[z != 0]), atol=1e-6 * bound)
+        assert np.all(np.abs(slope[z == 0]) <= bound)
+    assert not fitted(rows, solver="lasso", l1=1.0)[0].any()
+
+
+def test_ard_keeps_what_the_labels_depend_on():
+    rows = problem(n_batches=60)
+    truth = np.array([2.0, 0, 0, -1.0, 0, 0])
+    rng = np.random.default_rng(3)
+    for name, (a, b) in rows.items():
+        noise = 0.05 * torch.tensor(rng.normal(size=b.shape))
+        rows[name] = a, a @ torch.tensor(truth) + noise
+    weights = {"energy": 2.0, "forces": 5.0}  # all rows alike
+    found, losses, _ = fitted(rows, weights, solver="ard")
+    assert np.abs(found - truth).max() < 0.01
+    plain, _, _ = fitted(rows, weights)
+    # those that are left out are zero, or nearly so
+    assert np.abs(found[truth == 0]).sum() < 0.3 * np.abs(plain[truth == 0]).sum()
+    assert losses["forces"] == pytest.approx(0.05**2, rel=0.2)
+
+
+def test_refuses_what_it_cannot_do():
+    theta = torch.ones(2, requires_grad=True)
+    with pytest.raises(ValueError, match="svd, ridge, lasso"):
+        LeastSquares([theta], solver="qr")
+    optimizer = LeastSquares([theta])
+    with pytest.raises(ValueError, match="no residual counts"):
+        optimizer.solve({"energy": 1.0})
+    with pytest.raises(ValueError, match="energy are not finite"):
+        optimizer.step(lambda: Residuals({"energy": theta * float("nan")}))
+
+
+# ---------------------------------------------------------------- in the task
+
+
+def linear_run(folder, database, weighting=None, quadratic=False, **kwargs):
+    task = toy_runs.toy_task(
+        toy_runs.acsf_model(n_hidden=[], dtype="float64", quadratic=quadratic),
+        optimizer_cls=LeastSquares,
+        lr=1.0,
+        weighting=weighting or Likelihood(),
+        **kwargs,
+    )
+    callbacks = [RunCheckpoint(str(folder / "checkpoints"), model_path=str(folder / "best_model"))]
+    data = {"store": True, "store_dtype": "float64", "store_dir": str(folder.parent / "store")}
+    trainer, task, datamodule = toy_runs.run(
+        folder, database, 1, 1, data, task, callbacks=callbacks
+    )
+    return trainer, task, datamodule
+
+
+def coefficients(model):
+    return torch.cat([p.detach().reshape(-1) for p in model.parameters() if p.requires_grad])
+
+
+@pytest.mark.parametrize("quadratic", [False, True], ids=["linear", "quadratic"])
+def test_finds_the_model_that_made_the_labels(tmp_path, quadratic):
+    """Labels are those of a linear model: errors of float32 labels are all that is left."""
+    structures = toy_runs.emt_structures(30, sizes=((1, 1, 1), (2, 1, 1)))
+    database = toy_runs.write_database(tmp_path / "emt.db", structures)
+    equal = Fixed(dict.fromkeys(("energy", "forces", "stress"), 1.0))
+    linear_run(tmp_path / "first", database, equal, quadratic)
+    source = load(tmp_path / "first")
+    with torch.no_grad():
+        for p in source.parameters():
+            if p.requires_grad:
+                p[:] = 0.3 * torch.randn(p.shape, generator=torch.manual_seed(1)).to(p)
+    for atoms in structures:
+        atoms.calc = SoftAdaptCalculator(source)
+    database = toy_runs.write_database(tmp_path / "own.db", structures)
+    _, task, _ = linear_run(tmp_path / "second", database, equal, quadratic)
+    for name in ("energy", "forces", "stress"):
+        assert task.record[f"train_{name}_loss"] < 1e-10
+
+
+def test_weights_stand_still_at_the_likelihood_of_the_solution(database, tmp_path):
+    """alpha_k in proportion to N_k^r / l_k of the noise that it gives, r = 1/2."""
+    _, task, datamodule = linear_run(tmp_path / "run", database)
+    record = task.record
+    losses = {k: record[f"train_{k}_loss"] for k in ("energy", "forces", "stress")}
+    used = {k: record[f"weight_{k}"] for k in losses}
+    targets = training_targets(datamodule).named("energy", "forces", "stress")
+    labels = {c.component: c.labels(targets) for c in task.active}
+    noise = task.trainer.optimizers[0].solve(used).noise
+    expected = {k: labels[k] ** 0.5 / noise[k] for k in losses}
+    for name, weight in used.items():
+        share = expected[name] / sum(expected.values())
+        assert weight / sum(used.values()) == pytest.approx(share, rel=1e-3)
+    # and the losses are those of the model on the training set, not of the start of the epoch
+    task.trainer.validate(task, dataloaders=datamodule.train_dataloader(), verbose=False)
+    for name, loss in losses.items():
+        assert float(task.trainer.callback_metrics[f"val_{name}_loss"]) == pytest.approx(
+            loss,
+            rel=1e-3,  # labels and positions are float32
+        )
+
+
+def test_refit_is_a_run_with_these_weights(database, tmp_path):
+    linear_run(tmp_path / "likelihood", database)
+    weights = {"energy": 0.2, "forces": 0.5, "stress": 0.3}
+    _, second, _ = linear_run(tmp_path / "fixed", database, Fixed(weights))
+    model = load(tmp_path / "likelihood")
+    assert not torch.allclose(coefficients(model), coefficients(second.model), rtol=1e-3)
+    checkpoint = tmp_path / "likelihood" / "checkpoints" / "last.ckpt"
+    losses = refit(model, checkpoint, weights)
+    torch.testing.assert_close(coefficients(model), coefficients(second.model), rtol=1e-9, atol=0)
+    assert losses["stress"] == pytest.approx(second.record["train_stress_loss"], rel=1e-9)
+    with pytest.raises(ValueError, match="components of the run are energy, forces, stress"):
+        refit(model, checkpoint, {"virial": 1.0})
+    shift = next(m for m in model.modules() if isinstance(m, ElementShift))
+    assert shift.shift[29] != 0  # energies of the elements were taken out before
+
+
+def test_networks_are_refused(database, tmp_path):
+    task = toy_runs.toy_task(toy_runs.acsf_model(), optimizer_cls=LeastSquares, lr=1.0)
+    with pytest.raises(ValueError, match="n_hidden=\\[\\]"):
+        toy_runs.run(tmp_path, database, 1, task=task)
