@@ -1,6 +1,7 @@
 """The parameters of an atomic cluster expansion."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 
@@ -284,4 +285,27 @@ def _engine(descriptor: ClusterExpansion, device: str, name: str) -> Engine:
     from schnetpack_softadapt.descriptors.ace.reference import ReferenceEngine
 
     check_engine_name(name)
-    return ReferenceEngine(descriptor, is_exact=name == "reference")
+    if name == "reference":
+        return ReferenceEngine(descriptor, is_exact=True)
+    if device != "cpu":
+        if name == "kernels":
+            raise ValueError(f"backend='kernels' runs on the CPU, not on {device}; use 'auto'")
+        return ReferenceEngine(descriptor)
+    try:
+        from schnetpack_softadapt.descriptors.ace.kernels.engine import KernelEngine
+
+        return KernelEngine(descriptor)
+    except ImportError as error:
+        if name == "kernels":
+            raise
+        _warn_no_kernels(str(error))
+        return ReferenceEngine(descriptor)
+
+
+@lru_cache(maxsize=1)
+def _warn_no_kernels(message: str) -> None:
+    warnings.warn(
+        f"the compiled cluster expansion cannot be used ({message}); using the slower reference"
+        " backend. Remedy: pip install numba, and unset NUMBA_DISABLE_JIT",
+        stacklevel=4,
+    )
