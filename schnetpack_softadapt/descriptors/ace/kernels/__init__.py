@@ -1,0 +1,1 @@
+"""The cluster expansion by compiled loops."""

@@ -1,0 +1,337 @@
+"""Neighbours in groups of eight: radial functions, spherical harmonics, and their sums."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from schnetpack_softadapt.descriptors.compiled import INDEX_OF_NO_ATOM, UNKNOWN_ELEMENT, VALID
+from schnetpack_softadapt.descriptors.snap.kernels.vectors import (
+    LANES,
+    add,
+    fma,
+    fnma,
+    load,
+    mul,
+    splat,
+    store,
+    sub,
+    total,
+)
+
+__all__ = [
+    "INVERSE",
+    "OPTIONS",
+    "Sorted",
+    "Work",
+    "X",
+    "Y",
+    "Z",
+    "add_gradient",
+    "basis",
+    "densities",
+    "new_work",
+    "sort",
+]
+
+OPTIONS = {"nogil": True, "error_model": "numpy"}
+
+_TINY_SQUARE = 1e-12  # Ang^2, keeps coinciding atoms finite, as in the reference
+#: rows of `Work.geometry`: unit vector, 1/r, f_c f_in and its derivative, argument of the radial
+#: functions and its derivative (Chebyshev: x, dx/dr; Bessel: cos and sin of pi r / r_c)
+X, Y, Z, INVERSE, _FACTOR, _SLOPE, _ARGUMENT, _RATE = (8 * k for k in range(8))
+
+
+class Sorted(NamedTuple):
+    """Neighbours within the cutoff by atom and element, each element padded to whole groups.
+
+    Attributes:
+        first: (N E + 1,) slots of element e of atom i are first[i E + e] to first[i E + e + 1].
+        pair: (n_slots,) row of the pair list, -1 in padding.
+        rows: (N,) element of each atom.
+        vectors: (3, n_slots) Ang.
+        densities: (N, C V) A.
+    """
+
+    first: np.ndarray
+    pair: np.ndarray
+    rows: np.ndarray
+    vectors: np.ndarray
+    densities: np.ndarray
+
+
+class Work(NamedTuple):
+    """Of one group, flat, eight numbers each.
+
+    Attributes:
+        geometry: see above.
+        radial, slopes: R_n and dR_n/dr.
+        q: Q_l^m, m up to l + 1, at l (top + 2) + m.
+        c, s: (x + i y)^m.
+        harmonics: Y_lm at l^2 + l + m.
+        sums: (V,) of the densities.
+    """
+
+    geometry: np.ndarray
+    radial: np.ndarray
+    slopes: np.ndarray
+    q: np.ndarray
+    c: np.ndarray
+    s: np.ndarray
+    harmonics: np.ndarray
+    sums: np.ndarray
+
+
+@njit(**OPTIONS)
+def new_work(plan):
+    """Room for one group."""
+    n_densities, n_radial, top, _ = plan.sizes
+    return Work(
+        np.zeros(8 * LANES),
+        np.zeros(n_radial * LANES),
+        np.zeros(n_radial * LANES),
+        np.zeros((top + 1) * (top + 2) * LANES),
+        np.zeros((top + 1) * LANES),
+        np.zeros((top + 1) * LANES),
+        np.zeros((top + 1) ** 2 * LANES),
+        np.zeros(n_densities * LANES),
+    )
+
+
+@njit(cache=True, **OPTIONS)
+def sort(plan, r_ij, idx_i, idx_j, numbers):
+    """(status, `Sorted` without densities)."""
+    n_elements, cutoff = plan.weights.shape[1], plan.lengths[0]
+    n_atoms, n_pairs = len(numbers), len(idx_i)
+    rows = np.zeros(n_atoms, np.int64)
+    first = np.zeros(n_atoms * n_elements + 1, np.int64)
+    slot = np.full(n_pairs, -1, np.int64)
+    status = VALID
+    for i in range(n_atoms):
+        z = numbers[i]
+        if z < 0 or z >= len(plan.species) or plan.species[z] < 0:
+            status = UNKNOWN_ELEMENT
+        else:
+            rows[i] = plan.species[z]
+    for p in range(n_pairs):
+        i, j = idx_i[p], idx_j[p]
+        if i < 0 or j < 0 or i >= n_atoms or j >= n_atoms:
+            status = INDEX_OF_NO_ATOM
+    if status == VALID:
+        for p in range(n_pairs):
+            square = r_ij[p, 0] ** 2 + r_ij[p, 1] ** 2 + r_ij[p, 2] ** 2
+            if not square >= cutoff**2:  # a NaN stays in the sum
+                c = idx_i[p] * n_elements + rows[idx_j[p]] + 1
+                slot[p] = first[c]
+                first[c] += 1
+    for c in range(1, len(first)):
+        first[c] = first[c - 1] + (first[c] + LANES - 1) // LANES * LANES
+    n_slots = first[-1]
+    vectors = np.zeros((3, n_slots))
+    pair = np.full(n_slots, -1, np.int64)
+    for p in range(n_pairs):
+        if slot[p] >= 0:
+            s = slot[p] + first[idx_i[p] * n_elements + rows[idx_j[p]]]
+            pair[s] = p
+            for k in range(3):
+                vectors[k, s] = r_ij[p, k]
+    room = np.zeros((n_atoms, plan.weights.shape[0] * plan.sizes[0]))
+    return status, Sorted(first, pair, rows, vectors, room)
+
+
+@njit(**OPTIONS)
+def _measure(plan, neighbors, s, g):
+    """Geometry of the eight neighbours from slot s on."""
+    cutoff, decay, inner, width = plan.lengths
+    for lane in range(LANES):
+        x, y, z = (
+            neighbors.vectors[0, s + lane],
+            neighbors.vectors[1, s + lane],
+            neighbors.vectors[2, s + lane],
+        )
+        if neighbors.pair[s + lane] < 0:
+            x = 0.5 * cutoff
+        r = math.sqrt(max(x * x + y * y + z * z, _TINY_SQUARE))
+        inverse = 1.0 / r
+        g[X + lane], g[Y + lane], g[Z + lane] = x * inverse, y * inverse, z * inverse
+        g[INVERSE + lane] = inverse
+        factor, slope, rate = 1.0, 0.0, math.pi / cutoff
+        cosine, sine = math.cos(rate * r), math.sin(rate * r)
+        if plan.kinds[1] == 0:
+            factor, slope = 0.5 * (cosine + 1.0), -0.5 * rate * sine
+        elif plan.kinds[1] == 1:
+            rest = 1.0 - (r / cutoff) ** 2
+            factor, slope = rest * rest, -4.0 * rest * r / cutoff**2
+        if inner > 0.0:
+            t = (r - inner + width) / width
+            if t <= 0.0:
+                factor, slope = 0.0, 0.0
+            elif t < 1.0:
+                rise = t**3 * (10.0 - 15.0 * t + 6.0 * t * t)
+                slope = slope * rise + factor * 30.0 * (t * (1.0 - t)) ** 2 / width
+                factor *= rise
+        if neighbors.pair[s + lane] < 0:
+            factor, slope = 0.0, 0.0
+        g[_FACTOR + lane], g[_SLOPE + lane] = factor, slope
+        if plan.kinds[0] == 0:
+            scale = 2.0 / math.expm1(decay)
+            e = math.expm1(decay * (1.0 - r / cutoff))
+            g[_ARGUMENT + lane] = 1.0 - scale * e
+            g[_RATE + lane] = scale * decay / cutoff * (e + 1.0)
+        else:
+            g[_ARGUMENT + lane], g[_RATE + lane] = cosine, sine
+
+
+@njit(**OPTIONS)
+def _chebyshev(n_radial, g, radial, slopes):
+    f, df = load(g, _FACTOR), load(g, _SLOPE)
+    twice = add(load(g, _ARGUMENT), load(g, _ARGUMENT))
+    store(radial, 0, f)
+    store(slopes, 0, df)
+    before, here = splat(1.0), load(g, _ARGUMENT)  # T_{n-2}, T_{n-1}
+    d_before, d_here = splat(0.0), splat(1.0)  # derivatives by x
+    half, rate = splat(0.5), load(g, _RATE)
+    for n in range(1, n_radial):
+        value = fnma(half, here, half)
+        store(radial, n * LANES, mul(f, value))
+        change = mul(mul(half, f), mul(d_here, rate))
+        store(slopes, n * LANES, sub(mul(df, value), change))
+        d_before, d_here = d_here, sub(fma(twice, d_here, add(here, here)), d_before)
+        before, here = here, sub(mul(twice, here), before)
+
+
+@njit(**OPTIONS)
+def _bessel(plan, g, radial, slopes):
+    f, df, inverse = load(g, _FACTOR), load(g, _SLOPE), load(g, INVERSE)
+    cosine, sine = load(g, _ARGUMENT), load(g, _RATE)
+    twice = add(cosine, cosine)
+    # 1 / (pi r / r_c)
+    unit = mul(splat(plan.lengths[0] / math.pi), inverse)
+    sine_before, cosine_before = splat(0.0), splat(1.0)
+    sine_here, cosine_here = sine, cosine
+    s = mul(sine, unit)
+    ds = mul(sub(cosine, s), inverse)
+    value, change = splat(0.0), splat(0.0)
+    for n in range(plan.sizes[1]):
+        sine_before, sine_here = sine_here, sub(mul(twice, sine_here), sine_before)
+        cosine_before, cosine_here = cosine_here, sub(mul(twice, cosine_here), cosine_before)
+        s_next = mul(splat(1.0 / (n + 2)), mul(sine_here, unit))
+        ds_next = mul(sub(cosine_here, s_next), inverse)
+        a, b = splat(plan.bessel[n, 0]), splat(plan.bessel[n, 1])
+        value = fma(a, add(s, s_next), mul(b, value))
+        change = fma(a, add(ds, ds_next), mul(b, change))
+        store(radial, n * LANES, mul(f, value))
+        store(slopes, n * LANES, fma(df, value, mul(f, change)))
+        s, ds = s_next, ds_next
+
+
+@njit(**OPTIONS)
+def basis(plan, neighbors, s, work):
+    """Fill all of `work` but the sums for the group at slot s."""
+    top = plan.sizes[2]
+    g, q, c, sines = work.geometry, work.q, work.c, work.s
+    _measure(plan, neighbors, s, g)
+    if plan.kinds[0] == 0:
+        _chebyshev(plan.sizes[1], g, work.radial, work.slopes)
+    else:
+        _bessel(plan, g, work.radial, work.slopes)
+    x, y, z = load(g, X), load(g, Y), load(g, Z)
+    store(c, 0, splat(1.0))
+    store(sines, 0, splat(0.0))
+    double = 1.0  # (2 m - 1)!!
+    for m in range(top + 1):
+        if m:
+            a, b = load(c, (m - 1) * LANES), load(sines, (m - 1) * LANES)
+            store(c, m * LANES, fnma(b, y, mul(a, x)))
+            store(sines, m * LANES, fma(b, x, mul(a, y)))
+            double *= 2.0 * m - 1.0
+        before, here = splat(0.0), splat(double)
+        store(q, (m * (top + 2) + m) * LANES, here)
+        store(q, (m * (top + 2) + m + 1) * LANES, splat(0.0))
+        for level in range(m + 1, top + 1):
+            up = mul(mul(splat((2.0 * level - 1.0) / (level - m)), z), here)
+            following = fnma(splat((level + m - 1.0) / (level - m)), before, up)
+            before, here = here, following
+            store(q, (level * (top + 2) + m) * LANES, here)
+    for level in range(top + 1):
+        for m in range(level + 1):
+            value = mul(splat(plan.norms[level, m]), load(q, (level * (top + 2) + m) * LANES))
+            middle = level * level + level
+            store(work.harmonics, (middle + m) * LANES, mul(value, load(c, m * LANES)))
+            if m:
+                store(work.harmonics, (middle - m) * LANES, mul(value, load(sines, m * LANES)))
+
+
+@njit(cache=True, **OPTIONS)
+def densities(plan, neighbors, start, stop):
+    """Sum the densities of atoms start to stop."""
+    n_channels, n_elements = plan.weights.shape
+    n_densities, top = plan.sizes[0], plan.sizes[2]
+    work = new_work(plan)
+    sums, harmonics = work.sums, work.harmonics
+    for i in range(start, stop):
+        out = neighbors.densities[i]
+        out[:] = 0.0
+        for e in range(n_elements):
+            lo, hi = neighbors.first[i * n_elements + e], neighbors.first[i * n_elements + e + 1]
+            if lo == hi:
+                continue
+            sums[:] = 0.0
+            for s in range(lo, hi, LANES):
+                basis(plan, neighbors, s, work)
+                k = 0
+                for level in range(top + 1):
+                    for n in range(plan.n_of_level[level]):
+                        value = load(work.radial, n * LANES)
+                        for lm in range(level * level, (level + 1) * (level + 1)):
+                            y = load(harmonics, lm * LANES)
+                            store(sums, k, fma(value, y, load(sums, k)))
+                            k += LANES
+            for v in range(n_densities):
+                value = total(load(sums, v * LANES))
+                for channel in range(n_channels):
+                    out[channel * n_densities + v] += plan.weights[channel, e] * value
+
+
+@njit(**OPTIONS)
+def add_gradient(plan, work, by_density, gradient):
+    """dE/dr of the group that `basis` was called for, (3, 8) flat, by `by_density` (V,)."""
+    top = plan.sizes[2]
+    g, q, c, sines = work.geometry, work.q, work.c, work.s
+    gx = gy = gz = along = splat(0.0)
+    for level in range(top + 1):
+        width, middle = 2 * level + 1, level * level + level
+        base = plan.first[level] + level
+        for m in range(level + 1):
+            # sums over n of the derivatives by Y_lm and Y_l-m, and by the radial functions
+            a = b = a_slope = b_slope = splat(0.0)
+            k = base
+            for n in range(plan.n_of_level[level]):
+                value, slope = load(work.radial, n * LANES), load(work.slopes, n * LANES)
+                plus = splat(by_density[k + m])
+                a, a_slope = fma(plus, value, a), fma(plus, slope, a_slope)
+                if m:
+                    minus = splat(by_density[k - m])
+                    b, b_slope = fma(minus, value, b), fma(minus, slope, b_slope)
+                k += width
+            along = fma(a_slope, load(work.harmonics, (middle + m) * LANES), along)
+            norm = splat(plan.norms[level, m])
+            q_here = mul(norm, load(q, (level * (top + 2) + m) * LANES))
+            q_above = mul(norm, load(q, (level * (top + 2) + m + 1) * LANES))
+            cm, sm = load(c, m * LANES), load(sines, m * LANES)
+            gz = fma(q_above, fma(a, cm, mul(b, sm)), gz)
+            if m:
+                along = fma(b_slope, load(work.harmonics, (middle - m) * LANES), along)
+                # (x + i y)^m has the derivatives m (x + i y)^(m-1) and i times that
+                q_here = mul(splat(float(m)), q_here)
+                cm, sm = load(c, (m - 1) * LANES), load(sines, (m - 1) * LANES)
+                gx = fma(q_here, fma(a, cm, mul(b, sm)), gx)
+                gy = fma(q_here, sub(mul(b, cm), mul(a, sm)), gy)
+    x, y, z, inverse = load(g, X), load(g, Y), load(g, Z), load(g, INVERSE)
+    # only the part across r turns the unit vector
+    radial = fma(x, gx, fma(y, gy, mul(z, gz)))
+    along = fnma(inverse, radial, along)
+    store(gradient, 0, fma(inverse, gx, mul(along, x)))
+    store(gradient, LANES, fma(inverse, gy, mul(along, y)))
+    store(gradient, 2 * LANES, fma(inverse, gz, mul(along, z)))
