@@ -103,10 +103,11 @@ _TEXT_FILES = """\
   with `pair_coeff * * mliap {symbols} NULL` leaves the last type to the other style, which may also
   repel atoms closer than any in the training set.{limit}"""
 
-# LAMMPS of 4 Feb 2025: an array of atoms x pairs that it only touches in places, but asks for whole
+# LAMMPS of 4 Feb 2025: MLIAPData:lmp_firstneigh, which is touched in places but asked for whole
 _LIMIT = """
-- Some releases of ML-IAP ask for (atoms of a rank) x (pairs of a rank) x 4 bytes of address space:
-  where memory runs out at setup, use more ranks (5,000 atoms each are safe)."""
+- Some releases of ML-IAP (that of 4 Feb 2025) ask for (atoms of a rank)^2 x (neighbours within the
+  cutoff) x 4 bytes of address space, which is refused beyond all memory of the machine
+  ("lmp_firstneigh"); no command changes that: use more ranks (5,000 atoms each are safe)."""
 
 
 def write_lammps(
