@@ -89,6 +89,18 @@ def test_the_former_name_of_the_recipe_is_the_recipe(resolvers, caplog):
     assert old == new
 
 
+@pytest.mark.parametrize("representation", ["acsf", "snap", "ace"])
+@pytest.mark.parametrize("experiment", ["recommended_softadapt", "molecule_softadapt"])
+def test_other_descriptors_in_the_recipes(experiment, representation, resolvers):
+    """What a recipe says of symmetry functions is no argument of others."""
+    choice = [f"experiment={experiment}", f"model/representation={representation}"]
+    with initialize_config_module("schnetpack.configs", version_base="1.2"):
+        config = compose("train", overrides=choice)
+    representation = instantiate(config.model.representation)
+    representation.build(["Mo", "Te"])
+    assert representation.descriptor.cutoff == config.globals.cutoff
+
+
 @pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("study/")])
 @pytest.mark.parametrize("experiment", ["study_mote2", "study_mlearn"])
 def test_cases_of_a_study_replace_the_rule(name, experiment, resolvers):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from schnetpack_softadapt.lazy import attributes_of
 
 if TYPE_CHECKING:
+    from schnetpack_softadapt.model.ace import ACE
     from schnetpack_softadapt.model.acsf import ACSF
     from schnetpack_softadapt.model.atomwise import ElementalAtomwise
     from schnetpack_softadapt.model.baseline import ZBL, CalculatorBaseline
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from schnetpack_softadapt.model.snap import SNAP
 
 __all__ = [
+    "ACE",
     "ACSF",
     "SNAP",
     "ZBL",
@@ -36,6 +38,7 @@ __all__ = [
 __getattr__ = attributes_of(
     __name__,
     {
+        "ACE": "ace",
         "ACSF": "acsf",
         "SNAP": "snap",
         "ZBL": "baseline",
