@@ -160,6 +160,10 @@ def _draw(rows: list[dict]):
                 mine.sort(key=lambda r: r["coefficients"])
                 x, y = [r["coefficients"] for r in mine], [r[error] for r in mine]
                 axes.loglog(x, y, f"{marker}-", color=CYCLE[k], markersize=5, linewidth=1)
+        axes.xaxis.set_minor_formatter("")
+        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.set_xlim(80, 4e4 if max(r["coefficients"] for r in rows) > 2e3 else 2e3)
         axes.set_xlabel("coefficients")
         axes.set_title(error)
     for k, size in enumerate(sizes):
