@@ -15,7 +15,7 @@ goes on. A model is a network (A1 to A5, B1 to B5) or an experiment (snap_linear
 What stands after `--` are overrides as for spktrain, and --tag names them. `table` counts the
 coefficients and has the test errors.
 
-`nve`: 16 atoms of bcc W from 3000 K for 7.5 ps, 1000 samples or as many as there are steps, the
+`nve`: 16 atoms of bcc W from 3000 K for 7.5 ps, 750 to 1500 samples, the
 mean of |H(t) - H(0)| / N against the time step.
 """
 
