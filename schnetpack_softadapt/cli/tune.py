@@ -1,11 +1,12 @@
 """Numbers of the configuration chosen by a derivative-free optimizer, a training for each choice.
 
     # tune.yaml
-    train: [experiment=snap_network_a, data.datapath=my.db]  # what all fits have, as for spktrain
+    train:  # what all fits have, as for spktrain
+      [experiment=snap_network_a, task/weighting=softadapt_prior, data.datapath=my.db]
     parameters:
       globals.cutoff: {low: 3.5, high: 6}
       +model.representation.parameters.radii.Be: {low: 0.3, high: 0.5, start: 0.4}
-      +task.weighting.prior.energy: {low: 0.1, high: 100, log: true}
+      task.weighting.prior.energy: {low: 0.1, high: 100, log: true}
       model.representation.parameters.twojmax: {low: 4, high: 8, integer: true}
       globals.n_hidden: {choices: [A1, A2, B1]}  # texts or numbers; Optuna only
     evaluations: 100

@@ -15,7 +15,7 @@ goes on. A model is a network (A1 to A5, B1 to B5) or an experiment (snap_linear
 What stands after `--` are overrides as for spktrain, and --tag names them. `table` counts the
 coefficients and has the test errors.
 
-`nve`: 16 atoms of bcc W from 3000 K for 7.5 ps, 1000 samples or as many as there are steps, the
+`nve`: 16 atoms of bcc W from 3000 K for 7.5 ps, 750 to 1500 samples, the
 mean of |H(t) - H(0)| / N against the time step.
 """
 
@@ -160,6 +160,10 @@ def _draw(rows: list[dict]):
                 mine.sort(key=lambda r: r["coefficients"])
                 x, y = [r["coefficients"] for r in mine], [r[error] for r in mine]
                 axes.loglog(x, y, f"{marker}-", color=CYCLE[k], markersize=5, linewidth=1)
+        axes.xaxis.set_minor_formatter("")
+        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.set_xlim(80, 4e4 if max(r["coefficients"] for r in rows) > 2e3 else 2e3)
         axes.set_xlabel("coefficients")
         axes.set_title(error)
     for k, size in enumerate(sizes):
