@@ -23,12 +23,10 @@ from schnetpack_softadapt.descriptors.snap.clebsch import clebsch_gordan
 from schnetpack_softadapt.model import ACE
 from schnetpack_softadapt.quantities import VOIGT_COLUMNS, VOIGT_ROWS
 
-EXPLICIT = ClusterExpansion(["H", "O"], cutoff=3.5, n_functions=260, l_weight=0.5)
+EXPLICIT = ClusterExpansion(["H", "O"], 3.5, "chebyshev", n_functions=260, l_weight=0.5)
 CONTRACTED = ClusterExpansion(
     ["H", "O"],
     cutoff=3.5,
-    radial="bessel",
-    cutoff_fn="none",
     inner=1.6,
     inner_width=0.9,
     n_max=[4, 3, 2, 1],
@@ -36,7 +34,14 @@ CONTRACTED = ClusterExpansion(
     channels=[{"H": 0.3, "O": -1.1}],
 )
 POWER = ClusterExpansion(
-    ["H", "O"], cutoff=3.5, decay=2.0, cutoff_fn="power", max_order=3, degree=7, l_weight=1.5
+    ["H", "O"],
+    cutoff=3.5,
+    radial="chebyshev",
+    decay=2.0,
+    cutoff_fn="power",
+    max_order=3,
+    degree=7,
+    l_weight=1.5,
 )
 # four different densities of l = 1 are coupled in three ways
 DISTINCT = ClusterExpansion(["H", "O"], cutoff=3.5, n_max=[1, 1, 1, 2], l_max=[0, 1, 1, 1])
@@ -145,7 +150,7 @@ def test_values_are_sums_over_tuples(make_backend, order):
 
 
 def test_radial_functions():
-    d = ClusterExpansion(["H"], 4.0, decay=3.0, n_max=[5], l_max=[0], max_order=1)
+    d = ClusterExpansion(["H"], 4.0, "chebyshev", decay=3.0, n_max=[5], l_max=[0], max_order=1)
     r = torch.linspace(0.5, 3.99, 20, dtype=torch.float64)
     scaled = 1 - 2 * (np.exp(-3.0 * (r.numpy() / 4 - 1)) - 1) / (np.exp(3.0) - 1)
     cut = 0.5 * (np.cos(np.pi * r.numpy() / 4) + 1)
@@ -155,7 +160,7 @@ def test_radial_functions():
 
 
 def test_bessel_functions_are_orthonormal_and_end_smoothly():
-    d = ClusterExpansion(["H"], 4.0, "bessel", cutoff_fn="none", n_max=[6], l_max=[0], max_order=1)
+    d = ClusterExpansion(["H"], 4.0, "bessel", n_max=[6], l_max=[0], max_order=1)
     x, w = np.polynomial.legendre.leggauss(60)
     r = torch.tensor(2 * (x + 1))
     values = radial_functions(d, r).numpy()
@@ -165,7 +170,7 @@ def test_bessel_functions_are_orthonormal_and_end_smoothly():
     assert near.abs().max() < 1e-6  # of third order
 
 
-@pytest.mark.parametrize("options", [{}, {"cutoff_fn": "power"}, {"radial": "bessel"}])
+@pytest.mark.parametrize("options", [{}, {"cutoff_fn": "power"}, {"radial": "chebyshev"}])
 def test_inner_and_outer_cutoff(make_backend, options):
     d = ClusterExpansion(
         ["H"], 3.0, inner=1.5, inner_width=0.4, n_functions=40, l_weight=0.5, **options
@@ -261,7 +266,7 @@ def test_as_many_functions_as_are_independent(levels, same, number):
 
 
 def test_all_functions_together_are_independent():
-    d = ClusterExpansion(["H"], cutoff=4.0, decay=2.0, degree=9)
+    d = ClusterExpansion(["H"], 4.0, "chebyshev", decay=2.0, degree=9, l_weight=1.0)
     rng = np.random.default_rng(0)
     n, size = 300, 12
     vectors = rng.normal(size=(n * size, 3))
@@ -470,7 +475,7 @@ def test_dictionary():
         ({"n_functions": None}, "give n_functions, or degree, or n_max and l_max"),
         ({"n_functions": 2.5}, "n_functions must be a whole number"),
         ({"radial": "sine"}, "radial must be one of chebyshev, bessel"),
-        ({"cutoff_fn": "none"}, "jump at the cutoff"),
+        ({"radial": "chebyshev", "cutoff_fn": "none"}, "jump at the cutoff"),
         ({"cutoff": float("nan")}, "cutoff must be positive"),
         ({"inner": 1.0}, "inner_width above 0"),
         ({"max_order": 5}, "max_order must be from 1 to 4"),

@@ -65,8 +65,8 @@ class ClusterExpansion(Descriptor):
         cutoff: r_c, Ang.
         radial: one of `RADIAL`.
         decay: of "chebyshev": larger ones resolve short distances better.
-        cutoff_fn: f_c: "cosine" (1 + cos(pi r / r_c)) / 2, "power" (1 - (r / r_c)^2)^2, or "none",
-            which the Bessel functions do without.
+        cutoff_fn: f_c: "cosine" (1 + cos(pi r / r_c)) / 2, "power" (1 - (r / r_c)^2)^2, or "none";
+            not given, "none" for Bessel functions, which need none, "cosine" for others.
         inner, inner_width: Ang: f_in rises from 0 at `inner - inner_width` to 1 at `inner`, as
             t^3 (10 - 15 t + 6 t^2); 0: no such cutoff.
         max_order: most densities in a product, bodies less one, up to 4.
@@ -75,7 +75,8 @@ class ClusterExpansion(Descriptor):
         n_max, l_max: largest n and l in products of one, two, ... densities, one number for each
             order. What is not given is not limited; of `n_functions`, `degree`, and `n_max` with
             `l_max` one at least.
-        l_weight: see above.
+        l_weight: see above; small ones take more of the angles: linear fits of 100 functions to Mo
+            have force errors of 245 with 0.3, 274 with 0.5, and 352 meV/Ang with 1.
         channels: None: one of each element, w_c(z) = 1 for its neighbours. A number: so many
             weighted sums over all (`acsf.channels.element_channels`), which keeps the number of
             functions the same for many elements. Or the weights of each by element.
@@ -93,9 +94,9 @@ class ClusterExpansion(Descriptor):
         self,
         elements: Sequence[int | str],
         cutoff: float = 5.0,
-        radial: str = "chebyshev",
+        radial: str = "bessel",
         decay: float = 5.25,
-        cutoff_fn: str = "cosine",
+        cutoff_fn: str | None = None,
         inner: float = 0.0,
         inner_width: float = 0.0,
         max_order: int = MOST_FACTORS,
@@ -103,7 +104,7 @@ class ClusterExpansion(Descriptor):
         degree: float | None = None,
         n_max: Sequence[int] | None = None,
         l_max: Sequence[int] | None = None,
-        l_weight: float = 1.0,
+        l_weight: float = 0.3,
         channels: int | Sequence[Mapping[int | str, float]] | None = None,
     ):
         self.elements = tuple(sorted(map(atomic_number, elements)))
@@ -111,6 +112,8 @@ class ClusterExpansion(Descriptor):
             raise ValueError(f"elements must be given, and each once: {list(elements)}")
         self.cutoff, self.decay = float(cutoff), float(decay)
         self.inner, self.inner_width = float(inner), float(inner_width)
+        if cutoff_fn is None:
+            cutoff_fn = "none" if radial == "bessel" else "cosine"
         self.radial, self.cutoff_fn = radial, cutoff_fn
         for name, value, known in (
             ("radial", radial, RADIAL),
