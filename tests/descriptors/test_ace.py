@@ -483,7 +483,7 @@ def test_dictionary():
         ({"channels": 2}, "1 elements have no more than 1 channels"),
         ({"channels": [{"Mo": 1.0}]}, "a finite weight for each of W"),
         ({"elements": ["W", "H"], "channels": [{"W": 1, "H": 1}] * 2}, "depend on each other"),
-        ({"n_functions": None, "degree": 60}, "more than 5000 functions"),
+        ({"n_functions": None, "degree": 60, "l_weight": 3.0}, "more than 5000 functions"),
     ],
 )
 def test_wrong_parameters(options, message):
