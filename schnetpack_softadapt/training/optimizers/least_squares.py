@@ -219,7 +219,8 @@ class _Factor:
 
     def add(self, rows: np.ndarray, count: float) -> None:
         """Take in rows (m, n), in which no more than `count` counts."""
-        self.n_rows += len(rows)
+        # structures without a label, and those that a sampler repeats, are rows of zeros
+        self.n_rows += int(np.count_nonzero(rows.any(axis=1)))
         self.count += count
         self._blocks.append(rows)
         self._waiting += len(rows)
