@@ -11,10 +11,10 @@ import torch
 from engine_calls import EngineCalls
 from scipy.special import lpmv
 
+from schnetpack_softadapt.descriptors import density_engine
 from schnetpack_softadapt.descriptors.ace import ClusterExpansion
 from schnetpack_softadapt.descriptors.ace.coupling import independent, real_clebsch_gordan
 from schnetpack_softadapt.descriptors.ace.harmonics import spherical_harmonics
-from schnetpack_softadapt.descriptors.ace.kernels import engine as kernel_engine
 from schnetpack_softadapt.descriptors.ace.radial import radial_functions
 from schnetpack_softadapt.descriptors.autograd import pair_descriptors
 from schnetpack_softadapt.descriptors.elements import UnknownElementError
@@ -329,8 +329,8 @@ def test_threads_share_the_atoms(monkeypatch):
     r_ij, idx_i, idx_j = inputs[0].repeat(n, 1), *(x.repeat(n) for x in inputs[1:3])
     offsets = 3 * torch.arange(n).repeat_interleave(len(inputs[0]))
     many = r_ij, idx_i + offsets, idx_j + offsets, inputs[3].repeat(n)
-    monkeypatch.setattr(kernel_engine, "n_threads", lambda: 2)
-    monkeypatch.setattr(kernel_engine, "_ATOMS_PER_TASK", 8)
+    monkeypatch.setattr(density_engine, "n_threads", lambda: 2)
+    monkeypatch.setattr(density_engine, "_ATOMS_PER_TASK", 8)
     found = (
         backend.values(*many),
         backend.vjp(*many, grad.repeat(n, 1)),

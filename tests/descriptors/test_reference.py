@@ -12,7 +12,7 @@ from engine_calls import ReferenceCalls, descriptors
 from n2p2_reference import load
 from test_backends import cluster_input, crystal_input, tensors
 
-from schnetpack_softadapt.descriptors.acsf import layout as layout_module
+from schnetpack_softadapt.descriptors import engines
 from schnetpack_softadapt.descriptors.acsf import reference
 from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
 from schnetpack_softadapt.descriptors.acsf.reference import ReferenceEngine
@@ -145,7 +145,7 @@ def test_descriptors_by_name():
 
 def test_auto_falls_back_on_the_reference_with_a_warning(monkeypatch):
     monkeypatch.setattr("numba.config.DISABLE_JIT", True)
-    layout_module._warn_no_kernels.cache_clear()
+    engines.warn_no_kernels.cache_clear()
     layout = Layout({"H": [SymmetryFunction("G2", (1,), 4.0, 0.123)]})  # no other test has it
     with pytest.warns(UserWarning, match="NUMBA_DISABLE_JIT is set"):
         engine = layout.engine("cpu", "auto")

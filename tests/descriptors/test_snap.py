@@ -12,12 +12,12 @@ from ase.io import read
 from engine_calls import EngineCalls
 from shared import shared_path
 
+from schnetpack_softadapt.descriptors import density_engine
 from schnetpack_softadapt.descriptors.autograd import pair_descriptors
 from schnetpack_softadapt.descriptors.elements import UnknownElementError
 from schnetpack_softadapt.descriptors.protocol import descriptor_from_dict
 from schnetpack_softadapt.descriptors.snap import Bispectrum
 from schnetpack_softadapt.descriptors.snap.clebsch import clebsch_gordan, components
-from schnetpack_softadapt.descriptors.snap.kernels import engine as kernel_engine
 from schnetpack_softadapt.model import SNAP
 
 LAMMPS = json.loads((Path(__file__).parent / "reference" / "snap" / "lammps.json").read_text())
@@ -247,8 +247,8 @@ def test_threads_share_the_atoms(monkeypatch):
     r_ij, idx_i, idx_j = inputs[0].repeat(n, 1), *(x.repeat(n) for x in inputs[1:3])
     offsets = 3 * torch.arange(n).repeat_interleave(len(inputs[0]))
     many = r_ij, idx_i + offsets, idx_j + offsets, inputs[3].repeat(n)
-    monkeypatch.setattr(kernel_engine, "n_threads", lambda: 2)
-    monkeypatch.setattr(kernel_engine, "_ATOMS_PER_TASK", 8)
+    monkeypatch.setattr(density_engine, "n_threads", lambda: 2)
+    monkeypatch.setattr(density_engine, "_ATOMS_PER_TASK", 8)
     values, product = backend.values(*many), backend.vjp(*many, grad.repeat(n, 1))
     assert torch.equal(values, expected[0].repeat(n, 1))
     assert torch.equal(product, expected[1].repeat(n, 1))

@@ -1,9 +1,8 @@
 """The parameters of an atomic cluster expansion."""
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -12,7 +11,8 @@ from ase.data import chemical_symbols
 from schnetpack_softadapt.descriptors.ace.functions import Function, choose
 from schnetpack_softadapt.descriptors.acsf.channels import element_channels
 from schnetpack_softadapt.descriptors.elements import atomic_number
-from schnetpack_softadapt.descriptors.protocol import Descriptor, Engine, check_engine_name
+from schnetpack_softadapt.descriptors.engines import choose_engine
+from schnetpack_softadapt.descriptors.protocol import Descriptor, Engine
 
 __all__ = ["CUTOFF_FUNCTIONS", "RADIAL", "ClusterExpansion"]
 
@@ -256,7 +256,7 @@ class ClusterExpansion(Descriptor):
             ValueError: an unknown name, or "kernels" for a device other than the CPU.
             ImportError: "kernels" with NUMBA_DISABLE_JIT.
         """
-        return _engine(self, torch.device(device).type, name)
+        return choose_engine(self, torch.device(device).type, name)
 
 
 _PLAIN = (
@@ -280,35 +280,3 @@ def _whole(name: str, value: int | None, least: int) -> int | None:
     if isinstance(value, bool) or int(value) != value or value < least:
         raise ValueError(f"{name} must be a whole number from {least} on, got {value!r}")
     return int(value)
-
-
-@lru_cache(maxsize=64)
-def _engine(descriptor: ClusterExpansion, device: str, name: str) -> Engine:
-    # imported here: numba takes a second to load, and only this choice needs it
-    from schnetpack_softadapt.descriptors.ace.reference import ReferenceEngine
-
-    check_engine_name(name)
-    if name == "reference":
-        return ReferenceEngine(descriptor, is_exact=True)
-    if device != "cpu":
-        if name == "kernels":
-            raise ValueError(f"backend='kernels' runs on the CPU, not on {device}; use 'auto'")
-        return ReferenceEngine(descriptor)
-    try:
-        from schnetpack_softadapt.descriptors.ace.kernels.engine import KernelEngine
-
-        return KernelEngine(descriptor)
-    except ImportError as error:
-        if name == "kernels":
-            raise
-        _warn_no_kernels(str(error))
-        return ReferenceEngine(descriptor)
-
-
-@lru_cache(maxsize=1)
-def _warn_no_kernels(message: str) -> None:
-    warnings.warn(
-        f"the compiled cluster expansion cannot be used ({message}); using the slower reference"
-        " backend. Remedy: pip install numba, and unset NUMBA_DISABLE_JIT",
-        stacklevel=4,
-    )

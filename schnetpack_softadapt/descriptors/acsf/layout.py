@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -15,7 +14,8 @@ from ase.data import chemical_symbols
 
 from schnetpack_softadapt.descriptors.acsf.cutoffs import CUTOFFS
 from schnetpack_softadapt.descriptors.elements import atomic_number
-from schnetpack_softadapt.descriptors.protocol import Descriptor, Engine, check_engine_name
+from schnetpack_softadapt.descriptors.engines import choose_engine
+from schnetpack_softadapt.descriptors.protocol import Descriptor, Engine
 
 if TYPE_CHECKING:
     import torch
@@ -257,7 +257,7 @@ class Layout(Descriptor):
             ValueError: an unknown name, or "kernels" for a device other than the CPU.
             ImportError: "kernels" with NUMBA_DISABLE_JIT.
         """
-        return _engine(self, str(device).partition(":")[0], name)
+        return choose_engine(self, str(device).partition(":")[0], name)
 
     def summary(self) -> str:
         """How many functions of which kind each element has, with the ranges of parameters."""
@@ -269,42 +269,6 @@ class Layout(Descriptor):
                 if chosen:
                     lines.append(f"  {len(chosen):4d} {kind:4s}" + _ranges(chosen))
         return "\n".join(lines)
-
-
-@lru_cache(maxsize=64)
-def _engine(layout: Layout, device: str, name: str) -> Engine:
-    check_engine_name(name)
-    if name == "reference":
-        return _reference(layout, is_exact=True)
-    if device != "cpu":
-        if name == "kernels":
-            raise ValueError(f"backend='kernels' runs on the CPU, not on {device}; use 'auto'")
-        return _reference(layout)
-    # imported here, as the other: numba takes a second to load, torch several
-    try:
-        from schnetpack_softadapt.descriptors.acsf.kernels.engine import KernelEngine
-
-        return KernelEngine(layout)
-    except ImportError as error:
-        if name == "kernels":
-            raise
-        _warn_no_kernels(str(error))
-        return _reference(layout)
-
-
-def _reference(layout: Layout, is_exact: bool = False) -> Engine:
-    from schnetpack_softadapt.descriptors.acsf.reference import ReferenceEngine
-
-    return ReferenceEngine(layout, is_exact=is_exact)
-
-
-@lru_cache(maxsize=1)
-def _warn_no_kernels(message: str) -> None:
-    warnings.warn(
-        f"the compiled symmetry functions cannot be used ({message}); using the slower reference"
-        " backend. Remedy: pip install numba, and unset NUMBA_DISABLE_JIT",
-        stacklevel=4,
-    )
 
 
 def _ranges(functions: list[SymmetryFunction]) -> str:

@@ -1,16 +1,16 @@
 """The parameters of a bispectrum descriptor, by the names that LAMMPS gives them."""
 
 import math
-import warnings
 from collections.abc import Mapping
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import numpy as np
 import torch
 from ase.data import chemical_symbols
 
 from schnetpack_softadapt.descriptors.elements import atomic_number
-from schnetpack_softadapt.descriptors.protocol import Descriptor, Engine, check_engine_name
+from schnetpack_softadapt.descriptors.engines import choose_engine
+from schnetpack_softadapt.descriptors.protocol import Descriptor, Engine
 from schnetpack_softadapt.descriptors.snap.clebsch import components
 
 __all__ = ["Bispectrum"]
@@ -231,7 +231,7 @@ class Bispectrum(Descriptor):
             ValueError: an unknown name, or "kernels" for a device other than the CPU.
             ImportError: "kernels" with NUMBA_DISABLE_JIT.
         """
-        return _engine(self, torch.device(device).type, name)
+        return choose_engine(self, torch.device(device).type, name)
 
 
 _OF_ELEMENTS = ("radii", "weights", "sinner", "dinner")
@@ -255,35 +255,3 @@ def _by_number(values: Mapping[int | str, float], name: str) -> dict[int, float]
         if not math.isfinite(value):
             raise ValueError(f"{name} of {chemical_symbols[z]} must be a finite number: {value}")
     return numbers
-
-
-@lru_cache(maxsize=64)
-def _engine(descriptor: Bispectrum, device: str, name: str) -> Engine:
-    # imported here: numba takes a second to load, and only this choice needs it
-    from schnetpack_softadapt.descriptors.snap.reference import ReferenceEngine
-
-    check_engine_name(name)
-    if name == "reference":
-        return ReferenceEngine(descriptor, is_exact=True)
-    if device != "cpu":
-        if name == "kernels":
-            raise ValueError(f"backend='kernels' runs on the CPU, not on {device}; use 'auto'")
-        return ReferenceEngine(descriptor)
-    try:
-        from schnetpack_softadapt.descriptors.snap.kernels.engine import KernelEngine
-
-        return KernelEngine(descriptor)
-    except ImportError as error:
-        if name == "kernels":
-            raise
-        _warn_no_kernels(str(error))
-        return ReferenceEngine(descriptor)
-
-
-@lru_cache(maxsize=1)
-def _warn_no_kernels(message: str) -> None:
-    warnings.warn(
-        f"the compiled bispectrum cannot be used ({message}); using the slower reference backend."
-        " Remedy: pip install numba, and unset NUMBA_DISABLE_JIT",
-        stacklevel=4,
-    )
