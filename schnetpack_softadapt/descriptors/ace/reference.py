@@ -1,8 +1,5 @@
 """The cluster expansion in plain torch: any device, differentiable to any order."""
 
-from collections.abc import Iterator
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -11,33 +8,14 @@ from schnetpack_softadapt.descriptors.ace.functions import Density
 from schnetpack_softadapt.descriptors.ace.harmonics import spherical_harmonics
 from schnetpack_softadapt.descriptors.ace.parameters import ClusterExpansion
 from schnetpack_softadapt.descriptors.ace.radial import radial_functions
-from schnetpack_softadapt.descriptors.element_index import ElementIndex
-from schnetpack_softadapt.descriptors.protocol import Engine
+from schnetpack_softadapt.descriptors.blockwise_reference import BlockwiseReference, NearPairs
 
 __all__ = ["ReferenceEngine"]
 
 _TINY_SQUARE = 1e-12  # Ang^2, keeps coinciding atoms finite
-_ATOMS = 128  # done at a time
 
 
-class NearPairs(NamedTuple):
-    """A pair list without what is beyond the cutoff, sorted by atom.
-
-    Attributes:
-        r_ij, idx_i, idx_j, numbers: see `Pairs`, as given.
-        rows: (N,) element of each atom.
-        near: (n_near,) pairs within the cutoff, sorted by idx_i.
-    """
-
-    r_ij: Tensor
-    idx_i: Tensor
-    idx_j: Tensor
-    numbers: Tensor
-    rows: Tensor
-    near: Tensor
-
-
-class ReferenceEngine(Engine):
+class ReferenceEngine(BlockwiseReference):
     """The formulas of `ClusterExpansion`, one after the other.
 
     Args:
@@ -46,66 +24,8 @@ class ReferenceEngine(Engine):
     """
 
     def __init__(self, descriptor: ClusterExpansion, is_exact: bool = False):
-        self.descriptor = descriptor
-        self.is_exact = is_exact
-        self._index = ElementIndex(descriptor.elements)
+        super().__init__(descriptor, is_exact)
         self._weights = torch.from_numpy(descriptor.weights.T.copy())  # (elements, C)
-
-    def prepare(self, r_ij, idx_i, idx_j, numbers) -> NearPairs:
-        """See `Engine.prepare`."""
-        pairs = super().prepare(r_ij, idx_i, idx_j, numbers)
-        with torch.no_grad():
-            rows = self._index.rows.to(pairs.numbers.device)[pairs.numbers.long()]
-            idx_i, idx_j = pairs.idx_i.long(), pairs.idx_j.long()
-            # a NaN stays in the sum
-            far = torch.linalg.norm(pairs.r_ij.detach(), dim=1) >= self.descriptor.cutoff
-            order = torch.argsort(idx_i, stable=True)
-            near = order[~far[order]]
-        return NearPairs(pairs.r_ij, idx_i, idx_j, pairs.numbers, rows, near)
-
-    def values(self, pairs: NearPairs) -> Tensor:
-        """See `Engine.values`; differentiable by `pairs.r_ij` to any order."""
-        blocks = [self._block(pairs, pairs.r_ij, *block) for block in self._blocks(pairs)]
-        return torch.cat(blocks) if blocks else pairs.r_ij.new_zeros(0, self.descriptor.n_columns)
-
-    def vjp(self, pairs: NearPairs, grad_g: Tensor) -> Tensor:
-        """See `Engine.vjp`."""
-        leaf, grad_r = pairs.r_ij.detach().requires_grad_(), torch.zeros_like(pairs.r_ij)
-        for start, stop, near in self._blocks(pairs):
-            with torch.enable_grad():
-                values = self._block(pairs, leaf, start, stop, near)
-            grad_r += torch.autograd.grad(values, leaf, grad_g[start:stop].detach())[0]
-        return grad_r
-
-    def jvp(self, pairs: NearPairs, tangent: Tensor) -> Tensor:
-        """See `Engine.jvp`: the vector-Jacobian product is linear, this is its transpose."""
-        leaf, changes = pairs.r_ij.detach().requires_grad_(), []
-        for block in self._blocks(pairs):
-            with torch.enable_grad():
-                values = self._block(pairs, leaf, *block)
-                u = torch.zeros_like(values, requires_grad=True)
-                (product,) = torch.autograd.grad(values, leaf, u, create_graph=True)
-                changes += torch.autograd.grad(product, u, tangent.detach())
-        return torch.cat(changes) if changes else leaf.new_zeros(0, self.descriptor.n_columns)
-
-    def _by_pair(self, pairs: NearPairs) -> Tensor:
-        leaf = pairs.r_ij.detach().requires_grad_()
-        by_pair = leaf.new_zeros(*leaf.shape, self.descriptor.n_columns)
-        for block in self._blocks(pairs):
-            with torch.enable_grad():
-                for k, total in enumerate(self._block(pairs, leaf, *block).sum(0)):
-                    by_pair[..., k] += torch.autograd.grad(total, leaf, retain_graph=True)[0]
-        return by_pair
-
-    def _blocks(self, pairs: NearPairs) -> Iterator[tuple[int, int, Tensor]]:
-        """First atom, end, and pairs of some atoms after the other."""
-        n_atoms = len(pairs.numbers)
-        ends = [*range(0, n_atoms, _ATOMS), n_atoms]
-        bounds = torch.searchsorted(
-            pairs.idx_i[pairs.near], torch.tensor(ends, device=pairs.idx_i.device)
-        ).tolist()
-        for k in range(len(ends) - 1):
-            yield ends[k], ends[k + 1], pairs.near[bounds[k] : bounds[k + 1]]
 
     def _block(self, pairs: NearPairs, r_ij: Tensor, start: int, stop: int, near: Tensor) -> Tensor:
         """Values (stop - start, D) of some atoms, `near` being their pairs."""
