@@ -11,17 +11,14 @@ import pytest
 import toy_runs
 
 
-def two_ranks(folder, **options):
-    """Train in `folder` as Lightning starts two ranks: the script once more for the second."""
-    folder.mkdir(exist_ok=True)
+def two_ranks(*runs):
+    """Train, in folder after folder, as two ranks started by Lightning: the script once more."""
+    words = []
+    for folder, options in runs:
+        folder.mkdir(exist_ok=True)
+        words += ["--", folder, "ranks=2", *(f"{k}={v}" for k, v in options.items())]
     done = subprocess.run(
-        [
-            sys.executable,
-            toy_runs.__file__,
-            folder,
-            "ranks=2",
-            *(f"{k}={v}" for k, v in options.items()),
-        ],
+        [sys.executable, toy_runs.__file__, *words[1:]],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -55,38 +52,37 @@ def store_files(folder):
     return {str(path): path.stat().st_mtime_ns for path in files}
 
 
-def test_two_ranks_give_the_losses_and_weights_of_one(database, tmp_path, monkeypatch):
+CASES = {
+    "SGD": {"losses": "rmse,mse,huber"},
+    "Spring": {"model": "acsf", "losses": "mse,huber,mse"},
+    "KalmanFilter": {"model": "acsf", "losses": "mse,huber,mse"},
+    "LBFGS": {"model": "acsf", "losses": "mse,huber,mse"},
+    "LeastSquares": {"model": "linear", "losses": "mse,mse,mse"},
+}
+
+
+def test_two_ranks_take_the_steps_of_one(database, tmp_path, monkeypatch):
     """Structures have 4 and 8 atoms, one has no stress: a mean of means would be wrong. 11 and 5
     structures do not divide by 2: samplers repeat one, which must not count.
 
     The sums of the epoch must be those of both ranks, and DDP, which averages gradients over
-    ranks, must step along the gradient of the global batch, also of a loss that is a root.
+    ranks, must step along the gradient of the global batch, also of a loss that is a root. Of
+    second-order steps the rows of the Jacobian are spread over the ranks: counts of the losses,
+    J J^T or J^T J, the step and its limit are those of all rows. L-BFGS evaluates a batch several
+    times, on all ranks at the same parameters. Least squares have the factors of both ranks
+    together. All in one start of two ranks: it takes longer than the training.
     """
-    options = {"database": database, "epochs": 4, "losses": "rmse,mse,huber"}
-    two_ranks(tmp_path / "two", **options)
-    one_rank(tmp_path / "one", monkeypatch, **options)
-    same_histories(tmp_path / "two", tmp_path / "one")
-
-
-@pytest.mark.parametrize("optimizer", ["Spring", "KalmanFilter", "LBFGS"])
-def test_two_ranks_take_second_order_steps_of_one(database, tmp_path, monkeypatch, optimizer):
-    """Rows of the Jacobian are spread over the ranks, a structure is repeated and one has no
-    stress: counts of the losses, J J^T or J^T J, the step and its limit are those of all rows.
-    L-BFGS evaluates a batch several times, on all ranks at the same parameters."""
-    options = {"database": database, "epochs": 4, "model": "acsf", "losses": "mse,huber,mse"}
-    two_ranks(tmp_path / "two", optimizer=optimizer, **options)
-    one_rank(tmp_path / "one", monkeypatch, optimizer=optimizer, **options)
-    same_histories(tmp_path / "two", tmp_path / "one")
-    losses = [row["train_loss"] for row in toy_runs.history(tmp_path / "two")]
-    assert losses[-1] < 0.5 * losses[0]
-
-
-def test_two_ranks_sum_the_rows_of_one(database, tmp_path, monkeypatch):
-    """Least squares: factors of both ranks together, and weights from the losses of both."""
-    options = {"database": database, "epochs": 4, "model": "linear", "losses": "mse,mse,mse"}
-    two_ranks(tmp_path / "two", optimizer="LeastSquares", **options)
-    one_rank(tmp_path / "one", monkeypatch, optimizer="LeastSquares", **options)
-    same_histories(tmp_path / "two", tmp_path / "one")
+    runs = {
+        name: (tmp_path / name, {"database": database, "epochs": 4, "optimizer": name, **options})
+        for name, options in CASES.items()
+    }
+    two_ranks(*runs.values())
+    for name, (two, options) in runs.items():
+        one = tmp_path / f"{name}_one"
+        one_rank(one, monkeypatch, **options)
+        same_histories(two, one)
+        losses = [row["train_loss"] for row in toy_runs.history(two)]
+        assert losses[-1] < losses[0] * (1.0 if name in ("SGD", "LeastSquares") else 0.5), name
 
 
 def test_batch_descriptors_resume_and_results_on_two_ranks(database, tmp_path, monkeypatch):
@@ -94,10 +90,10 @@ def test_batch_descriptors_resume_and_results_on_two_ranks(database, tmp_path, m
     one rank that does it in one go."""
     two, one = tmp_path / "two", tmp_path / "one"
     options = {"database": database, "model": "acsf", "losses": "mse,mse,mse"}
-    two_ranks(two, epochs=2, **options)
+    two_ranks((two, {**options, "epochs": 2}))
     built = store_files(two)
     assert built
-    done = two_ranks(two, epochs=4, test="yes", **options)
+    done = two_ranks((two, {**options, "epochs": 4, "test": "yes"}))
     one_rank(one, monkeypatch, epochs=4, test="yes", **options)
     same_histories(two, one)
     assert store_files(two) == built, "the store was built once, by one rank"

@@ -1,7 +1,7 @@
 """A small potential, EMT data and runs of them, for the tests of training.
 
-As a script: `python toy_runs.py FOLDER KEY=VALUE...` trains in FOLDER, to be killed, or on two
-ranks; see `run_as_told`.
+As a script: `python toy_runs.py FOLDER KEY=VALUE... [-- FOLDER ...]` trains in FOLDER after
+FOLDER, to be killed, or on two ranks; see `run_as_told`.
 """
 
 import csv
@@ -280,8 +280,15 @@ def run_as_told(
 
 def main():
     torch.set_num_threads(1)
-    os.chdir(sys.argv[1])
-    run_as_told(sys.argv[1], **dict(option.split("=", 1) for option in sys.argv[2:]))
+    runs = [[]]
+    for word in sys.argv[1:]:
+        runs.append([]) if word == "--" else runs[-1].append(word)
+    for folder, *options in runs:
+        os.chdir(folder)
+        run_as_told(folder, **dict(option.split("=", 1) for option in options))
+        if torch.distributed.is_initialized():
+            # Lightning would start the second rank once more: from here on it is told not to
+            os.environ.setdefault("LOCAL_RANK", "0")
 
 
 if __name__ == "__main__":
