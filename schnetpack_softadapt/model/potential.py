@@ -70,6 +70,8 @@ class DescriptorPotential(NeuralNetworkPotential):
         for module in self.output_modules:
             if isinstance(module, ElementalAtomwise) and not module.is_built:
                 module.build(descriptor.elements, descriptor.n_functions)
+            if isinstance(module, ElementalAtomwise) and module.has_densities:
+                self.representation.scaling.keep_zero()
 
     def _follow_labels(self, datamodule) -> None:
         """Forces and stress that are "auto" are computed if the training data have them."""
