@@ -8,10 +8,6 @@ from schnetpack_softadapt.descriptors.scaling import ABSOLUTE_SPREAD, RELATIVE_S
 
 __all__ = ["Whitening"]
 
-# Of the largest eigenvalue of the correlations: directions with less are combinations of the others
-# but for this part, and would be blown up.
-_FLOOR = 1e-4
-
 
 @dataclass(frozen=True)
 class Whitening:
@@ -26,15 +22,21 @@ class Whitening:
     matrix: np.ndarray
 
     @classmethod
-    def of(cls, values: np.ndarray) -> "Whitening":
-        """From a sample (n, D); constant columns count nothing, nearly dependent ones less."""
+    def of(cls, values: np.ndarray, floor: float = 1e-4) -> "Whitening":
+        """From a sample.
+
+        Args:
+            values: (n, D); constant columns count nothing.
+            floor: directions with a smaller part of the largest eigenvalue of the correlations are
+                nearly combinations of the others, and are not blown up beyond this one.
+        """
         mean, spread = values.mean(axis=0), values.std(axis=0)
         size = np.abs(values).max(axis=0)
         varies = spread > np.maximum(RELATIVE_SPREAD * size, ABSOLUTE_SPREAD)
         scale = np.where(varies, 1.0 / np.where(varies, spread, 1.0), 0.0)
         scaled = (values - mean) * scale
         eigenvalues, vectors = np.linalg.eigh(scaled.T @ scaled / len(values))
-        least = max(_FLOOR * eigenvalues[-1], np.finfo(np.float64).tiny)
+        least = max(floor * eigenvalues[-1], np.finfo(np.float64).tiny)
         factors = 1.0 / np.sqrt(np.maximum(eigenvalues, least))
         return cls(mean, scale[:, None] * ((vectors * factors) @ vectors.T))
 
