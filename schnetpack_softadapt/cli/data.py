@@ -104,13 +104,22 @@ def _import(args) -> None:
 def add_generate(commands) -> None:
     parser = commands.add_parser(
         "generate",
-        help="strained, perturbed and defective structures, labelled by any ASE calculator",
+        help="strained, perturbed and defective structures, labelled by any ASE calculator; or"
+        " diverse ones",
         description="From relaxed prototypes: grids of strain, Gaussian displacements, supercells"
         " and vacancies, each with labels. Reproducible from the seed; results are kept in"
         " OUT.journal as they come, so that the same command goes on after an interruption and"
         " computes only what is missing or failed. Settings come from --config, and from the"
         " options, which go before it. A GRID is numbers, or start:stop:step. Exit status 1 if"
-        " calculations failed.",
+        " calculations failed. With --method entropy: structures without labels whose atoms have"
+        " environments as different as can be, from --elements alone; they are resumable and"
+        " reproducible likewise.",
+    )
+    parser.add_argument(
+        "--method",
+        choices=("grid", "entropy"),
+        default="grid",
+        help="grid: of prototypes (default); entropy: diverse structures",
     )
     parser.add_argument("prototypes", nargs="*", metavar="PROTOTYPE", help="files that ASE reads")
     parser.add_argument("--out", metavar="FILE", help="*.extxyz (for `import`), or a database *.db")
@@ -165,10 +174,44 @@ def add_generate(commands) -> None:
         help="processes (set OMP_NUM_THREADS to their threads; default: 1)",
     )
     parser.add_argument("--dry-run", action="store_true", help="only say what would be made")
+    diverse = parser.add_argument_group(
+        "--method entropy",
+        "more settings (n_atoms, volume, density, shape, descriptor..) in the file of --config",
+    )
+    diverse.add_argument("--elements", nargs="+", metavar="SYMBOL", help="of random compositions")
+    diverse.add_argument("--n", type=int, metavar="N", help="number of structures (default: 100)")
+    diverse.add_argument(
+        "--k", type=float, metavar="EV", help="above zero diverse, below ordered (default: 3)"
+    )
+    diverse.add_argument(
+        "--against", nargs="+", metavar="FILE", help="structures that new ones shall differ from"
+    )
     parser.set_defaults(run=_generate)
 
 
 def _generate(args) -> int:
+    try:
+        return _generate_diverse(args) if args.method == "entropy" else _generate_grid(args)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _generate_diverse(args) -> int:
+    from schnetpack_softadapt.data.generate.entropy import generate_diverse, read_entropy_recipe
+
+    names = ("prototypes", "strain", "sigma", "supercell", "vacancies", "calculator", "dry_run")
+    for name in names:
+        if getattr(args, name):
+            raise ValueError(f"--method entropy takes no {name.replace('_', '-')}")
+    if args.out is None:
+        raise ValueError("give --out, the file to write")
+    recipe = read_entropy_recipe(args.config, vars(args))
+    generate_diverse(recipe, args.out, args.jobs, args.overwrite, sys.stderr.isatty())
+    return 0
+
+
+def _generate_grid(args) -> int:
     from schnetpack_softadapt.data.generate.generate import generate, plan
     from schnetpack_softadapt.data.generate.recipe import read_recipe
 
@@ -178,17 +221,13 @@ def _generate(args) -> int:
         return 0
     if args.out is None:
         raise ValueError("give --out, the file to write (or --dry-run)")
-    try:
-        result = generate(
-            recipe,
-            args.out,
-            n_jobs=args.jobs,
-            overwrite=args.overwrite,
-            progress=sys.stderr.isatty(),
-        )
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    result = generate(
+        recipe,
+        args.out,
+        n_jobs=args.jobs,
+        overwrite=args.overwrite,
+        progress=sys.stderr.isatty(),
+    )
     return int(bool(result.failed))
 
 

@@ -138,6 +138,60 @@ def _select_functions(args) -> None:
     print(select_functions(args.path, args.out, args.overrides, args.histograms, **thresholds))
 
 
+def add_select(commands) -> None:
+    parser = commands.add_parser(
+        "select",
+        help="of many structures the few that are worth labelling",
+        description="Choose structures that differ most from each other, and from those of --from,"
+        " by the descriptors of their atoms; or those on which the models of a committee disagree."
+        " They are written in the order of choice, copies last.",
+    )
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", help="what `import` reads, with or without labels; *.db"
+    )
+    parser.add_argument("--n", type=int, required=True, metavar="N", help="number of structures")
+    parser.add_argument(
+        "--method",
+        default="farthest",
+        help="farthest (points; default), cur, leverage (D-optimal), maxvol (extrapolation grade),"
+        " committee (largest spread of a force)",
+    )
+    parser.add_argument(
+        "--from",
+        dest="known",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="structures that are known: new ones shall differ from these",
+    )
+    parser.add_argument(
+        "--by",
+        default="atoms",
+        help="what stands for a structure: its most telling of all atoms (default), mean or"
+        " mean_std over the atoms of each element",
+    )
+    parser.add_argument(
+        "--descriptor", metavar="FILE", help="as `select-functions` writes it (default: bispectrum)"
+    )
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        default=[],
+        metavar="MODEL",
+        help="runs or models (pickles, which can execute code): the committee, and the descriptor",
+    )
+    add_output(parser, "FILE", "chosen structures, *.extxyz", default="chosen.extxyz")
+    parser.set_defaults(run=_select)
+
+
+def _select(args) -> None:
+    from schnetpack_softadapt.cli.select_structures import select_structures
+
+    names = ("n", "method", "known", "by", "descriptor", "models")
+    arguments = {name: getattr(args, name) for name in names}
+    print(select_structures(args.files, args.out, **arguments))
+
+
 def add_predict(commands) -> None:
     parser = commands.add_parser(
         "predict",
@@ -371,6 +425,7 @@ COMMANDS = (
     add_train,
     add_tune,
     add_select_functions,
+    add_select,
     add_predict,
     add_info,
     add_report,

@@ -28,7 +28,7 @@ from schnetpack_softadapt.quantities import (
 )
 from schnetpack_softadapt.training.predictions import prediction_arrays, write_predictions
 
-__all__ = ["predict", "read_structures"]
+__all__ = ["labelled_atoms", "predict", "read_structures"]
 
 log = logging.getLogger(__name__)
 
@@ -112,9 +112,22 @@ def read_structures(path: str | Path) -> list[Structure]:
     for remark in remarks:
         log.info(remark)
     if problems:
-        log.warning("predictions only, no comparison with labels: %s", problems[0])
+        log.warning("%s: read without labels: %s", path, problems[0])
         structures = [_structure(atoms, labels=False) for atoms in ase.io.iread(str(path), ":")]
     return structures
+
+
+def labelled_atoms(structure: Structure) -> Atoms:
+    """A structure for `ase.io.write`: with its group, and its labels as results."""
+    atoms = structure.to_atoms()
+    labels = {q.name: getattr(structure, q.name) for q in (ENERGY, FORCES)}
+    labels[STRESS.name] = structure.stress_voigt
+    labels = {name: value for name, value in labels.items() if value is not None}
+    if labels:
+        atoms.calc = SinglePointCalculator(atoms, **labels)
+    if structure.group:
+        atoms.info["group"] = structure.group
+    return atoms
 
 
 def _structure(atoms: Atoms, labels: bool = True) -> Structure:
