@@ -18,7 +18,12 @@ from schnetpack_softadapt.data.loader import BatchSource, EpochSampler, InMemory
 from schnetpack_softadapt.data.paths import user_path
 from schnetpack_softadapt.data.splitting import DEFAULT_SPLIT_FILE, DEFAULT_SPLIT_KEY, Partition
 from schnetpack_softadapt.data.statistics import TrainingTargets, element_contributions
-from schnetpack_softadapt.data.weights import SCHEMES, weights_of
+from schnetpack_softadapt.data.weights import (
+    SCHEMES,
+    weights_from_file,
+    weights_of,
+    weights_of_groups,
+)
 from schnetpack_softadapt.descriptors.elements import atomic_number, check_elements
 from schnetpack_softadapt.errors import in_one_line
 from schnetpack_softadapt.quantities import ENERGY
@@ -54,8 +59,9 @@ class SoftAdaptDataModule(AtomsDataModule):
         store_dir: folder for stores; default `<datapath>.descriptors`. A complete new store
             replaces older ones of the same database.
         store_jobs: processes or threads that build a store; default all cores.
-        weights: weigh structures by name, see `data.weights`: "uniform", "energy" or "auto". Losses
-            and what is fitted to the training set take them, errors never.
+        weights: weigh structures by a scheme of `data.weights`, "uniform", "energy" or "auto"; by
+            group, as {Elastic: 10}; or one by one, by a text file of a number for each structure.
+            Losses and what is fitted to the training set take them, errors never.
         exclude: structures that neither train nor validate, such as those whose labels look wrong:
             their numbers in the database, counted from 0 as the report does, or a text file of
             numbers. They stay in the test set.
@@ -88,7 +94,7 @@ class SoftAdaptDataModule(AtomsDataModule):
         store_dtype: str = "auto",
         store_dir: str | None = None,
         store_jobs: int | None = None,
-        weights: str | None = None,
+        weights: str | Mapping[str, float] | None = None,
         exclude: Sequence[int] | str = (),
         num_workers: int = 0,
         **kwargs,
@@ -125,9 +131,12 @@ class SoftAdaptDataModule(AtomsDataModule):
         self.store_dtype = store_dtype
         self.store_dir = store_dir
         self.store_jobs = store_jobs
-        if weights not in (None, *SCHEMES):
-            raise ValueError(f"data.weights is null, {', '.join(SCHEMES)}, not {weights!r}")
-        self.weights = weights
+        if isinstance(weights, str) and not (weights in SCHEMES or user_path(weights).is_file()):
+            raise ValueError(
+                f"data.weights is null, {', '.join(SCHEMES)}, weights by group, or a file of them,"
+                f" not {weights!r}"
+            )
+        self.weights = weights or None
         self.exclude = exclude
         self._attached: tuple[str, bool] | None = None
         self._atomrefs = {}
@@ -193,7 +202,7 @@ class SoftAdaptDataModule(AtomsDataModule):
         )
 
     def _weigh(self) -> None:
-        """Give all structures the weights of a scheme."""
+        """Give all structures the weights of a scheme, of their groups or of a file."""
         own = {keys.structure_weight, keys.forces_weight} & set(self.dataset.raw.keys)
         if self.weights is None or (self.weights == "auto" and own):
             return
@@ -202,10 +211,7 @@ class SoftAdaptDataModule(AtomsDataModule):
                 f"data.weights={self.weights}, but {self.datapath} has weights of its own"
                 f" ({', '.join(sorted(own))}); leave one of them out"
             )
-        targets = TrainingTargets.from_dataset(self.dataset)
-        unit = self.dataset.units.get(properties.energy, ENERGY.unit)
-        ev = convert_units(unit, ENERGY.unit)
-        found = weights_of(self.weights, targets, np.asarray(self.train_idx), ev)
+        found = self._weights()
         if found is None:
             return
         structure, forces = found
@@ -220,6 +226,21 @@ class SoftAdaptDataModule(AtomsDataModule):
             low,
             high,
         )
+
+    def _weights(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Weights of the structures (S,) and of the forces (N,); None if "auto" sees no need."""
+        train, raw = np.asarray(self.train_idx), self.dataset.raw
+        if self.weights in SCHEMES:
+            unit = self.dataset.units.get(properties.energy, ENERGY.unit)
+            targets = TrainingTargets.from_dataset(self.dataset)
+            return weights_of(self.weights, targets, train, convert_units(unit, ENERGY.unit))
+        if isinstance(self.weights, str):
+            found = weights_from_file(user_path(self.weights), len(self.dataset), train)
+        else:
+            names = self.dataset.metadata.get("group_names", [])
+            group = np.asarray(self.dataset.metadata.get("groups_ids", {}).get("group", []), int)
+            found = weights_of_groups(self.weights, names, group, train)
+        return found, np.ones(len(raw.values(properties.Z)))
 
     @property
     def elements(self) -> list[int]:

@@ -1,4 +1,4 @@
-"""Weights of structures by how far they are from equilibrium, by name.
+"""Weights of structures: by how far they are from equilibrium, by group, or one by one.
 
 Sets for hot or dense matter hold structures on purpose that are electronvolts per atom above the
 ground state. Their errors are large however well they are fitted, and so are the spreads of such
@@ -12,14 +12,19 @@ set:
   errors were larger.
 - "auto": "energy" where more than one in a hundred of the training structures is more than
   2 eV/atom above the hull, which hot liquids are not; otherwise no weights.
+
+Or given: what the structures of a group weigh, or every structure.
 """
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from scipy.spatial import ConvexHull
 
 from schnetpack_softadapt.data.statistics import TrainingTargets
 
-__all__ = ["SCHEMES", "energy_above_hull", "weights_of"]
+__all__ = ["SCHEMES", "energy_above_hull", "weights_from_file", "weights_of", "weights_of_groups"]
 
 SCHEMES = ("uniform", "energy", "auto")
 ENERGY_EV = 1.0  # per atom
@@ -59,6 +64,54 @@ def weights_of(
         return None
     structure = 1.0 / (1.0 + above.clip(min=0) / ENERGY_EV) ** 2
     return structure / structure[train].mean(), forces
+
+
+def weights_of_groups(
+    weights: Mapping[str, float], names: Sequence[str], group: np.ndarray, train: np.ndarray
+) -> np.ndarray:
+    """Weights of structures (S,) by the groups they belong to, those of a training set mean 1.
+
+    Args:
+        weights: by name of the group; 1 for those that are not named.
+        names: of the groups.
+        group: (S,) index of the group of each structure.
+        train: (n,) rows of the training structures.
+
+    Raises:
+        ValueError: a group that the data do not have; a weight that is none.
+    """
+    if unknown := sorted(set(weights) - set(names)):
+        known = ", ".join(names) or "no groups"
+        raise ValueError(f"data.weights names {', '.join(unknown)}, but the data have {known}")
+    try:
+        of_names = np.array([weights.get(name, 1.0) for name in names], dtype=float)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"data.weights={dict(weights)}: {error}") from error
+    return _with_mean_one(of_names[group], train)
+
+
+def weights_from_file(path: Path, n_structures: int, train: np.ndarray) -> np.ndarray:
+    """Weights of structures (S,) from a text file of S numbers, those of a training set mean 1.
+
+    Raises:
+        ValueError: it cannot be read, or holds other than S weights.
+    """
+    try:
+        found = np.array(path.read_text(encoding="utf-8").split(), dtype=float)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"data.weights={path} cannot be read: {error}") from error
+    if len(found) != n_structures:
+        raise ValueError(
+            f"data.weights={path} holds {len(found)} weights; the database has {n_structures}"
+            " structures"
+        )
+    return _with_mean_one(found, train)
+
+
+def _with_mean_one(weights: np.ndarray, train: np.ndarray) -> np.ndarray:
+    if not (np.isfinite(weights).all() and weights.min() >= 0 and weights[train].max() > 0):
+        raise ValueError("data.weights are finite and not negative, and some training one is not 0")
+    return weights / weights[train].mean()
 
 
 def energy_above_hull(fractions: np.ndarray, energies: np.ndarray, of: np.ndarray) -> np.ndarray:
