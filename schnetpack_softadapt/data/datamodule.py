@@ -20,7 +20,7 @@ from schnetpack_softadapt.data.paths import user_path
 from schnetpack_softadapt.data.provenance import mixed_settings
 from schnetpack_softadapt.data.splitting import DEFAULT_SPLIT_FILE, DEFAULT_SPLIT_KEY, Partition
 from schnetpack_softadapt.data.statistics import TrainingTargets, element_contributions
-from schnetpack_softadapt.data.weights import SCHEMES, weights_of
+from schnetpack_softadapt.data.weights import SCHEMES, weights_of, weights_of_groups
 from schnetpack_softadapt.descriptors.elements import atomic_number, check_elements
 from schnetpack_softadapt.errors import in_one_line
 from schnetpack_softadapt.quantities import ENERGY
@@ -56,8 +56,9 @@ class SoftAdaptDataModule(AtomsDataModule):
         store_dir: folder for stores; default `<datapath>.descriptors`. A complete new store
             replaces older ones of the same database.
         store_jobs: processes or threads that build a store; default all cores.
-        weights: weigh structures by name, see `data.weights`: "uniform", "energy" or "auto". Losses
-            and what is fitted to the training set take them, errors never.
+        weights: weigh structures by a scheme of `data.weights`, "uniform", "energy" or "auto", or
+            by group, as {Elastic: 10}. Weights in the database (`spk-softadapt set`) multiply
+            them. Losses and what is fitted to the training set take them, errors never.
         exclude: structures that neither train nor validate, such as those whose labels look wrong:
             their numbers in the database, counted from 0 as the report does, or a text file of
             numbers. They stay in the test set.
@@ -90,7 +91,7 @@ class SoftAdaptDataModule(AtomsDataModule):
         store_dtype: str = "auto",
         store_dir: str | None = None,
         store_jobs: int | None = None,
-        weights: str | None = None,
+        weights: str | Mapping[str, float] | None = None,
         exclude: Sequence[int] | str = (),
         num_workers: int = 0,
         **kwargs,
@@ -127,9 +128,11 @@ class SoftAdaptDataModule(AtomsDataModule):
         self.store_dtype = store_dtype
         self.store_dir = store_dir
         self.store_jobs = store_jobs
-        if weights not in (None, *SCHEMES):
-            raise ValueError(f"data.weights is null, {', '.join(SCHEMES)}, not {weights!r}")
-        self.weights = weights
+        if isinstance(weights, str) and weights not in SCHEMES:
+            raise ValueError(
+                f"data.weights is null, {', '.join(SCHEMES)}, or weights by group, not {weights!r}"
+            )
+        self.weights = weights or None
         self.exclude = exclude
         self._attached: tuple[str, bool] | None = None
         self._atomrefs = {}
@@ -196,7 +199,7 @@ class SoftAdaptDataModule(AtomsDataModule):
         )
 
     def _weigh(self) -> None:
-        """Give all structures the weights of a scheme, times those in the database's metadata."""
+        """Weights by a scheme or by group, times those in the database's metadata."""
         given = annotations.weights(self.dataset.metadata)
         own = {keys.structure_weight, keys.forces_weight} & set(self.dataset.raw.keys)
         if self.weights is not None and not (self.weights == "auto" and own):
@@ -218,10 +221,7 @@ class SoftAdaptDataModule(AtomsDataModule):
                 f"data.weights={self.weights}, but {self.datapath} has weights of its own"
                 f" ({', '.join(sorted(own))}); leave one of them out"
             )
-        targets = TrainingTargets.from_dataset(self.dataset)
-        unit = self.dataset.units.get(properties.energy, ENERGY.unit)
-        ev = convert_units(unit, ENERGY.unit)
-        found = weights_of(self.weights, targets, np.asarray(self.train_idx), ev)
+        found = self._weights()
         if found is None:
             return
         structure, forces = found
@@ -236,6 +236,17 @@ class SoftAdaptDataModule(AtomsDataModule):
             low,
             high,
         )
+
+    def _weights(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Weights of the structures (S,) and of the forces (N,); None if "auto" sees no need."""
+        train, raw = np.asarray(self.train_idx), self.dataset.raw
+        if isinstance(self.weights, Mapping):
+            table = annotations.annotations(self.dataset.metadata, len(raw), self.datapath)
+            structure = weights_of_groups(self.weights, table.group.to_numpy(), train)
+            return structure, np.ones(len(raw.values(properties.Z)))
+        unit = self.dataset.units.get(properties.energy, ENERGY.unit)
+        targets = TrainingTargets.from_dataset(self.dataset)
+        return weights_of(self.weights, targets, train, convert_units(unit, ENERGY.unit))
 
     def _warn_of_mixed_settings(self) -> None:
         raw, metadata = self.dataset.raw, self.dataset.metadata

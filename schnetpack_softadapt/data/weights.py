@@ -1,4 +1,4 @@
-"""Weights of structures by how far they are from equilibrium, by name.
+"""Weights of structures: by how far they are from equilibrium, or by group.
 
 Sets for hot or dense matter hold structures on purpose that are electronvolts per atom above the
 ground state. Their errors are large however well they are fitted, and so are the spreads of such
@@ -12,14 +12,18 @@ set:
   errors were larger.
 - "auto": "energy" where more than one in a hundred of the training structures is more than
   2 eV/atom above the hull, which hot liquids are not; otherwise no weights.
+
+Or given: what the structures of a group weigh.
 """
+
+from collections.abc import Mapping
 
 import numpy as np
 from scipy.spatial import ConvexHull
 
 from schnetpack_softadapt.data.statistics import TrainingTargets
 
-__all__ = ["SCHEMES", "energy_above_hull", "weights_of"]
+__all__ = ["SCHEMES", "energy_above_hull", "weights_of", "weights_of_groups"]
 
 SCHEMES = ("uniform", "energy", "auto")
 ENERGY_EV = 1.0  # per atom
@@ -59,6 +63,31 @@ def weights_of(
         return None
     structure = 1.0 / (1.0 + above.clip(min=0) / ENERGY_EV) ** 2
     return structure / structure[train].mean(), forces
+
+
+def weights_of_groups(
+    weights: Mapping[str, float], groups: np.ndarray, train: np.ndarray
+) -> np.ndarray:
+    """Weights of structures (S,) by the groups they belong to, those of a training set mean 1.
+
+    Args:
+        weights: by name of the group; 1 for those that are not named.
+        groups: (S,) name of the group of each structure.
+        train: (n,) rows of the training structures.
+
+    Raises:
+        ValueError: a group that the data do not have; a weight that is none.
+    """
+    if unknown := sorted(set(weights) - set(groups)):
+        known = ", ".join(sorted(set(groups) - {""})) or "no groups"
+        raise ValueError(f"data.weights names {', '.join(unknown)}, but the data have {known}")
+    try:
+        found = np.array([weights.get(name, 1.0) for name in groups], dtype=float)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"data.weights={dict(weights)}: {error}") from error
+    if not (np.isfinite(found).all() and found.min() >= 0 and found[train].max() > 0):
+        raise ValueError("data.weights are finite and not negative, and some training one is not 0")
+    return found / found[train].mean()
 
 
 def energy_above_hull(fractions: np.ndarray, energies: np.ndarray, of: np.ndarray) -> np.ndarray:

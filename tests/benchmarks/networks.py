@@ -1,7 +1,8 @@
 """Error against the number of coefficients on bispectrum components, and energy in NVE.
 
     python tests/benchmarks/networks.py prepare FOLDER [--n 240] [--max-atoms 54]
-    python tests/benchmarks/networks.py run FOLDER --data W --models A1 B1 [--twojmax 4 6 8] [...]
+    python tests/benchmarks/networks.py run FOLDER --data W --models A1 B1 [--twojmax 4 6 8]
+        [--recipe] [...]
     python tests/benchmarks/networks.py table FOLDER [--picture PNG]
     python tests/benchmarks/networks.py nve MODEL [MODEL ...] [--picture PNG] [--lammps]
 
@@ -12,6 +13,7 @@ eV/atom above the lowest; of Mo and Si the benchmark of Y. Zuo et al., J. Phys. 
 
 `run` trains what is not there yet in FOLDER/runs/DATA/MODEL_TWOJMAX[_TAG]; the same command again
 goes on. A model is a network (A1 to A5, B1 to B5) or an experiment (snap_linear, snap_quadratic).
+Networks are trained with Adam, or by the recommended recipe (--recipe), with second-order steps.
 What stands after `--` are overrides as for spktrain, and --tag names them. `table` counts the
 coefficients and has the test errors.
 
@@ -45,7 +47,7 @@ RIGHT_STRESS = ("slice_sample", "gamma_surface")
 
 
 def small_w(n: int, max_atoms: int) -> list[str]:
-    """Structures of W as extended XYZ, about as many of each group."""
+    """Structures of W, each as extended XYZ, about as many of each group."""
     from shared import shared_path
 
     packed = shared_path("data") / "wbe" / "w.extxyz.xz"
@@ -65,7 +67,7 @@ def small_w(n: int, max_atoms: int) -> list[str]:
         for i in rng.permutation(len(frames))[: round(n / len(groups))]:
             if name not in RIGHT_STRESS:
                 frames[i][1] = re.sub(r'stress="([^"]*)"', _times_1000, frames[i][1])
-            chosen += frames[i]
+            chosen.append("".join(frames[i]))
     return chosen
 
 
@@ -106,6 +108,9 @@ def run(args: argparse.Namespace) -> None:
             if re.fullmatch("[AB][1-5]", model):
                 kind = f"experiment=snap_network_{model[0].lower()}"
                 experiment = [kind, f"globals.size={model[1]}"]
+                if args.recipe:
+                    kind = ["experiment=recommended_softadapt", "model/representation=snap"]
+                    experiment = [*kind, "globals.cutoff=5", f"globals.n_hidden={model}"]
             run_spktrain(
                 [
                     *experiment,
@@ -297,6 +302,7 @@ def main() -> None:
     command.add_argument("--data", default="W", choices=("W", "Mo", "Si"))
     command.add_argument("--models", nargs="+", required=True)
     command.add_argument("--twojmax", nargs="+", type=int, default=[4, 6, 8])
+    command.add_argument("--recipe", action="store_true")
     command.add_argument("--tag", default="")
     command.set_defaults(run=run)
     command = commands.add_parser("table")

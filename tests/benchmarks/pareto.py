@@ -149,11 +149,11 @@ def mace(args: argparse.Namespace) -> None:
         options = {
             "name": "mace", "train_file": folder / f"{data}_train.extxyz",
             "valid_file": folder / f"{data}_val.extxyz", "hidden_irreps": "32x0e + 32x1o",
-            "r_max": 5.0, "batch_size": 5, "valid_batch_size": 10, "E0s": "average", "seed": 1,
+            "r_max": 5.0, "batch_size": 2, "valid_batch_size": 10, "E0s": "average", "seed": 1,
             "energy_key": "REF_energy", "forces_key": "REF_forces", "stress_key": "REF_stress",
             "loss": "universal", "energy_weight": 1, "forces_weight": 10, "stress_weight": 10,
             "compute_stress": "True", "ema_decay": 0.99, "max_num_epochs": args.epochs,
-            "scheduler": "ExponentialLR", "lr_scheduler_gamma": 0.001 ** (1 / args.epochs),
+            "scheduler": "ExponentialLR", "lr_scheduler_gamma": 0.01 ** (1 / args.epochs),
             "default_dtype": "float32", "device": "cpu", "error_table": "PerAtomRMSEstressvirials",
         }  # fmt: skip
         flags = [f"--{key}={value}" for key, value in options.items()]

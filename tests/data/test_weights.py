@@ -125,8 +125,36 @@ def test_auto_leaves_data_with_weights_of_their_own_alone(monkeypatch):
         datamodule(structures, weights="energy")
 
 
+def test_weights_by_group():
+    structures = labelled_structures(8)
+    structures = [dataclasses.replace(s, group="ABAAB"[k % 5]) for k, s in enumerate(structures)]
+    data = datamodule(structures, weights={"B": 4.0})
+    expected = np.array([1, 4, 1, 1, 4]) / 2.2
+    batch = data.train_dataset.batch(range(5))
+    assert batch[keys.structure_weight].numpy() == pytest.approx(expected)
+    assert batch[keys.forces_weight].numpy() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"C": 1.0}, "names C, but the data have A, B"),
+        ({"A": -1.0}, "not negative"),
+        ({"A": "much"}, "could not convert"),
+        ({"A": 0.0, "B": 0.0}, "some training one is not 0"),
+    ],
+)
+def test_wrong_weights(weights, message):
+    structures = [
+        dataclasses.replace(s, group="AB"[k % 2]) for k, s in enumerate(labelled_structures(8))
+    ]
+    with pytest.raises(ValueError, match=r"data\.weights") as error:
+        datamodule(structures, weights=weights)
+    assert message in str(error.value)
+
+
 def test_unknown_scheme():
-    with pytest.raises(ValueError, match="uniform, energy, auto, not 'hull'"):
+    with pytest.raises(ValueError, match=r"uniform, energy, auto, .*not 'hull'"):
         datamodule(labelled_structures(8), weights="hull")
 
 
