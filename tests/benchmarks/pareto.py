@@ -54,6 +54,13 @@ ROWS = {
         f"ACE network {n}": [RECIPE, ACE, "globals.cutoff=5", f"{FUNCTIONS}={n}"]
         for n in (50, 100, 300)
     },
+    **{
+        f"ACE Finnis-Sinclair {n}": [
+            RECIPE, ACE, "globals.cutoff=5", f"{FUNCTIONS}={n}", "globals.n_hidden=[2]",
+            "globals.activation=finnis_sinclair",
+        ]
+        for n in (100, 300, 700)
+    },
     "SchNet": [PAINN, "model/representation=schnet", "trainer.max_epochs=150"],
     "PaiNN": [PAINN, "trainer.max_epochs=60"],
 }  # fmt: skip
