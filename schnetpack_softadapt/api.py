@@ -32,6 +32,7 @@ __all__ = ["MODELS", "Predictions", "Run", "load", "predict", "spktrain_argument
 #: overrides of `spktrain` for each kind of model, of a crystal and of a molecule
 MODELS = {
     "acsf": (["experiment=recommended_softadapt"], ["experiment=molecule_softadapt"]),
+    "ace": (["experiment=ace_softadapt"], ["experiment=ace_softadapt", "data.splitting=blocks"]),
     "painn": (
         ["experiment=painn_softadapt"],
         ["experiment=molecule_painn_softadapt"],
@@ -91,15 +92,16 @@ def train(
     Args:
         database: in SchNetPack's format, as `spk-softadapt import` writes it.
         overrides: of the configuration, as for `spktrain`: "task.weighting.beta=1".
-        model: "acsf" (networks on symmetry functions), "linear" or "quadratic" (in bispectrum
-            components, by least squares), or SchNetPack's "painn" or "schnet".
+        model: "acsf" (networks on symmetry functions), "ace" (on the cluster expansion), "linear"
+            or "quadratic" (in bispectrum components, by least squares), or SchNetPack's "painn" or
+            "schnet".
         out: folder of the run, `runs/<name of the database>` if not given. The run in it goes on.
         epochs: largest number of epochs.
         max_time: wall time after which the run ends, of all its starts together: seconds, or a
             text such as "90s", "30min", "2h", "1d" or "DD:HH:MM:SS".
         seed: of the first weights and the order of structures.
         cutoff: radius of the environments, Ang.
-        n_hidden: widths of the hidden layers ("acsf").
+        n_hidden: widths of the hidden layers ("acsf", "ace").
         weighting: rule of the loss weights: likelihood, softadapt, fixed and others.
         batch_size: structures in a step.
         num_train, num_val, num_test: sizes of the subsets, as numbers or fractions.

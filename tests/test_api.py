@@ -187,7 +187,7 @@ def test_times(database, time, expected):
     ("settings", "message"),
     [
         ({"weighting": "equally"}, "Could not find 'task/weighting/equally' Available options"),
-        ({"model": "gap"}, "model 'gap' is none of acsf, painn, schnet"),
+        ({"model": "gap"}, "model 'gap' is none of acsf, ace, painn, schnet"),
         ({"max_time": "soon"}, "max_time 'soon' is none of 90s"),
         ({"cutoff": -1.0}, "cutoff"),
         ({"num_train": 30}, "30"),
