@@ -106,13 +106,19 @@ def add_generate(commands) -> None:
         "generate",
         help="strained, perturbed and defective structures, labelled by any ASE calculator",
         description="From relaxed prototypes: grids of strain, Gaussian displacements, supercells"
-        " and vacancies, each with labels. Reproducible from the seed; results are kept in"
-        " OUT.journal as they come, so that the same command goes on after an interruption and"
-        " computes only what is missing or failed. Settings come from --config, and from the"
-        " options, which go before it. A GRID is numbers, or start:stop:step. Exit status 1 if"
-        " calculations failed.",
+        " and vacancies, and by a recipe (FILE.yaml) also surfaces, stacking faults, interstitials,"
+        " molecular dynamics and exchanges of elements, each with labels. Reproducible from the"
+        " seed; results are kept in OUT.journal as they come, so that the same command goes on"
+        " after an interruption and computes only what is missing or failed. Settings come from"
+        " --config, and from the options, which go before it. A GRID is numbers, or"
+        " start:stop:step. Exit status 1 if calculations failed.",
     )
-    parser.add_argument("prototypes", nargs="*", metavar="PROTOTYPE", help="files that ASE reads")
+    parser.add_argument(
+        "prototypes",
+        nargs="*",
+        metavar="PROTOTYPE",
+        help="files that ASE reads, or a recipe *.yaml",
+    )
     parser.add_argument("--out", metavar="FILE", help="*.extxyz (for `import`), or a database *.db")
     parser.add_argument(
         "--overwrite",
@@ -172,6 +178,8 @@ def _generate(args) -> int:
     from schnetpack_softadapt.data.generate.generate import generate, plan
     from schnetpack_softadapt.data.generate.recipe import read_recipe
 
+    if args.config is None and args.prototypes[:1] and args.prototypes[0].endswith(".yaml"):
+        args.config = args.prototypes.pop(0)
     recipe = read_recipe(args.config, vars(args))
     if args.dry_run:
         print(plan(recipe))
