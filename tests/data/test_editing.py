@@ -19,7 +19,7 @@ from schnetpack_softadapt.data.dataset import read_database
 from schnetpack_softadapt.data.duplicates import find_duplicates
 from schnetpack_softadapt.data.formats.ase import _vasp_settings
 from schnetpack_softadapt.data.formats.format import LabelledFile
-from schnetpack_softadapt.data.provenance import mixed_settings
+from schnetpack_softadapt.data.provenance import _spacings, mixed_settings
 from schnetpack_softadapt.data.splitting import Split, save_split, split_path
 from schnetpack_softadapt.data.structures import Structure
 
@@ -266,6 +266,10 @@ def test_spacing_of_k_points_follows_the_cell():
     assert mixed_settings(mesh[:2], ["a", "b"], np.array([cell, 2 * cell])) == []
     (text,) = mixed_settings(mesh[::2], ["a", "b"], np.array([cell, cell]))
     assert "0.26 in a to 1.05 in b" in text
+    # the first reciprocal vector of a sheared cell is (1/3, -1/12, 0)
+    sheared = np.array([[3.0, 0, 0], [1, 4, 0], [0, 0, 5]])
+    spacing = 2 * np.pi * np.hypot(1 / 3, 1 / 12) / 8
+    assert _spacings(sheared[None], [8, 1, 1]) == pytest.approx([spacing])
 
 
 OUTCAR = """ vasp.6.3.0

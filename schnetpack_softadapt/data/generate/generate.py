@@ -1,10 +1,11 @@
 """Training data from prototypes: make the structures of a recipe, label them, write them."""
 
 import hashlib
+import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from tqdm import tqdm
 from schnetpack_softadapt.data.database import write_database
 from schnetpack_softadapt.data.generate.labelling import import_calculator, label_all
 from schnetpack_softadapt.data.generate.recipe import Recipe, build, samples
+from schnetpack_softadapt.data.generate.walks import Walk, walk_all
 from schnetpack_softadapt.data.importing.checks import closest_contact
 from schnetpack_softadapt.data.structures import Structure
 from schnetpack_softadapt.files import locked, replacing
@@ -74,6 +76,11 @@ def plan(recipe: Recipe) -> str:
         f"strains      {len(recipe.strain)}; sigma {' to '.join(f'{s:g}' for s in sigmas)} Ang;"
         f" repeats {recipe.repeats}; supercells {len(recipe.supercell)}; vacancies"
         f" {', '.join(map(str, recipe.vacancies))}; seed {recipe.seed}"
+        + "".join(
+            f"\n{w.key:<12} {w.settings.steps} steps, up to"
+            f" {w.settings.steps // w.settings.every} structures"
+            for w in _walks(recipe, Path())
+        )
     )
 
 
@@ -119,7 +126,8 @@ def generate(
     say(plan(recipe))
     result = GenerationResult()
     with locked(journal):
-        tasks = _tasks(recipe, result)
+        walked = _walked(recipe, out.with_name(out.name + ".walks"), n_jobs, progress, say)
+        tasks = _tasks(recipe, result, walked)
         records, n_bytes = _read_journal(journal)
         n_other = sum(records.get(t.key, {}).get("digest", t.digest) != t.digest for t in tasks)
         if n_other:
@@ -158,20 +166,57 @@ def generate(
     return result
 
 
-def _tasks(recipe: Recipe, result: GenerationResult) -> list[Task]:
+def _walks(recipe: Recipe, folder: Path) -> list[Walk]:
+    """Molecular dynamics and exchanges from each prototype and supercell."""
+    driver = recipe.driver or recipe.calculator
+    walks = []
+    for p, cell in itertools.product(recipe.prototypes, recipe.supercell):
+        args = (
+            recipe.driver_args if recipe.driver else {**recipe.calculator_args, **p.calculator_args}
+        )
+        for settings in (*recipe.md, *recipe.swaps):
+            n_before = sum(w.key.startswith(f"{p.name}|{cell}|{settings.kind}") for w in walks)
+            for repeat in range(settings.repeats):
+                key = f"{p.name}|{cell}|{settings.kind} {n_before + repeat}"
+                seed = int.from_bytes(hashlib.sha256(f"{recipe.seed}|{key}".encode()).digest()[:6])
+                start = p.atoms.repeat(cell)
+                walks.append(Walk(key, p.name, start, settings, driver, args, seed, folder))
+    return walks
+
+
+def _walked(
+    recipe: Recipe, folder: Path, n_jobs: int, progress: bool, say: Callable[[str], None]
+) -> list[tuple[str, str, Atoms]]:
+    """Key, prototype and structure of all that walks keep."""
+    found = []
+    walks = _walks(recipe, folder)
+    for task, (kept, end) in zip(walks, walk_all(walks, n_jobs, progress), strict=True):
+        if end != "done":
+            say(f"{task.key}: {end}; {len(kept)} structures")
+        for atoms in kept:
+            about = {"group": task.settings.kind, "prototype": task.prototype}
+            about |= {"strain_state": task.key, "seed": recipe.seed, "child_seed": task.seed}
+            atoms.info |= about
+            found.append((f"{task.key}|{atoms.info['step']}", task.prototype, atoms))
+    return found
+
+
+def _tasks(
+    recipe: Recipe, result: GenerationResult, walked: Sequence[tuple[str, str, Atoms]] = ()
+) -> list[Task]:
     """What is worth labelling; fills `skipped` of the result."""
     arguments = {p.name: {**recipe.calculator_args, **p.calculator_args} for p in recipe.prototypes}
     tasks = []
-    for sample in samples(recipe):
-        atoms = build(sample, recipe)
+    built = ((s.key, s.prototype, build(s, recipe)) for s in samples(recipe))
+    for key, prototype, atoms in itertools.chain(built, walked):
         contact = closest_contact(atoms, recipe.min_distance, SHORTEST_OF_COVALENT)
         if contact is not None:
-            result.skipped[sample.key] = (
+            result.skipped[key] = (
                 "atoms {} and {} are {:.3f} Ang apart (less than {:.3f}; --min-distance)"
             ).format(*contact)
             continue
-        own = arguments[sample.prototype]
-        tasks.append(Task(sample.key, atoms, own, _digest(atoms, [recipe.calculator, own])))
+        own = arguments[prototype]
+        tasks.append(Task(key, atoms, own, _digest(atoms, [recipe.calculator, own])))
     return tasks
 
 
