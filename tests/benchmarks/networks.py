@@ -67,6 +67,7 @@ def small_w(n: int, max_atoms: int) -> list[str]:
         for i in rng.permutation(len(frames))[: round(n / len(groups))]:
             if name not in RIGHT_STRESS:
                 frames[i][1] = re.sub(r'stress="([^"]*)"', _times_1000, frames[i][1])
+            frames[i][1] = re.sub(r' stress="[-0. ]*"', "", frames[i][1])  # stands for none
             chosen.append("".join(frames[i]))
     return chosen
 
