@@ -1,6 +1,5 @@
 """Choosing structures: what is far from all others comes first, copies last."""
 
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from ase.io import read, write
 from schnetpack_softadapt.cli.main import main
 from schnetpack_softadapt.cli.select_structures import committee_spread
 from schnetpack_softadapt.data.select.select import METHODS, Rows, select, structure_rows
+from schnetpack_softadapt.data.select.select import _exchanges as exchanges
 from schnetpack_softadapt.data.structures import Structure
 from schnetpack_softadapt.descriptors.snap import Bispectrum
 
@@ -74,24 +74,21 @@ def test_farthest_by_definition():
     assert select(Rows(x, np.arange(12) // 2), 4, "farthest") == chosen
 
 
-def test_maxvol_finds_rows_that_others_interpolate():
-    rng = np.random.default_rng(2)
-    x = rng.standard_normal((200, 5))
-    order = select(Rows(x, np.arange(200)), 60, "maxvol")
-    # the first submatrix is complete when a row comes that it interpolates
-    best = None
-    for n in range(5, 60):
-        determinants = [
-            (abs(np.linalg.det(x[list(rows)])), rows) for rows in combinations(order[:n], 5)
-        ]
-        best = max(determinants)[1]
-        grades = np.abs(x @ np.linalg.inv(x[list(best)])).max(1)
-        if grades.max() <= 1.01 + 1e-9:
-            break
-    assert n < 20
-    # what it interpolates is not new, what lies beyond is
-    beyond = np.vstack([0.9 * x[best[0]], 1.2 * x[best[1]], 0.5 * x[best[2]]])
-    assert select(Rows(beyond, np.arange(3)), 1, "maxvol", x) == [1]
+def test_maxvol_interpolates_all_rows_by_the_submatrix():
+    x = np.random.default_rng(2).standard_normal((200, 5))
+    inverse, empty = np.eye(5) * 30, np.ones(5, bool)
+    grades, taken = x @ inverse, []
+    for row in exchanges(grades, inverse, empty):
+        taken.append(row)
+    matrix = np.linalg.inv(inverse)
+    assert not empty.any()
+    assert all(np.isclose(matrix[k], x[taken]).all(1).any() for k in range(5))
+    assert np.abs(x @ inverse).max() <= 1.01
+    assert len(set(select(Rows(x, np.arange(200)), 30, "maxvol"))) == 30
+    # of longer rows only those that known ones do not interpolate are new
+    known = np.array([[10.0, 0.0], [0.0, 1.0], [3.0, 0.3]])
+    new = np.array([[9.0, 0.1], [0.0, 1.5], [-8.0, 0.0]])
+    assert select(Rows(new, np.arange(3)), 1, "maxvol", known) == [1]
 
 
 def test_leverage_by_definition():
