@@ -32,6 +32,7 @@ __all__ = ["MODELS", "Predictions", "Run", "load", "predict", "spktrain_argument
 #: overrides of `spktrain` for each kind of model, of a crystal and of a molecule
 MODELS = {
     "acsf": (["experiment=recommended_softadapt"], ["experiment=molecule_softadapt"]),
+    "ace": (["experiment=ace_softadapt"], ["experiment=ace_softadapt", "data.splitting=blocks"]),
     "painn": (
         ["experiment=painn_softadapt"],
         ["experiment=molecule_painn_softadapt"],
@@ -60,6 +61,7 @@ SETTINGS = {
     "num_val": "data.num_val",
     "num_test": "data.num_test",
     "device": "trainer.accelerator",
+    "start_from": "model.start_from.path",
 }
 
 
@@ -79,6 +81,7 @@ def train(
     num_val: float | None = None,
     num_test: float | None = None,
     device: str | None = None,
+    start_from: str | Path | None = None,
 ) -> "Run":
     """Train a potential with the recipe for the data, or go on with a run that was started before.
 
@@ -89,19 +92,22 @@ def train(
     Args:
         database: in SchNetPack's format, as `spk-softadapt import` writes it.
         overrides: of the configuration, as for `spktrain`: "task.weighting.beta=1".
-        model: "acsf" (networks on symmetry functions), "linear" or "quadratic" (in bispectrum
-            components, by least squares), or SchNetPack's "painn" or "schnet".
+        model: "acsf" (networks on symmetry functions), "ace" (on the cluster expansion), "linear"
+            or "quadratic" (in bispectrum components, by least squares), or SchNetPack's "painn" or
+            "schnet".
         out: folder of the run, `runs/<name of the database>` if not given. The run in it goes on.
         epochs: largest number of epochs.
         max_time: wall time after which the run ends, of all its starts together: seconds, or a
             text such as "90s", "30min", "2h", "1d" or "DD:HH:MM:SS".
         seed: of the first weights and the order of structures.
         cutoff: radius of the environments, Ang.
-        n_hidden: widths of the hidden layers ("acsf").
+        n_hidden: widths of the hidden layers ("acsf", "ace").
         weighting: rule of the loss weights: likelihood, softadapt, fixed and others.
         batch_size: structures in a step.
         num_train, num_val, num_test: sizes of the subsets, as numbers or fractions.
         device: "cpu", "gpu" or "auto".
+        start_from: run, model or exported potential whose energies the model has before training:
+            of the same descriptors and networks or of fewer (`model.start`).
 
     Raises:
         FileNotFoundError: there is no such database.
@@ -131,6 +137,8 @@ def spktrain_arguments(
         arguments.append(f"run.path={_value(out.parent)}")
     if settings.get("max_time") is not None:
         settings["max_time"] = _duration(settings["max_time"])
+    if settings.get("start_from") is not None:
+        arguments.append("model/start_from=model_softadapt")
     for name, value in settings.items():
         if value is not None:
             arguments.append(f"{SETTINGS[name]}={_value(value)}")

@@ -71,7 +71,8 @@ def readme_settings():
 #: what the README names beside a setting that only this has
 CONTEXTS = (
     ["experiment=recommended_softadapt"],
-    ["experiment=recommended_softadapt", "model/representation=ace"],
+    ["experiment=ace_softadapt"],
+    ["experiment=ace_softadapt", "model/start_from=model_softadapt"],
     ["experiment=recommended_softadapt", "model/baseline=zbl_softadapt"],
     ["experiment=linear_softadapt"],
     ["experiment=snap_network_a"],
