@@ -361,10 +361,11 @@ def add_export(commands) -> None:
     add_output(parser, "FOLDER", "where the files go", result="in.lammps", required=True)
     parser.add_argument(
         "--format",
-        choices=("all", "lammps", "n2p2", "snap"),
+        choices=("all", "lammps", "n2p2", "snap", "yace"),
         default="all",
         help="lammps: potential.json for pair_style mliap; n2p2: for pair_style hdnnp and others;"
-        " all (the default): both, as far as the model allows; snap: for pair_style snap",
+        " all (the default): both, as far as the model allows; snap: for pair_style snap; yace: for"
+        " pair_style pace",
     )
     parser.add_argument(
         "--structure",

@@ -10,6 +10,7 @@ from torch import nn
 
 from schnetpack_softadapt.data.paths import user_path
 from schnetpack_softadapt.deploy.exchange.n2p2 import read_potential
+from schnetpack_softadapt.deploy.exchange.pace import read_pace
 from schnetpack_softadapt.deploy.exchange.snap import read_snap
 from schnetpack_softadapt.deploy.exchange.text import FILE_NAME, read_text, to_model
 from schnetpack_softadapt.files import replacing
@@ -27,9 +28,9 @@ def load_potential(
     Args:
         model: a model or task object, which stays untouched; or the path of a saved model
             (`best_model`), of a run directory that holds one, or of an exported potential
-            (`potential.json`, a `.snapcoeff` file, else n2p2's files). A saved model is a pickle,
-            which can run any code when it is loaded: load only what you trust. An exported
-            potential is text that executes nothing.
+            (`potential.json`, a `.snapcoeff`, `.yace` or `.ace` file, else n2p2's files). A saved
+            model is a pickle, which can run any code when it is loaded: load only what you trust.
+            An exported potential is text that executes nothing.
         device: where the model goes.
         dtype: precision of its parameters.
 
@@ -74,9 +75,13 @@ def _load(path: Path) -> list[nn.Module]:
 def _load_one(path: Path) -> nn.Module:
     if path.suffix == ".snapcoeff":
         return read_snap(path)
+    if path.suffix in (".yace", ".ace"):
+        return read_pace(path)
     if path.is_dir():
         if len(snap := [*path.glob("*.snapcoeff")]) == 1:
             return read_snap(snap[0])
+        if len(pace := [*path.glob("*.yace")]) == 1:
+            return read_pace(pace[0])
         if (path / "input.nn").exists():
             return read_potential(path)
         if not (path / "best_model").exists():

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from schnetpack_softadapt.model.ace import ACE
     from schnetpack_softadapt.model.acsf import ACSF
     from schnetpack_softadapt.model.atomwise import ElementalAtomwise
-    from schnetpack_softadapt.model.baseline import ZBL, CalculatorBaseline
+    from schnetpack_softadapt.model.baseline import ZBL, CalculatorBaseline, CoreRepulsion
     from schnetpack_softadapt.model.pair_table import PairTable
     from schnetpack_softadapt.model.potential import DescriptorPotential
     from schnetpack_softadapt.model.representation import DescriptorRepresentation
@@ -26,6 +26,7 @@ __all__ = [
     "SNAP",
     "ZBL",
     "CalculatorBaseline",
+    "CoreRepulsion",
     "DescriptorPotential",
     "DescriptorRepresentation",
     "ElementShift",
@@ -43,6 +44,7 @@ __getattr__ = attributes_of(
         "SNAP": "snap",
         "ZBL": "baseline",
         "CalculatorBaseline": "baseline",
+        "CoreRepulsion": "baseline",
         "DescriptorPotential": "potential",
         "DescriptorRepresentation": "representation",
         "ElementShift": "shift",

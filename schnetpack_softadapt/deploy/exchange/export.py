@@ -11,13 +11,14 @@ from schnetpack_softadapt.deploy.exchange.lammps import write_lammps
 from schnetpack_softadapt.deploy.exchange.lammps_mliap import PICKLE_NAME, pickle_text
 from schnetpack_softadapt.deploy.exchange.n2p2.model import from_model
 from schnetpack_softadapt.deploy.exchange.n2p2.write import write_files
+from schnetpack_softadapt.deploy.exchange.pace import write_pace_folder
 from schnetpack_softadapt.deploy.exchange.snap import write_snap_folder
 from schnetpack_softadapt.deploy.exchange.text import FILE_NAME, write_text
 from schnetpack_softadapt.files import write_file
 
 __all__ = ["FORMATS", "export_potential"]
 
-FORMATS = ("all", "lammps", "n2p2", "snap")
+FORMATS = ("all", "lammps", "n2p2", "snap", "yace")
 
 
 def export_potential(
@@ -34,9 +35,10 @@ def export_potential(
         structure: what LAMMPS simulates, see `lammps.write_lammps`.
         format: "lammps" writes `potential.json`, which LAMMPS runs by `pair_style mliap unified`,
             "n2p2" the files of n2p2 for `pair_style hdnnp`, "snap" those of `pair_style snap` for
-            linear and quadratic models in bispectrum components, "all" the first two, where the
-            model allows it; beside potential.json those of n2p2 may be part of a potential whose
-            ZBL `in.lammps` adds.
+            linear and quadratic models in bispectrum components, "yace" that of `pair_style pace`
+            for linear and Finnis-Sinclair models of the cluster expansion, "all" the first two,
+            where the model allows it; beside potential.json those of n2p2 may be part of a
+            potential whose ZBL `in.lammps` adds.
 
     Returns:
         the files written, and why the n2p2 ones were left out of "all" (empty if they were not).
@@ -47,10 +49,11 @@ def export_potential(
     if format not in FORMATS:
         raise ValueError(f"unknown format {format!r}; choose from {FORMATS}")
     folder, models, reason = Path(folder), list(models), ""
-    if format == "snap":
+    if format in ("snap", "yace"):
         if len(models) > 1:
-            raise ValueError("files of SNAP hold one model, not a committee")
-        return write_snap_folder(models[0], folder, structure), reason
+            raise ValueError(f"format {format!r} holds one model, not a committee")
+        write = write_snap_folder if format == "snap" else write_pace_folder
+        return write(models[0], folder, structure), reason
     potential = None
     if format != "lammps":
         try:

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from ase import Atoms
 from ase.build import bulk
-from ase.data import atomic_masses, reference_states
+from ase.data import atomic_masses, chemical_symbols, reference_states
+from torch import nn
 
 from schnetpack_softadapt.deploy.exchange.lammps_mliap import (
     EXTRAPOLATIONS,
@@ -15,8 +16,10 @@ from schnetpack_softadapt.deploy.exchange.lammps_mliap import (
 )
 from schnetpack_softadapt.descriptors.elements import atomic_number, check_elements
 from schnetpack_softadapt.files import write_file
+from schnetpack_softadapt.model.baseline import Baseline
+from schnetpack_softadapt.model.composition import UnsupportedModelError
 
-__all__ = ["write_lammps"]
+__all__ = ["write_lammps", "write_with_overlay"]
 
 _INPUT = """\
 # Short NVE run with the potential of this folder; start it here:
@@ -68,6 +71,12 @@ _SNAP_FILES = """\
 - LAMMPS: `in.lammps` runs 100 steps of NVE on any number of MPI ranks; `snap.lammps`, which it
   includes, holds the commands of the potential, for inputs of yours. LAMMPS must contain the
   package ML-SNAP. Atom types are, in this order: {symbols}."""
+
+_PACE_FILES = """\
+- `potential.yace`: the potential of `pair_style pace`.
+- LAMMPS: `in.lammps` runs 100 steps of NVE on any number of MPI ranks; `pace.lammps`, which it
+  includes, holds the commands of the potential, for inputs of yours. LAMMPS must contain the
+  package ML-PACE. Atom types are, in this order: {symbols}."""
 
 _README = """\
 # Potential for {names}
@@ -129,7 +138,7 @@ def write_lammps(
             Without one, a crystal of about 200 atoms when the potential has a single element whose
             crystal structure ASE knows, else none is written.
         styles: "mliap", "hdnnp" or both: pair styles that the folder has files for; the first is
-            used, the other one stands in a comment. Or "snap" alone.
+            used, the other one stands in a comment. Or "snap", or "pace", alone.
         n_members: of a committee.
         zbl: what `pair_style hdnnp` needs below its networks, from `ZBL.lammps`.
 
@@ -183,6 +192,9 @@ def write_lammps(
         ] * ("hdnnp" in styles)
     if "snap" in styles:
         formats, about = ["SNAP potential"], [_SNAP_FILES.format(symbols=symbols)]
+    if "pace" in styles:
+        formats = ["Atomic cluster expansion"]
+        about = [_PACE_FILES.format(symbols=symbols)]
     text = _README.format(
         names=names,
         format=formats[0],
@@ -194,12 +206,50 @@ def write_lammps(
     return files
 
 
+def write_with_overlay(
+    model: nn.Module,
+    folder: str | Path,
+    structure: Atoms | None,
+    style: str,
+    files: Sequence[Path],
+    baseline: Baseline | None,
+) -> list[Path]:
+    """`STYLE.lammps` with the commands of a potential and of a ZBL below it, and an input.
+
+    Args:
+        model: the potential.
+        folder: where its files are.
+        structure: see `write_lammps`.
+        style: "snap" or "pace".
+        files: what `pair_coeff` reads.
+        baseline: what LAMMPS has another pair style for.
+
+    Raises:
+        UnsupportedModelError: it has none.
+    """
+    folder, symbols = Path(folder), model.representation.descriptor.elements
+    symbols = [chemical_symbols[z] for z in symbols]
+    if baseline is not None and not hasattr(baseline, "lammps"):
+        raise UnsupportedModelError(f"LAMMPS has no pair style for {baseline.to_dict()}")
+    words, lines = ([], []) if baseline is None else baseline.lammps(symbols)
+    overlay, name = (f"hybrid/overlay {' '.join(words)} ", f"{style} ") if words else ("", "")
+    names = " ".join(file.name for file in files)
+    commands = [
+        f"pair_style      {overlay}{style}",
+        f"pair_coeff      * * {name}{names} {' '.join(symbols)}",
+        *lines,
+    ]
+    commands = write_file(folder / f"{style}.lammps", "\n".join(commands) + "\n")
+    cutoff = max(float(model.representation.cutoff), 0.0 if baseline is None else baseline.cutoff)
+    return [*files, commands, *write_lammps(folder, symbols, cutoff, structure, [style])]
+
+
 def _pair(
     style: str, styles: Sequence[str], symbols: str, cutoff: float, n_members: int, zbl
 ) -> str:
     """What the input says of a pair style, behind # for a second choice."""
-    if style == "snap":
-        return "include         snap.lammps\n"
+    if style in ("snap", "pace"):
+        return f"include         {style}.lammps\n"
     if style == "hdnnp":
         # rounding of the last digit must not make it smaller than the potential's
         rounded = f"{np.ceil(cutoff * 100 + 1e-6) / 100:.2f}"

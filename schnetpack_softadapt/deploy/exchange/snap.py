@@ -17,7 +17,7 @@ from schnetpack.atomistic import PairwiseDistances, Strain
 from torch import nn
 
 from schnetpack_softadapt import properties as keys
-from schnetpack_softadapt.deploy.exchange.lammps import write_lammps
+from schnetpack_softadapt.deploy.exchange.lammps import write_with_overlay
 from schnetpack_softadapt.descriptors.elements import UnknownElementError, atomic_number
 from schnetpack_softadapt.descriptors.snap import Bispectrum
 from schnetpack_softadapt.descriptors.snap.clebsch import components
@@ -29,7 +29,7 @@ from schnetpack_softadapt.model.composition import (
     take_apart,
 )
 
-__all__ = ["SnapFormatError", "read_snap", "write_snap", "write_snap_folder"]
+__all__ = ["SnapFormatError", "read_snap", "unscaled", "write_snap", "write_snap_folder"]
 
 #: of the files in a folder
 _NAME = "potential"
@@ -142,7 +142,7 @@ def write_snap(
     quadratic = descriptor.quadraticflag or networks.is_quadratic
     if descriptor.quadraticflag and networks.is_quadratic:
         raise UnsupportedModelError("SNAP has no products of products: leave quadraticflag out")
-    constant, coefficient = _unscaled(composition)
+    constant, coefficient = unscaled(composition)
     path = Path(coefficients)
     lines = ["# SNAP coefficients", "", f"{len(coefficient)} {coefficient.shape[1] + 1}"]
     for row, z in enumerate(descriptor.elements):
@@ -165,8 +165,8 @@ def write_snap(
     return [path, second]
 
 
-def _unscaled(composition: Composition) -> tuple[np.ndarray, np.ndarray]:
-    """Constants (n_elements,) and coefficients of columns that are not scaled.
+def unscaled(composition: Composition) -> tuple[np.ndarray, np.ndarray]:
+    """Constants (n_elements,) and coefficients (n_elements, D or more) of columns as they are.
 
     With x = (G - s) f, x w + x A x / 2 has the coefficients f A f of products, and of single
     columns f w - (f A f) s.
@@ -196,32 +196,14 @@ def _unscaled(composition: Composition) -> tuple[np.ndarray, np.ndarray]:
 def write_snap_folder(
     model: nn.Module, folder: str | Path, structure: Atoms | None = None
 ) -> list[Path]:
-    """A folder that LAMMPS runs: the files of `write_snap`, commands with the ZBL below, an input.
-
-    Args:
-        model: as for `write_snap`, also with a ZBL baseline.
-        folder: made if it does not exist.
-        structure: see `lammps.write_lammps`.
+    """A folder that LAMMPS runs, see `lammps.write_with_overlay`.
 
     Raises:
         UnsupportedModelError: another model.
     """
-    folder, baseline = Path(folder), take_apart(model, short_range=True).baseline
-    symbols = [chemical_symbols[z] for z in model.representation.descriptor.elements]
-    if baseline is not None and not hasattr(baseline, "lammps"):
-        raise UnsupportedModelError(f"LAMMPS has no pair style for {baseline.to_dict()}")
-    words, lines = ([], []) if baseline is None else baseline.lammps(symbols)
-    files = write_snap(model, folder / f"{_NAME}.snapcoeff", with_overlay=True)
-    overlay, name = (f"hybrid/overlay {' '.join(words)} ", "snap ") if words else ("", "")
-    names = " ".join(file.name for file in files)
-    commands = [
-        f"pair_style      {overlay}snap",
-        f"pair_coeff      * * {name}{names} {' '.join(symbols)}",
-        *lines,
-    ]
-    files.append(write_file(folder / "snap.lammps", "\n".join(commands) + "\n"))
-    cutoff = max(float(model.representation.cutoff), 0.0 if baseline is None else baseline.cutoff)
-    return files + write_lammps(folder, symbols, cutoff, structure, ["snap"])
+    baseline = take_apart(model, short_range=True).baseline
+    files = write_snap(model, Path(folder) / f"{_NAME}.snapcoeff", with_overlay=True)
+    return write_with_overlay(model, folder, structure, "snap", files, baseline)
 
 
 def _lines(path: Path) -> list[tuple[int, list[str]]]:

@@ -18,24 +18,43 @@ product is symmetric, and the coefficients, made symmetric, depend on each other
 as many L are kept, the smallest first, as there are independent ones (G. Dusson et al., J. Comput.
 Phys. 454, 110946, 2022, find them by a singular value decomposition). Each function so stays one
 path, a contraction of two vectors that it shares with others.
+
+Functions that are read from potentials of others may have five or six densities: the second vector
+is then itself coupled of a pair and a density, or of two pairs,
+
+    sum_M (A_1 A_2)_LM ((A_3 A_4)_K A_5)_LM,  sum_M (A_1 A_2)_LM ((A_3 A_4)_K (A_5 A_6)_J)_LM.
 """
 
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import permutations, product
+from math import prod
+from typing import NamedTuple
 
 import numpy as np
 
 from schnetpack_softadapt.descriptors.snap.clebsch import clebsch_gordan
 
-__all__ = ["generalised", "independent", "real_clebsch_gordan"]
+__all__ = [
+    "MOST_DENSITIES",
+    "Coupled",
+    "generalised",
+    "halves",
+    "independent",
+    "real_clebsch_gordan",
+    "symmetric",
+    "to_real",
+]
+
+#: of a product
+MOST_DENSITIES = 6
 
 # the squared part of a vector of length one that others do not explain: 0 but for rounding, or a
 # number of the order of one
 _INDEPENDENT = 1e-8
 
 
-def _to_real(level: int) -> np.ndarray:
+def to_real(level: int) -> np.ndarray:
     """Y_lm = sum_k U_mk Y_l^k: real harmonics (rows m) of complex ones, both from -l to l."""
     u = np.zeros((2 * level + 1, 2 * level + 1), complex)
     u[level, level] = 1.0
@@ -58,56 +77,119 @@ def real_clebsch_gordan(l1: int, l2: int, level: int) -> np.ndarray:
     for m1, m2 in product(range(2 * l1 + 1), range(2 * l2 + 1)):
         if 0 <= m1 + m2 - shift <= 2 * level:
             c[m1, m2, m1 + m2 - shift] = pairs[m1, m2]
-    u1, u2, u = _to_real(l1), _to_real(l2), _to_real(level)
+    u1, u2, u = to_real(l1), to_real(l2), to_real(level)
     real = np.einsum("ai,bj,ck,ijk->abc", u1.conj(), u2.conj(), u, c)
     real = real.imag if (l1 + l2 + level) % 2 else real.real
     real[np.abs(real) < 1e-14] = 0.0
     return real
 
 
-def generalised(levels: Sequence[int], level: int) -> np.ndarray:
+class Coupled(NamedTuple):
+    """A vector (2 L + 1): one density, or some that are coupled to L.
+
+    Attributes:
+        parts: one to four densities, or their l.
+        path: L, then those of the pairs that are coupled to it; empty for one density.
+    """
+
+    parts: tuple
+    path: tuple[int, ...] = ()
+
+    def factors(self) -> tuple["Coupled", "Coupled"]:
+        """The two vectors that are coupled to this one."""
+        cut = 1 if len(self.parts) == 2 else 2
+        return (
+            Coupled(self.parts[:cut], self.path[1:2] if cut == 2 else ()),
+            Coupled(self.parts[cut:], self.path[2:3] if len(self.parts) == 4 else ()),
+        )
+
+
+def halves(parts: tuple, level: int | tuple[int, ...]) -> tuple[Coupled, Coupled]:
+    """The two vectors whose scalar product is an invariant of two to six densities.
+
+    Args:
+        parts: the densities, or their l.
+        level: L, or (L, K) and (L, K, J) of five and six.
+    """
+    path = (level,) if isinstance(level, int) else tuple(level)
+    cut = 1 if len(parts) == 2 else 2
+    return (
+        Coupled(parts[:cut], path[:1] if cut == 2 else ()),
+        Coupled(parts[cut:], path if len(parts) > 3 else ()),
+    )
+
+
+def _coefficients(vector: Coupled) -> np.ndarray:
+    """Of products of densities with these l in a vector, (2 l1 + 1, ..., 2 L + 1)."""
+    if len(vector.parts) == 1:
+        return np.eye(2 * vector.parts[0] + 1)
+    x, y = vector.factors()
+    a, b = _coefficients(x), _coefficients(y)
+    c = real_clebsch_gordan(a.shape[-1] // 2, b.shape[-1] // 2, vector.path[0])
+    # (m of x, M_y, M), then (m of x, M, m of y)
+    both = np.tensordot(np.tensordot(a, c, 1), b, (-2, -1))
+    return np.moveaxis(both, len(x.parts), -1)
+
+
+def generalised(levels: Sequence[int], level: int | tuple[int, ...]) -> np.ndarray:
     """Coefficients of A_{m1} A_{m2} ... (2 l1 + 1, 2 l2 + 1, ...) in the product of that path."""
     if len(levels) == 1:
         return np.ones(1)
-    if len(levels) == 2:
-        return np.eye(2 * level + 1)
-    first = real_clebsch_gordan(*levels[:2], level)
-    if len(levels) == 3:
-        return first
-    return np.einsum("abM,cdM->abcd", first, real_clebsch_gordan(*levels[2:], level))
+    x, y = halves(tuple(levels), level)
+    return np.tensordot(_coefficients(x), _coefficients(y), (-1, -1))
+
+
+def _paths(levels: tuple[int, ...]) -> list:
+    """All that can be coupled to zero, ascending."""
+
+    def between(a: int, b: int) -> range:
+        return range(abs(a - b), a + b + 1)
+
+    n, first = len(levels), between(*levels[:2])
+    if n == 2:
+        return [levels[0]] if levels[0] == levels[1] else []
+    if n == 3:
+        return [levels[2]] if levels[2] in first else []
+    if n == 4:
+        return [x for x in first if x in between(*levels[2:])]
+    inner = between(*levels[2:4])
+    if n == 5:
+        return [(x, k) for x in first for k in inner if x in between(k, levels[4])]
+    last = between(*levels[4:])
+    return [(x, k, j) for x in first for k in inner for j in last if x in between(k, j)]
 
 
 @lru_cache(maxsize=8192)
-def independent(levels: tuple[int, ...], same: tuple[int, ...]) -> tuple[int, ...]:
-    """The L whose products are independent, ascending.
+def independent(levels: tuple[int, ...], same: tuple[int, ...]) -> tuple:
+    """The L whose products are independent, ascending; (L, K), (L, K, J) of five and six densities.
 
     Args:
-        levels: l of up to four densities.
+        levels: l of up to six densities.
         same: a label of each density; equal ones are the same density, and stand side by side.
     """
     n = len(levels)
     if sum(levels) % 2:
         return ()
-    if n < 3:
-        return (levels[0],) if levels[0] == levels[-1] and (n == 2 or levels[0] == 0) else ()
-    low, high = abs(levels[0] - levels[1]), levels[0] + levels[1]
-    if n == 3:
-        paths = range(levels[2], levels[2] + 1) if low <= levels[2] <= high else ()
-    else:
-        low = max(low, abs(levels[2] - levels[3]))
-        paths = range(low, min(high, levels[2] + levels[3]) + 1)
-    if len(set(same)) == n:
+    if n == 1:
+        return (0,) if levels[0] == 0 else ()
+    paths = _paths(levels)
+    if n < 4 or len(set(same)) == n:
         return tuple(paths)
-    orders = [p for p in permutations(range(n)) if all(same[p[k]] == same[k] for k in range(n))]
-    kept, found = [], np.zeros((0, int(np.prod([2 * x + 1 for x in levels]))))
+    kept, found = [], np.zeros((0, prod(2 * x + 1 for x in levels)))
     for path in paths:
         c = generalised(levels, path)
-        symmetric = sum(np.transpose(c, p) for p in orders).ravel() / len(orders)
+        rest = symmetric(c, same).ravel()
         # twice: once leaves rounding errors of a nearly dependent vector
-        rest = symmetric
         for _ in range(2):
             rest = rest - found.T @ (found @ rest)
         if rest @ rest > _INDEPENDENT * (c.ravel() @ c.ravel()):
             kept.append(path)
             found = np.vstack([found, rest / np.linalg.norm(rest)])
     return tuple(kept)
+
+
+def symmetric(c: np.ndarray, same: tuple[int, ...]) -> np.ndarray:
+    """Coefficients (2 l1 + 1, ...) as a mean over the orders of equal densities."""
+    n = len(same)
+    orders = [p for p in permutations(range(n)) if all(same[p[k]] == same[k] for k in range(n))]
+    return sum(np.transpose(c, p) for p in orders) / len(orders)

@@ -29,12 +29,12 @@ class Function(NamedTuple):
     """An invariant product.
 
     Attributes:
-        parts: one to four densities, ascending.
-        level: L of the coupling, see `coupling`.
+        parts: one to four densities, ascending; up to six in those of others.
+        level: L of the coupling, (L, K) or (L, K, J) of five and six densities; see `coupling`.
     """
 
     parts: tuple[Density, ...]
-    level: int
+    level: int | tuple[int, ...]
 
 
 def choose(

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from ase.data import chemical_symbols
 
-from schnetpack_softadapt.descriptors.ace.functions import Function, choose
+from schnetpack_softadapt.descriptors.ace.coupling import MOST_DENSITIES, independent
+from schnetpack_softadapt.descriptors.ace.functions import Density, Function, choose
 from schnetpack_softadapt.descriptors.acsf.channels import element_channels
 from schnetpack_softadapt.descriptors.elements import atomic_number
 from schnetpack_softadapt.descriptors.engines import choose_engine
@@ -16,7 +17,7 @@ from schnetpack_softadapt.descriptors.protocol import Descriptor, Engine
 
 __all__ = ["CUTOFF_FUNCTIONS", "RADIAL", "ClusterExpansion"]
 
-RADIAL = ("chebyshev", "bessel")
+RADIAL = ("chebyshev", "bessel", "chebyshev_power")
 CUTOFF_FUNCTIONS = ("cosine", "power", "none")
 
 #: orders that are coupled: bodies less one
@@ -37,8 +38,8 @@ class ClusterExpansion(Descriptor):
         B_i = sum_{m1 m2 ...} C_{m1 m2 ...} A_{c1 n1 l1 m1} A_{c2 n2 l2 m2} ...
 
     R. Drautz, Phys. Rev. B 99, 014104 (2019); Y. Lysogorskiy et al., npj Comput. Mater. 7, 97
-    (2021); A. Bochkarev et al., Phys. Rev. Materials 6, 013804 (2022). The radial functions here do
-    not depend on l. With the cutoff functions f_c and f_in they are
+    (2021); A. Bochkarev et al., Phys. Rev. Materials 6, 013804 (2022). The radial functions do not
+    depend on l, except by a `radial_table`. With the cutoff functions f_c and f_in they are
 
     - "chebyshev", in the distance scaled exponentially (Drautz 2019),
 
@@ -55,7 +56,10 @@ class ClusterExpansion(Descriptor):
           R_n = (f_n + sqrt(e_n / d_{n-1}) R_{n-1}) / sqrt(d_n),
           e_n = n^2 (n+2)^2 / (4 (n+1)^4 + 1),  d_0 = 1,  d_n = 1 - e_n / d_{n-1},
 
-      times f_c f_in.
+      times f_c f_in;
+    - "chebyshev_power", which end at r_c by themselves (decay > 1),
+
+          R_n = (1 - T_n(x)) / 2 f_in,  x = 1 - 2 (1 - r / r_c)^decay.
 
     The functions are sorted by their degree, sum_t (n_t + l_weight l_t) rounded up, lower orders
     first, so that the first N of them are a sensible set of any size.
@@ -80,6 +84,13 @@ class ClusterExpansion(Descriptor):
         channels: None: one of each element, w_c(z) = 1 for its neighbours. A number: so many
             weighted sums over all (`acsf.channels.element_channels`), which keeps the number of
             functions the same for many elements. Or the weights of each by element.
+        outer_width: Ang: f_c is multiplied by (1 + cos(pi (r - r_c + outer_width) / outer_width))
+            / 2 in this last part; 0: it is not.
+        radial_table: c of each l, list (n, k), by elements of atom and neighbour (ascending), so
+            that R_nl = sum_k c_nk R_k takes the place of R_n: radial functions that depend on l and
+            on the bond, such as those of potentials that were fitted elsewhere.
+        products: the functions one by one, instead of what chooses them: for each, [l, n, channel]
+            of its densities, ascending, and the L of its coupling (`functions.Function`).
 
     Raises:
         UnknownElementError: an element that there is not.
@@ -106,6 +117,9 @@ class ClusterExpansion(Descriptor):
         l_max: Sequence[int] | None = None,
         l_weight: float = 0.3,
         channels: int | Sequence[Mapping[int | str, float]] | None = None,
+        outer_width: float = 0.0,
+        radial_table: Sequence | None = None,
+        products: Sequence | None = None,
     ):
         self.elements = tuple(sorted(map(atomic_number, elements)))
         if not self.elements or len(set(self.elements)) != len(self.elements):
@@ -113,7 +127,7 @@ class ClusterExpansion(Descriptor):
         self.cutoff, self.decay = float(cutoff), float(decay)
         self.inner, self.inner_width = float(inner), float(inner_width)
         if cutoff_fn is None:
-            cutoff_fn = "none" if radial == "bessel" else "cosine"
+            cutoff_fn = "cosine" if radial == "chebyshev" else "none"
         self.radial, self.cutoff_fn = radial, cutoff_fn
         for name, value, known in (
             ("radial", radial, RADIAL),
@@ -122,7 +136,9 @@ class ClusterExpansion(Descriptor):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
         if radial == "chebyshev" and cutoff_fn == "none":
-            raise ValueError("cutoff_fn=none is for radial=bessel: others jump at the cutoff")
+            raise ValueError(
+                "cutoff_fn=none is for others than radial=chebyshev, which would jump at the cutoff"
+            )
         for name, value in (("cutoff", self.cutoff), ("decay", self.decay)):
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} must be positive, got {value}")
@@ -133,6 +149,11 @@ class ClusterExpansion(Descriptor):
                 "inner must be below the cutoff, and inner_width above 0 up to inner (or both 0);"
                 f" got {self.inner}, {self.inner_width}"
             )
+        self.outer_width = float(outer_width)
+        if not 0 <= self.outer_width <= self.cutoff:
+            raise ValueError(f"outer_width must be from 0 to the cutoff, got {outer_width}")
+        if radial == "chebyshev_power" and not self.decay > 1:
+            raise ValueError(f"radial=chebyshev_power needs a decay above 1, got {decay}")
         if max_order not in range(1, MOST_FACTORS + 1):
             raise ValueError(f"max_order must be from 1 to {MOST_FACTORS}, got {max_order}")
         self.max_order, self.l_weight = int(max_order), float(l_weight)
@@ -144,12 +165,54 @@ class ClusterExpansion(Descriptor):
             raise ValueError(f"degree must be 1 or more, got {degree}")
         self.n_max = self._limits("n_max", n_max, 1)
         self.l_max = self._limits("l_max", l_max, 0)
-        if self.number is None and self.degree is None and None in (self.n_max, self.l_max):
+        self.radial_table = self._table(radial_table)
+        given = self.number is not None or self.degree is not None or products is not None
+        if not given and None in (self.n_max, self.l_max):
             raise ValueError("give n_functions, or degree, or n_max and l_max")
         self._given_channels = channels
         self.weights = self._weights(channels)
+        self.products = None if products is None else tuple(map(self._product, products))
         # settings that are wrong shall be found before the data are read
         _ = self.functions
+        if self.radial_table is not None:
+            for x in {x for f in self.functions for x in f.parts}:
+                if x.l >= len(self.radial_table) or x.n > self.radial_table[x.l].shape[2]:
+                    raise ValueError(f"radial_table has no radial function {x.n} of l = {x.l}")
+
+    def _table(self, table: Sequence | None) -> list[np.ndarray] | None:
+        """(E, E, n, K) of each l."""
+        if table is None:
+            return None
+        n = len(self.elements)
+        try:
+            arrays = [np.array(x, float) for x in zip(*(b for a in table for b in a), strict=True)]
+            arrays = [x.reshape(n, n, *x.shape[1:]) for x in arrays]
+            k = {x.shape[3] for x in arrays}
+        except (ValueError, TypeError, IndexError) as error:
+            raise ValueError(
+                "radial_table must have coefficients [l][n][k] for each pair of elements, the same"
+                f" numbers of them for all ({error})"
+            ) from error
+        if len(k) != 1 or not all(np.isfinite(x).all() for x in arrays):
+            raise ValueError("radial_table must have finite coefficients, as many k for every l")
+        return arrays
+
+    def _product(self, given: Sequence) -> Function:
+        parts, level = given
+        parts = tuple(Density(*map(int, x)) for x in parts)
+        level = int(level) if isinstance(level, int) else tuple(map(int, level))
+        same = tuple(parts.index(x) for x in parts)
+        if (
+            len(parts) not in range(1, MOST_DENSITIES + 1)
+            or list(parts) != sorted(parts)
+            or any(x.l < 0 or x.n < 1 or x.channel not in range(len(self.weights)) for x in parts)
+            or level not in independent(tuple(x.l for x in parts), same)
+        ):
+            raise ValueError(
+                "products must be independent invariants of up to"
+                f" {MOST_DENSITIES} densities [l, n, channel] in ascending order, not {given}"
+            )
+        return Function(parts, level)
 
     def _limits(self, name: str, values: Sequence[int] | None, least: int) -> list[int] | None:
         if values is None:
@@ -190,6 +253,8 @@ class ClusterExpansion(Descriptor):
     @cached_property
     def functions(self) -> tuple[Function, ...]:
         """The columns, of every element the same."""
+        if self.products is not None:
+            return self.products
         return choose(
             len(self.weights),
             self.max_order,
@@ -207,7 +272,9 @@ class ClusterExpansion(Descriptor):
 
     @property
     def n_radial(self) -> int:
-        """Radial functions that are used."""
+        """R_n that are used."""
+        if self.radial_table is not None:
+            return self.radial_table[0].shape[3]
         return max(x.n for f in self.functions for x in f.parts)
 
     @property
@@ -224,6 +291,18 @@ class ClusterExpansion(Descriptor):
             data["channels"] = [
                 {chemical_symbols[z]: w for z, w in zip(self.elements, row, strict=True)}
                 for row in self.weights.tolist()
+            ]
+        if self.outer_width:
+            data["outer_width"] = self.outer_width
+        if self.radial_table is not None:
+            n = range(len(self.elements))
+            data["radial_table"] = [
+                [[x[a, b].tolist() for x in self.radial_table] for b in n] for a in n
+            ]
+        if self.products is not None:
+            data["products"] = [
+                [[list(x) for x in f.parts], f.level if isinstance(f.level, int) else [*f.level]]
+                for f in self.products
             ]
         return data
 
@@ -247,7 +326,7 @@ class ClusterExpansion(Descriptor):
                 explicit = self._given_channels is None
                 text += f"_{chemical_symbols[self.elements[x.channel]] if explicit else x.channel}"
             names.append(text)
-        return " ".join(names) + (f", L = {level}" if len(parts) == MOST_FACTORS else "")
+        return " ".join(names) + (f", L = {level}" if len(parts) >= MOST_FACTORS else "")
 
     def engine(self, device: torch.device | str = "cpu", name: str = "auto") -> Engine:
         """Compiled loops on the CPU ("kernels"), else torch ("reference": exact if asked for).

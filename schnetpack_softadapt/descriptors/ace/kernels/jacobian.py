@@ -85,7 +85,7 @@ def jvp(plan, neighbors, start, stop, tangent, out):
                     continue
                 sums[:] = 0.0
                 for s in range(lo, hi, LANES):
-                    basis(plan, neighbors, s, work)
+                    basis(plan, neighbors, i, e, s, work)
                     _gradients(plan, work, gradients)
                     for lane in range(LANES):
                         p = neighbors.pair[s + lane]
@@ -96,8 +96,9 @@ def jvp(plan, neighbors, start, stop, tangent, out):
                     k = 0
                     for level in range(top + 1):
                         for n in range(plan.n_of_level[level]):
-                            value = load(work.radial, n * LANES)
-                            slope = mul(load(work.slopes, n * LANES), along)
+                            row = (plan.radial_first[level] + n) * LANES
+                            value = load(work.radial, row)
+                            slope = mul(load(work.slopes, row), along)
                             for lm in range(level * level, (level + 1) * (level + 1)):
                                 d = lm * 3 * LANES
                                 turn = mul(tx, load(gradients, d))
@@ -143,7 +144,7 @@ def _of_densities(plan, neighbors, i, pair_block, own, n_blocks, work, gradients
     for e in range(n_elements):
         lo, hi = neighbors.first[i * n_elements + e], neighbors.first[i * n_elements + e + 1]
         for s in range(lo, hi, LANES):
-            basis(plan, neighbors, s, work)
+            basis(plan, neighbors, i, e, s, work)
             _gradients(plan, work, gradients)
             for lane in range(LANES):
                 p = neighbors.pair[s + lane]
@@ -159,7 +160,8 @@ def _of_densities(plan, neighbors, i, pair_block, own, n_blocks, work, gradients
                 v = 0
                 for level in range(top + 1):
                     for n in range(plan.n_of_level[level]):
-                        value, slope = work.radial[n * LANES + lane], work.slopes[n * LANES + lane]
+                        k = (plan.radial_first[level] + n) * LANES + lane
+                        value, slope = work.radial[k], work.slopes[k]
                         for lm in range(level * level, (level + 1) * (level + 1)):
                             rate = slope * work.harmonics[lm * LANES + lane]
                             k = lm * 3 * LANES + lane
@@ -200,8 +202,8 @@ def _add_adjoint(plan, nodes, lane, node, factor, n, by_density):
         p, terms = node - n, plan.terms
         for t in range(plan.product_first[p], plan.product_first[p + 1]):
             a, b, c = terms[t].a, terms[t].b, terms[t].factor * factor
-            by_density[a] += c * nodes[b * LANES + lane]
-            by_density[b] += c * nodes[a * LANES + lane]
+            _add_adjoint(plan, nodes, lane, a, c * nodes[b * LANES + lane], n, by_density)
+            _add_adjoint(plan, nodes, lane, b, c * nodes[a * LANES + lane], n, by_density)
 
 
 @njit(**OPTIONS)

@@ -66,7 +66,7 @@ class Work(NamedTuple):
 
     Attributes:
         geometry: see above.
-        radial, slopes: R_n and dR_n/dr.
+        radial, slopes: the rows of the table, R_n after these, and derivatives by r.
         q: Q_l^m, m up to l + 1, at l (top + 2) + m.
         c, s: (x + i y)^m.
         harmonics: Y_lm at l^2 + l + m.
@@ -87,6 +87,7 @@ class Work(NamedTuple):
 def new_work(plan):
     """Room for one group."""
     n_densities, n_radial, top, _ = plan.sizes
+    n_radial += plan.table.shape[2]
     return Work(
         np.zeros(8 * LANES),
         np.zeros(n_radial * LANES),
@@ -143,7 +144,7 @@ def sort(plan, r_ij, idx_i, idx_j, numbers):
 @njit(**OPTIONS)
 def _measure(plan, neighbors, s, g):
     """Geometry of the eight neighbours from slot s on."""
-    cutoff, decay, inner, width = plan.lengths
+    cutoff, decay, inner, width, outer = plan.lengths
     for lane in range(LANES):
         x, y, z = (
             neighbors.vectors[0, s + lane],
@@ -163,6 +164,12 @@ def _measure(plan, neighbors, s, g):
         elif plan.kinds[1] == 1:
             rest = 1.0 - (r / cutoff) ** 2
             factor, slope = rest * rest, -4.0 * rest * r / cutoff**2
+        if outer > 0.0 and r > cutoff - outer:
+            turn = math.pi / outer
+            angle = turn * (r - cutoff + outer)
+            fall = 0.5 * (math.cos(angle) + 1.0)
+            slope = slope * fall - factor * 0.5 * turn * math.sin(angle)
+            factor *= fall
         if inner > 0.0:
             t = (r - inner + width) / width
             if t <= 0.0:
@@ -179,24 +186,35 @@ def _measure(plan, neighbors, s, g):
             e = math.expm1(decay * (1.0 - r / cutoff))
             g[_ARGUMENT + lane] = 1.0 - scale * e
             g[_RATE + lane] = scale * decay / cutoff * (e + 1.0)
+        elif plan.kinds[0] == 2:
+            y = max(1.0 - r / cutoff, 0.0)
+            power = y ** (decay - 1.0)
+            g[_ARGUMENT + lane] = 1.0 - 2.0 * power * y
+            g[_RATE + lane] = 2.0 * decay / cutoff * power
         else:
             g[_ARGUMENT + lane], g[_RATE + lane] = cosine, sine
 
 
 @njit(**OPTIONS)
-def _chebyshev(n_radial, g, radial, slopes):
+def _chebyshev(plan, g, radial, slopes):
     f, df = load(g, _FACTOR), load(g, _SLOPE)
     twice = add(load(g, _ARGUMENT), load(g, _ARGUMENT))
-    store(radial, 0, f)
-    store(slopes, 0, df)
-    before, here = splat(1.0), load(g, _ARGUMENT)  # T_{n-2}, T_{n-1}
+    k = plan.table.shape[2] * LANES
+    last = plan.sizes[1] + 1
+    if plan.kinds[0] == 0:  # one takes the place of (1 - T_0) / 2
+        store(radial, k, f)
+        store(slopes, k, df)
+        k += LANES
+        last -= 1
+    before, here = splat(1.0), load(g, _ARGUMENT)  # T_{n-1}, T_n
     d_before, d_here = splat(0.0), splat(1.0)  # derivatives by x
     half, rate = splat(0.5), load(g, _RATE)
-    for n in range(1, n_radial):
+    for _ in range(1, last):
         value = fnma(half, here, half)
-        store(radial, n * LANES, mul(f, value))
+        store(radial, k, mul(f, value))
         change = mul(mul(half, f), mul(d_here, rate))
-        store(slopes, n * LANES, sub(mul(df, value), change))
+        store(slopes, k, sub(mul(df, value), change))
+        k += LANES
         d_before, d_here = d_here, sub(fma(twice, d_here, add(here, here)), d_before)
         before, here = here, sub(mul(twice, here), before)
 
@@ -213,6 +231,7 @@ def _bessel(plan, g, radial, slopes):
     s = mul(sine, unit)
     ds = mul(sub(cosine, s), inverse)
     value, change = splat(0.0), splat(0.0)
+    k = plan.table.shape[2] * LANES
     for n in range(plan.sizes[1]):
         sine_before, sine_here = sine_here, sub(mul(twice, sine_here), sine_before)
         cosine_before, cosine_here = cosine_here, sub(mul(twice, cosine_here), cosine_before)
@@ -221,21 +240,37 @@ def _bessel(plan, g, radial, slopes):
         a, b = splat(plan.bessel[n, 0]), splat(plan.bessel[n, 1])
         value = fma(a, add(s, s_next), mul(b, value))
         change = fma(a, add(ds, ds_next), mul(b, change))
-        store(radial, n * LANES, mul(f, value))
-        store(slopes, n * LANES, fma(df, value, mul(f, change)))
+        store(radial, k, mul(f, value))
+        store(slopes, k, fma(df, value, mul(f, change)))
+        k += LANES
         s, ds = s_next, ds_next
 
 
 @njit(**OPTIONS)
-def basis(plan, neighbors, s, work):
-    """Fill all of `work` but the sums for the group at slot s."""
+def _combine(table, ends, radial, slopes):
+    """Rows of the table (rows, n)."""
+    n_rows = table.shape[0]
+    for row in range(n_rows):
+        value, slope = splat(0.0), splat(0.0)
+        for n in range(ends[row, 0], ends[row, 1]):
+            c, k = splat(table[row, n]), (n_rows + n) * LANES
+            value, slope = fma(c, load(radial, k), value), fma(c, load(slopes, k), slope)
+        store(radial, row * LANES, value)
+        store(slopes, row * LANES, slope)
+
+
+@njit(**OPTIONS)
+def basis(plan, neighbors, i, e, s, work):
+    """Fill all of `work` but the sums for the group at slot s, of element e around atom i."""
     top = plan.sizes[2]
     g, q, c, sines = work.geometry, work.q, work.c, work.s
     _measure(plan, neighbors, s, g)
-    if plan.kinds[0] == 0:
-        _chebyshev(plan.sizes[1], g, work.radial, work.slopes)
-    else:
+    if plan.kinds[0] == 1:
         _bessel(plan, g, work.radial, work.slopes)
+    else:
+        _chebyshev(plan, g, work.radial, work.slopes)
+    if plan.table.shape[2]:
+        _combine(plan.table[neighbors.rows[i], e], plan.table_ends, work.radial, work.slopes)
     x, y, z = load(g, X), load(g, Y), load(g, Z)
     store(c, 0, splat(1.0))
     store(sines, 0, splat(0.0))
@@ -279,11 +314,11 @@ def densities(plan, neighbors, start, stop):
                 continue
             sums[:] = 0.0
             for s in range(lo, hi, LANES):
-                basis(plan, neighbors, s, work)
+                basis(plan, neighbors, i, e, s, work)
                 k = 0
                 for level in range(top + 1):
                     for n in range(plan.n_of_level[level]):
-                        value = load(work.radial, n * LANES)
+                        value = load(work.radial, (plan.radial_first[level] + n) * LANES)
                         for lm in range(level * level, (level + 1) * (level + 1)):
                             y = load(harmonics, lm * LANES)
                             store(sums, k, fma(value, y, load(sums, k)))
@@ -307,8 +342,9 @@ def add_gradient(plan, work, by_density, gradient):
             # sums over n of the derivatives by Y_lm and Y_l-m, and by the radial functions
             a = b = a_slope = b_slope = splat(0.0)
             k = base
-            for n in range(plan.n_of_level[level]):
-                value, slope = load(work.radial, n * LANES), load(work.slopes, n * LANES)
+            row = plan.radial_first[level] * LANES
+            for n in range(row, row + plan.n_of_level[level] * LANES, LANES):
+                value, slope = load(work.radial, n), load(work.slopes, n)
                 plus = splat(by_density[k + m])
                 a, a_slope = fma(plus, value, a), fma(plus, slope, a_slope)
                 if m:

@@ -77,15 +77,15 @@ def _adjoint(plan, nodes, by_column, by_node):
             store(by_node, x + m, fma(factor, b, load(by_node, x + m)))
             store(by_node, y + m, fma(factor, a, load(by_node, y + m)))
     n_products, terms = len(plan.product_first) - 1, plan.terms
-    k = len(by_node) - (n_products + 1) * LANES
-    for p in range(n_products):
+    k = len(by_node) - 2 * LANES
+    for p in range(n_products - 1, -1, -1):  # a product may be part of later ones
         here = load(by_node, k)
         for t in range(plan.product_first[p], plan.product_first[p + 1]):
             a, b = terms[t].a * LANES, terms[t].b * LANES
             factor = mul(splat(terms[t].factor), here)
             store(by_node, a, fma(factor, load(nodes, b), load(by_node, a)))
             store(by_node, b, fma(factor, load(nodes, a), load(by_node, b)))
-        k += LANES
+        k -= LANES
 
 
 @njit(cache=True, **OPTIONS)
@@ -118,7 +118,7 @@ def vjp(plan, neighbors, start, stop, grad_g, grad_r):
                     for v in range(n_densities):
                         by_density[v] += weight * by_node[k + v * LANES]
                 for s in range(lo, hi, LANES):
-                    basis(plan, neighbors, s, work)
+                    basis(plan, neighbors, i, e, s, work)
                     add_gradient(plan, work, by_density, gradient)
                     for lane in range(LANES):
                         p = neighbors.pair[s + lane]
