@@ -128,7 +128,6 @@ def add_generate(commands) -> None:
         metavar="PROTOTYPE",
         help="files that ASE reads, or a recipe *.yaml",
     )
-    )
     parser.add_argument("--out", metavar="FILE", help="*.extxyz (for `import`), or a database *.db")
     parser.add_argument(
         "--overwrite",
