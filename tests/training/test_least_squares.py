@@ -145,7 +145,7 @@ def test_refuses_what_it_cannot_do():
 # ---------------------------------------------------------------- in the task
 
 
-def linear_run(folder, database, weighting=None, quadratic=False, **kwargs):
+def linear_run(folder, database, weighting=None, quadratic=False, data=None, **kwargs):
     task = toy_runs.toy_task(
         toy_runs.acsf_model(n_hidden=[], dtype="float64", quadratic=quadratic),
         optimizer_cls=LeastSquares,
@@ -154,7 +154,8 @@ def linear_run(folder, database, weighting=None, quadratic=False, **kwargs):
         **kwargs,
     )
     callbacks = [RunCheckpoint(str(folder / "checkpoints"), model_path=str(folder / "best_model"))]
-    data = {"store": True, "store_dtype": "float64", "store_dir": str(folder.parent / "store")}
+    store = {"store": True, "store_dtype": "float64", "store_dir": str(folder.parent / "store")}
+    data = store | (data or {})
     trainer, task, datamodule = toy_runs.run(
         folder, database, 1, 1, data, task, callbacks=callbacks
     )
@@ -221,6 +222,23 @@ def test_refit_is_a_run_with_these_weights(database, tmp_path):
         refit(model, checkpoint, {"virial": 1.0})
     shift = next(m for m in model.modules() if isinstance(m, ElementShift))
     assert shift.shift[29] != 0  # energies of the elements were taken out before
+
+
+def test_structures_that_weigh_nothing_are_as_if_left_out(tmp_path):
+    structures = toy_runs.emt_structures(30)
+    for atoms in structures:  # of one element, and one component: no scales that could differ
+        atoms.numbers[:] = 29
+    database = toy_runs.write_database(tmp_path / "emt.db", structures)
+    out = range(0, 30, 3)
+    (tmp_path / "weights.txt").write_text("\n".join("0" if k in out else "2" for k in range(30)))
+    alone, found = Fixed({"energy": 0.0, "forces": 1.0, "stress": 0.0}), []
+    for settings in ({"weights": str(tmp_path / "weights.txt")}, {"exclude": list(out)}):
+        folder = tmp_path / str(len(found))
+        linear_run(folder, database, alone, data=settings)
+        calculator = SoftAdaptCalculator(load(folder))
+        found.append(np.concatenate([calculator.get_forces(atoms) for atoms in structures]))
+    assert np.abs(found[1]).max() > 0.1
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
 
 
 def test_networks_are_refused(database, tmp_path):
