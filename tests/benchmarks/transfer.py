@@ -1,21 +1,24 @@
 """Does the choice of the training data decide whether a potential transfers? Tungsten.
 
-    python tests/benchmarks/transfer.py prepare FOLDER --entropy entropy.extxyz [--n 150]
+    python tests/benchmarks/transfer.py prepare FOLDER --entropy FILE [--ordered FILE] [--n 150]
     python tests/benchmarks/transfer.py spread FOLDER
-    python tests/benchmarks/transfer.py run FOLDER [--models A1 B1 quadratic recipe] [--dft]
+    python tests/benchmarks/transfer.py run FOLDER [--models A1 quadratic ..] [--sets expert ..]
     python tests/benchmarks/transfer.py table FOLDER [--picture PNG]
 
 `prepare` takes about N structures from all groups of the expert set of M. A. Wood et al., Phys.
 Rev. B 99, 184305 (2019), and as many atoms from a file of `spk-softadapt generate --method
 entropy`. The published SNAP of that paper with its ZBL, read as a model of this package, labels
 both. Of either set 70 % of the structures are for training, 10 for validation and 20 for testing:
-expert.db, entropy.db, and dft.db, the expert set with its own labels.
+expert.db, entropy.db, dft.db, the expert set with its own labels, and with a file of `generate
+--method entropy --k -3` mixed.db: half of the structures for training, validation and testing of
+the entropy set, and as many atoms of ordered ones.
 
 `spread`: widths of energies and descriptors of both sets, figures spread_*.png. `run` trains each
 model on each set in FOLDER/runs. `table`: its errors on the test structures of both.
 """
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -27,6 +30,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 SETS = ("expert", "entropy")
+ALL_SETS = (*SETS, "mixed", "dft")
 TEACHER = "WBe_Wood_PRB2019"
 LEAST_OF_A_GROUP = 3
 SHARES = (0.7, 0.8)  # end of train, of val
@@ -96,20 +100,28 @@ def prepare(args: argparse.Namespace) -> None:
             found.stress = None
         return found
 
-    args.folder.mkdir(parents=True, exist_ok=True)
-    for name, frames, label in (
-        ("expert", expert, True),
-        ("entropy", entropy, True),
-        ("dft", expert, False),
-    ):
-        structures = [labelled(atoms, label) for atoms in frames]
-        path = args.folder / f"{name}.db"
-        text = f"{name} set of W, labels of {TEACHER if label else 'DFT'}"
-        fingerprint = write_database(path, structures, text, overwrite=True)
-        order = np.random.default_rng(args.seed).permutation(len(structures))
+    def parts_of(frames) -> list[list]:
+        order = np.random.default_rng(args.seed).permutation(len(frames))
         parts = np.split(order, [round(share * len(order)) for share in SHARES])
-        split = Split(*(sorted(part.tolist()) for part in parts), fingerprint=fingerprint)
-        save_split(split_path(path), split)
+        return [[frames[k] for k in sorted(part.tolist())] for part in parts]
+
+    sets = {"expert": parts_of(expert), "entropy": parts_of(entropy), "dft": parts_of(expert)}
+    if args.ordered:
+        half = [part[: len(part) // 2] for part in sets["entropy"]]
+        n_left, ordered = n_atoms - sum(len(atoms) for part in half for atoms in part), []
+        for atoms in ase.io.iread(args.ordered, ":"):
+            if sum(map(len, ordered)) < n_left:
+                ordered.append(atoms)
+        sets["mixed"] = [a + b for a, b in zip(half, parts_of(ordered), strict=True)]
+    args.folder.mkdir(parents=True, exist_ok=True)
+    for name, parts in sets.items():
+        structures = [labelled(atoms, name != "dft") for part in parts for atoms in part]
+        path = args.folder / f"{name}.db"
+        text = f"{name} set of W, labels of {TEACHER if name != 'dft' else 'DFT'}"
+        fingerprint = write_database(path, structures, text, overwrite=True)
+        ends = np.cumsum([0, *map(len, parts)])
+        subsets = (list(range(a, b)) for a, b in itertools.pairwise(ends.tolist()))
+        save_split(split_path(path), Split(*subsets, fingerprint=fingerprint))
         print(f"{path}: {len(structures)} structures, {sum(s.n_atoms for s in structures)} atoms")
 
 
@@ -150,7 +162,8 @@ def spread(args: argparse.Namespace) -> None:
     from schnetpack_softadapt.files import write_file
     from schnetpack_softadapt.reports.style import png_bytes
 
-    found = {name: read_set(args.folder, name) for name in SETS}
+    names = [*SETS, *(["mixed"] if (args.folder / "mixed.db").exists() else [])]
+    found = {name: read_set(args.folder, name) for name in names}
     values = {name: descriptors(structures) for name, structures in found.items()}
     for name, structures in found.items():
         energies = np.array([s.energy / s.n_atoms for s in structures])
@@ -162,15 +175,15 @@ def spread(args: argparse.Namespace) -> None:
             f" {energies.max():.2f} eV/atom; force {forces.mean():.2f} (mean), {forces.max():.1f}"
             f" (largest) eV/Ang; volume {volumes.min():.1f} to {volumes.max():.1f} Ang^3/atom"
         )
-    for one, two in (SETS, SETS[::-1]):
+    for one, two in itertools.permutations(names, 2):
+        if "expert" not in (one, two):
+            continue
         widths = relative_widths(values[one], values[two])
         print(
             f"{one}, whitened with the covariance of {two}: broader in {(widths > 1).sum()} of"
             f" {len(widths)} dimensions; widths {np.median(widths):.3g} (median),"
             f" {widths.min():.3g} to {widths.max():.3g}"
         )
-        raw = values[one].std(0) > values[two].std(0)
-        print(f"{one}: larger standard deviation in {raw.sum()} of {len(raw)} components")
     out = Path(args.pictures or args.folder)
     for name, draw in (("energies", _draw_energies), ("descriptors", _draw_descriptors)):
         path = out / f"transfer_{name}.png"
@@ -207,7 +220,7 @@ def _draw_descriptors(found, values):
     mean, size = both.mean(0), both.std(0)
     axes = np.linalg.svd((both - mean) / size, full_matrices=False)[2][:2]
     for colour, name in zip(CYCLE[1::-1], SETS[::-1], strict=False):
-        x, y = axes @ ((values[name] - mean) / size).T
+        x, y = axes @ ((values[name][::3] - mean) / size).T  # a third of the atoms
         left.plot(x, y, ".", color=colour, markersize=2, alpha=0.4, label=name)
     left.set_xlabel("first principal component of both")
     left.set_ylabel("second")
@@ -230,7 +243,7 @@ def run(args: argparse.Namespace) -> None:
     from schnetpack_softadapt.api import run_spktrain
 
     for model in args.models:
-        for name in ("dft",) if args.dft else SETS:
+        for name in args.sets:
             folder = args.folder.absolute() / "runs" / f"{model}_{name}"
             if (folder / "metrics.json").exists():
                 continue
@@ -314,7 +327,7 @@ def _draw_errors(drawn):
         ("_", "trained on entropy", CYCLE[1]),
     ):
         axes.plot([], [], marker, color=colour, label=name, markersize=8, markeredgewidth=3)
-    axes.legend(fontsize=9)
+    figure.legend(loc="outside lower center", ncols=4)
     return figure
 
 
@@ -324,6 +337,7 @@ def main() -> None:
     command = commands.add_parser("prepare")
     command.add_argument("folder", type=Path)
     command.add_argument("--entropy", required=True, help="structures of generate")
+    command.add_argument("--ordered", help="likewise, with negative k")
     command.add_argument("--n", type=int, default=150)
     command.add_argument("--seed", type=int, default=0)
     command.set_defaults(run=prepare)
@@ -334,7 +348,7 @@ def main() -> None:
     command = commands.add_parser("run")
     command.add_argument("folder", type=Path)
     command.add_argument("--models", nargs="+", choices=MODELS, default=[*MODELS])
-    command.add_argument("--dft", action="store_true", help="on the labels of DFT")
+    command.add_argument("--sets", nargs="+", choices=ALL_SETS, default=SETS)
     command.add_argument("--overrides", nargs="*", default=[], help="as for spktrain")
     command.set_defaults(run=run)
     command = commands.add_parser("table")

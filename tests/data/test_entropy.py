@@ -147,7 +147,7 @@ def test_resumed_after_kill_the_same(monkeypatch):
         [*program, "--n", "200", "--jobs", "2", "--out", "out.extxyz"], stdout=subprocess.DEVNULL
     )
     journal = Path("out.extxyz.journal")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not journal.exists() or len(journal.read_bytes().splitlines()) < 3:
         assert process.poll() is None
         assert time.monotonic() < deadline
@@ -187,6 +187,7 @@ def test_default_descriptor():
     assert ambient_volume(74) == pytest.approx(15.8, abs=0.1)
     assert default_descriptor([74]).n_columns == 55
     assert default_descriptor([74]).cutoff == pytest.approx(4.77)
+    assert EntropyRecipe(["W"], descriptor=SMALL).make_descriptor().n_columns == 14
     descriptor = default_descriptor([8, 14, 26])  # a gas, diamond, bcc
     assert descriptor.weights[8] != descriptor.weights[14] != descriptor.weights[26]
 

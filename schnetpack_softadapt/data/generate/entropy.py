@@ -44,7 +44,11 @@ from schnetpack_softadapt.data.generate.generate import _read_journal
 from schnetpack_softadapt.data.generate.recipe import _read_yaml
 from schnetpack_softadapt.data.importing.checks import closest_contact
 from schnetpack_softadapt.descriptors.ambient import ambient_volume, default_descriptor
-from schnetpack_softadapt.descriptors.protocol import Descriptor, read_descriptor
+from schnetpack_softadapt.descriptors.protocol import (
+    Descriptor,
+    descriptor_from_dict,
+    read_descriptor,
+)
 from schnetpack_softadapt.descriptors.whitening import Whitening
 from schnetpack_softadapt.files import locked, replacing
 from schnetpack_softadapt.neighbors.pair_list import neighbor_pairs
@@ -139,7 +143,8 @@ class EntropyRecipe:
         """
         if self.descriptor is None:
             return default_descriptor(self.numbers)
-        descriptor = read_descriptor(self.descriptor)
+        read = descriptor_from_dict if isinstance(self.descriptor, Mapping) else read_descriptor
+        descriptor = read(self.descriptor)
         missing = [chemical_symbols[z] for z in self.numbers if z not in descriptor.elements]
         if missing:
             raise ValueError(f"descriptor {self.descriptor} does not know {missing[0]}")
