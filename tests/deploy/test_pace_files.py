@@ -29,6 +29,7 @@ from schnetpack_softadapt.model import (
     ForcesAndStress,
 )
 from schnetpack_softadapt.model.composition import UnsupportedModelError
+from schnetpack_softadapt.model.start import start_from
 
 CRYSTAL = bulk("W", cubic=True).repeat(2)
 CRYSTAL.numbers[[1, 6, 11]] = 4
@@ -147,7 +148,13 @@ def test_published_potential(tmp_path):
     atoms.positions[1] = atoms.positions[0] + [0.0, 0.0, 0.9]
     again.positions[:] = atoms.positions
     assert_equal(again, atoms)
-    assert atoms.get_forces()[1, 2] > 20
+    force, h, energies = atoms.get_forces()[1, 2], 1e-4, []
+    for sign in (1, -1):
+        moved = calculated(atoms, copper())
+        moved.positions[1, 2] += sign * h
+        energies.append(moved.get_potential_energy())
+    assert force > 20
+    assert force == pytest.approx((energies[1] - energies[0]) / (2 * h), rel=1e-6)
 
 
 # --- written and read
@@ -176,6 +183,27 @@ def test_plain_radial_functions_stay_plain(tmp_path):
     d = read_back.representation.descriptor
     assert d.radial_table is None
     assert set(d.functions) == set(BESSEL.functions)
+
+
+@pytest.mark.parametrize("n_densities", [1, 2])
+def test_other_units(tmp_path, n_densities):
+    model = trained(SMALL, n_densities)
+    model.metadata["units"] |= {"energy": "kcal/mol", "forces": "kcal/mol/Ang"}
+    after = calculated(CRYSTAL, read_pace(write_pace(model, tmp_path / "x.yace")))
+    assert_equal(after, calculated(CRYSTAL, model))
+    model.metadata["units"]["length"] = "Bohr"
+    with pytest.raises(UnsupportedModelError, match="unit of length is Bohr"):
+        write_pace(model, tmp_path / "x.yace")
+
+
+def test_training_goes_on_from_a_file(tmp_path):
+    """With the descriptor of the file, scaled anew."""
+    source = read_pace(write_pace(trained(TABLE, 2), tmp_path / "x.yace"))
+    model = trained(
+        ClusterExpansion.from_dict(source.representation.descriptor.to_dict()), 2, (), 5
+    )
+    start_from(model, source)
+    assert_equal(calculated(CRYSTAL, model), calculated(CRYSTAL, source))
 
 
 # --- in LAMMPS

@@ -13,7 +13,11 @@ from scipy.special import lpmv
 
 from schnetpack_softadapt.descriptors import density_engine
 from schnetpack_softadapt.descriptors.ace import ClusterExpansion
-from schnetpack_softadapt.descriptors.ace.coupling import independent, real_clebsch_gordan
+from schnetpack_softadapt.descriptors.ace.coupling import (
+    generalised,
+    independent,
+    real_clebsch_gordan,
+)
 from schnetpack_softadapt.descriptors.ace.harmonics import spherical_harmonics
 from schnetpack_softadapt.descriptors.ace.radial import radial_functions
 from schnetpack_softadapt.descriptors.autograd import pair_descriptors
@@ -45,9 +49,31 @@ POWER = ClusterExpansion(
 )
 # four different densities of l = 1 are coupled in three ways
 DISTINCT = ClusterExpansion(["H", "O"], cutoff=3.5, n_max=[1, 1, 1, 2], l_max=[0, 1, 1, 1])
+_RNG = np.random.default_rng(0)
+# what potentials of others have: radial functions of each l and bond, five and six densities
+TABLE = ClusterExpansion(
+    ["H", "O"],
+    cutoff=3.5,
+    radial="chebyshev_power",
+    decay=2.5,
+    inner=1.6,
+    inner_width=0.9,
+    radial_table=[[[_RNG.normal(size=(2, 4)) for _ in range(3)] for _ in "HO"] for _ in "HO"],
+    products=[
+        [[[0, 1, 1]], 0],
+        [[[2, 1, 0], [2, 2, 1]], 2],
+        [[[1, 1, 0], [1, 1, 1], [2, 2, 1]], 2],
+        [[[1, 1, 0], [1, 1, 1], [1, 2, 0], [1, 2, 1]], 1],
+        [[[0, 1, 0], [1, 1, 0], [1, 2, 1], [2, 1, 1], [2, 2, 0]], [1, 2]],
+        [[[1, 1, 0], [1, 1, 1], [1, 2, 0], [1, 2, 1], [2, 1, 0], [2, 1, 1]], [1, 1, 1]],
+        [[[1, 1, 1]] * 6, [0, 0, 0]],
+    ],
+)
 BOX = 20 * np.eye(3)
 each_descriptor = pytest.mark.parametrize(
-    "descriptor", [EXPLICIT, CONTRACTED, POWER], ids=["explicit", "contracted", "power"]
+    "descriptor",
+    [EXPLICIT, CONTRACTED, POWER, TABLE],
+    ids=["explicit", "contracted", "power", "table"],
 )
 
 
@@ -170,7 +196,16 @@ def test_bessel_functions_are_orthonormal_and_end_smoothly():
     assert near.abs().max() < 1e-6  # of third order
 
 
-@pytest.mark.parametrize("options", [{}, {"cutoff_fn": "power"}, {"radial": "chebyshev"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"cutoff_fn": "power"},
+        {"radial": "chebyshev"},
+        {"radial": "chebyshev", "outer_width": 0.4},
+        {"radial": "chebyshev_power", "decay": 3.0},
+    ],
+)
 def test_inner_and_outer_cutoff(make_backend, options):
     d = ClusterExpansion(
         ["H"], 3.0, inner=1.5, inner_width=0.4, n_functions=40, l_weight=0.5, **options
@@ -265,6 +300,26 @@ def test_as_many_functions_as_are_independent(levels, same, number):
     assert number is None or len(kept) == number
 
 
+@pytest.mark.parametrize(
+    ("levels", "same", "number"),
+    [
+        ((1, 1, 1, 1, 2), (0, 0, 0, 0, 4), 1),  # once in the symmetric fourth power of l = 1
+        ((1, 1, 1, 1, 2), (0, 1, 2, 3, 4), 6),
+        ((1, 1, 1, 1, 1, 1), (0, 0, 0, 0, 0, 0), 1),
+        ((1, 1, 1, 1, 1, 1), (0, 1, 2, 3, 4, 5), 15),  # (a b) (c d) (e f) of six vectors
+    ],
+)
+def test_five_and_six_densities(levels, same, number):
+    assert len(independent(levels, same)) == number
+
+
+def test_six_equal_vectors_give_the_cube_of_their_square():
+    (a,) = random_densities((1,), (0,), 1)
+    b = np.einsum("abcdef,a,b,c,d,e,f", generalised((1,) * 6, (0, 0, 0)), *[a[0]] * 6)
+    c = real_clebsch_gordan(1, 1, 0)[0, 0, 0]  # of a scalar product
+    assert b == pytest.approx((c * a[0] @ a[0]) ** 3, rel=1e-12)
+
+
 def test_all_functions_together_are_independent():
     d = ClusterExpansion(["H"], 4.0, "chebyshev", decay=2.0, degree=9, l_weight=1.0)
     rng = np.random.default_rng(0)
@@ -283,17 +338,17 @@ def test_all_functions_together_are_independent():
 # --- derivatives
 
 
+@pytest.mark.parametrize("method", ["values", "vjp", "jvp"])
 @each_descriptor
-def test_engines_agree(descriptor):
+def test_engines_agree(descriptor, method):
     slow, fast = (EngineCalls(descriptor.engine("cpu", x)) for x in ("reference", "kernels"))
     inputs = crystal(descriptor)
+    shape = {"values": None, "vjp": (3, descriptor.n_columns), "jvp": inputs[0].shape}[method]
     generator = torch.manual_seed(0)
-    grad_g = torch.randn(3, descriptor.n_columns, dtype=torch.float64, generator=generator)
-    tangent = torch.randn(inputs[0].shape, dtype=torch.float64, generator=generator)
-    for method, argument in (("values", ()), ("vjp", (grad_g,)), ("jvp", (tangent,))):
-        found, expected = (getattr(x, method)(*inputs, *argument) for x in (fast, slow))
-        size = expected.abs().max().item()
-        torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-13 * size)
+    arguments = [torch.randn(shape, dtype=torch.float64, generator=generator)] if shape else []
+    found, expected = (getattr(x, method)(*inputs, *arguments) for x in (fast, slow))
+    size = expected.abs().max().item()
+    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-13 * size)
 
 
 @each_descriptor
@@ -459,7 +514,7 @@ def test_functions_are_chosen_and_named():
 
 
 def test_dictionary():
-    for d in (EXPLICIT, CONTRACTED, POWER):
+    for d in (EXPLICIT, CONTRACTED, POWER, TABLE):
         again = descriptor_from_dict(json.loads(json.dumps(d.to_dict())))
         assert again == d
         assert again.to_dict() == d.to_dict()
@@ -483,6 +538,11 @@ def test_dictionary():
         ({"channels": 2}, "1 elements have no more than 1 channels"),
         ({"channels": [{"Mo": 1.0}]}, "a finite weight for each of W"),
         ({"elements": ["W", "H"], "channels": [{"W": 1, "H": 1}] * 2}, "depend on each other"),
+        ({"products": [[[[1, 1, 0]], 0]]}, "products must be independent invariants"),
+        ({"products": [[[[0, 2, 0], [0, 1, 0]], 0]]}, "in ascending order"),
+        ({"radial_table": [[[[[1.0, float("inf")]]]]]}, "finite coefficients"),
+        ({"radial_table": [[[[[1.0, 0.0]]]]]}, "no radial function"),
+        ({"radial": "chebyshev_power", "decay": 1.0}, "a decay above 1"),
         ({"n_functions": None, "degree": 60, "l_weight": 3.0}, "more than 5000 functions"),
     ],
 )

@@ -52,7 +52,8 @@ def read_pace(path: str | Path) -> DescriptorPotential:
 
     Its descriptor has the radial functions of the file as a table and the independent invariants of
     its products as columns; their coefficients in the densities are the first layer of
-    `finnis_sinclair` networks, or linear ones.
+    `finnis_sinclair` networks, or linear ones. Training goes on from it (`model/start_from`) with
+    the same columns: `model.representation.descriptor` takes a file of its `to_dict`.
 
     Raises:
         OSError: a file that is not there.
@@ -181,6 +182,8 @@ def _embedding(p: Potential, i: int, n_densities: int) -> tuple[np.ndarray, np.n
     """w (n_densities,) of our densities, and these of the potential's, (P, n_densities)."""
     x = p.embeddings[i]
     is_root = x.exponents != 1
+    if x.kind not in ("FinnisSinclair", "FinnisSinclairShiftedScaled"):
+        raise PaceFormatError(f"the embedding {x.kind!r} of {p.elements[i]} is not known")
     if is_root.any() and (
         x.kind != "FinnisSinclairShiftedScaled" or (x.exponents[is_root] != 0.5).any()
     ):

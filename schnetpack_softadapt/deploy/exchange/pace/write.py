@@ -21,6 +21,7 @@ from schnetpack_softadapt.deploy.exchange.pace.format import (
 )
 from schnetpack_softadapt.deploy.exchange.pace.read import KINDS
 from schnetpack_softadapt.deploy.exchange.snap import unscaled
+from schnetpack_softadapt.deploy.self_description import common_unit
 from schnetpack_softadapt.descriptors.ace import ClusterExpansion
 from schnetpack_softadapt.descriptors.ace.coupling import generalised, to_real
 from schnetpack_softadapt.descriptors.ace.functions import Function
@@ -54,7 +55,14 @@ def write_pace(model: nn.Module, path: str | Path, with_overlay: bool = False) -
     Raises:
         UnsupportedModelError: another model, and why.
     """
-    return write(_potential(take_apart(model, short_range=True), with_overlay), path)
+    composition = take_apart(model, short_range=True)
+    stated = (getattr(model, "metadata", None) or {}).get("units", {})
+    key = composition.networks.output_key
+    _, energy = common_unit([model], [key], "energy", stated.get(key, "eV"))
+    unit, length = common_unit([model], ["length"], "position", stated.get("length", "Ang"))
+    if length != 1.0:
+        raise UnsupportedModelError(f"the model's unit of length is {unit}; .yace files are in Ang")
+    return write(_potential(composition, energy, with_overlay), path)
 
 
 def write_pace_folder(
@@ -71,7 +79,7 @@ def write_pace_folder(
     return write_with_overlay(model, folder, structure, "pace", [file], overlay)
 
 
-def _potential(composition: Composition, with_overlay: bool) -> Potential:
+def _potential(composition: Composition, energy: float, with_overlay: bool) -> Potential:
     d, networks, baseline = composition.descriptor, composition.networks, composition.baseline
     is_linear = not networks.n_hidden and not networks.is_quadratic
     if d.kind != ClusterExpansion.kind or not (is_linear or networks.has_densities):
@@ -95,7 +103,7 @@ def _potential(composition: Composition, with_overlay: bool) -> Potential:
             " chebyshev with cosine, chebyshev_power and bessel with none"
         )
     symbols = [chemical_symbols[z] for z in d.elements]
-    constants, coefficients, embeddings = _densities(composition)
+    constants, coefficients, embeddings = _densities(composition, energy)
     if not all(np.isfinite(x).all() for x in (constants, coefficients)):
         raise UnsupportedModelError("a coefficient is not finite")
     tables = _tables(d)
@@ -120,8 +128,15 @@ def _potential(composition: Composition, with_overlay: bool) -> Potential:
     return Potential(symbols, constants.tolist(), embeddings, bonds, products)
 
 
-def _densities(composition: Composition) -> tuple[np.ndarray, np.ndarray, list[Embedding]]:
-    """Constants (E,), coefficients (E, D, P) of the functions in the densities, embeddings."""
+def _densities(
+    composition: Composition, energy: float
+) -> tuple[np.ndarray, np.ndarray, list[Embedding]]:
+    """Constants (E,), coefficients (E, D, P) of the functions in the densities, embeddings.
+
+    Args:
+        composition: of the model.
+        energy: its unit in eV.
+    """
     networks, elements = composition.networks, composition.descriptor.elements
     offsets = np.array([float(composition.offsets[z]) for z in elements])
     if not networks.n_hidden:
@@ -138,8 +153,8 @@ def _densities(composition: Composition) -> tuple[np.ndarray, np.ndarray, list[E
         constants = w[3][:, 0, 0] * float(networks.scale)
     exponents = np.array([1.0] + [0.5] * (weights.shape[1] - 1))
     name = "FinnisSinclairShiftedScaled"
-    embeddings = [Embedding(name, x, exponents, _NEVER) for x in weights]
-    return constants + offsets, coefficients, embeddings
+    embeddings = [Embedding(name, energy * x, exponents, _NEVER) for x in weights]
+    return energy * (constants + offsets), coefficients, embeddings
 
 
 def _tables(d: ClusterExpansion) -> list[list[np.ndarray]]:

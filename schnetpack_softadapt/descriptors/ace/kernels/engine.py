@@ -21,7 +21,7 @@ from schnetpack_softadapt.descriptors.compiled import (
 )
 from schnetpack_softadapt.descriptors.density_engine import DensityEngine, DensityPairs
 from schnetpack_softadapt.descriptors.protocol import Jacobian
-from schnetpack_softadapt.descriptors.snap.kernels import vectors
+from schnetpack_softadapt.descriptors.snap.kernels import groups, vectors
 
 __all__ = ["KernelEngine"]
 
@@ -29,7 +29,7 @@ _FLOAT = np.dtype(np.float64)
 
 stamp_sources(
     (sort, densities, values, vjp, jvp, jacobian),
-    [*sorted(Path(__file__).parent.glob("*.py")), vectors.__file__],
+    [*sorted(Path(__file__).parent.glob("*.py")), groups.__file__, vectors.__file__],
 )
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from schnetpack_softadapt.descriptors.compiled import INDEX_OF_NO_ATOM, UNKNOWN_ELEMENT, VALID
+from schnetpack_softadapt.descriptors.snap.kernels.groups import sort_groups
 from schnetpack_softadapt.descriptors.snap.kernels.vectors import (
     LANES,
     add,
@@ -103,41 +103,19 @@ def new_work(plan):
 @njit(cache=True, **OPTIONS)
 def sort(plan, r_ij, idx_i, idx_j, numbers):
     """(status, `Sorted` without densities)."""
-    n_elements, cutoff = plan.weights.shape[1], plan.lengths[0]
-    n_atoms, n_pairs = len(numbers), len(idx_i)
-    rows = np.zeros(n_atoms, np.int64)
-    first = np.zeros(n_atoms * n_elements + 1, np.int64)
-    slot = np.full(n_pairs, -1, np.int64)
-    status = VALID
-    for i in range(n_atoms):
-        z = numbers[i]
-        if z < 0 or z >= len(plan.species) or plan.species[z] < 0:
-            status = UNKNOWN_ELEMENT
-        else:
-            rows[i] = plan.species[z]
-    for p in range(n_pairs):
-        i, j = idx_i[p], idx_j[p]
-        if i < 0 or j < 0 or i >= n_atoms or j >= n_atoms:
-            status = INDEX_OF_NO_ATOM
-    if status == VALID:
-        for p in range(n_pairs):
-            square = r_ij[p, 0] ** 2 + r_ij[p, 1] ** 2 + r_ij[p, 2] ** 2
-            if not square >= cutoff**2:  # a NaN stays in the sum
-                c = idx_i[p] * n_elements + rows[idx_j[p]] + 1
-                slot[p] = first[c]
-                first[c] += 1
-    for c in range(1, len(first)):
-        first[c] = first[c - 1] + (first[c] + LANES - 1) // LANES * LANES
-    n_slots = first[-1]
-    vectors = np.zeros((3, n_slots))
-    pair = np.full(n_slots, -1, np.int64)
-    for p in range(n_pairs):
-        if slot[p] >= 0:
-            s = slot[p] + first[idx_i[p] * n_elements + rows[idx_j[p]]]
-            pair[s] = p
-            for k in range(3):
-                vectors[k, s] = r_ij[p, k]
-    room = np.zeros((n_atoms, plan.weights.shape[0] * plan.sizes[0]))
+    n = plan.weights.shape[1]
+    status, rows, first, pair, _, vectors = sort_groups(
+        plan.species,
+        np.full((n, n), plan.lengths[0]),
+        np.arange(n),
+        n,
+        3,
+        r_ij,
+        idx_i,
+        idx_j,
+        numbers,
+    )
+    room = np.zeros((len(numbers), plan.weights.shape[0] * plan.sizes[0]))
     return status, Sorted(first, pair, rows, vectors, room)
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from schnetpack_softadapt.descriptors.compiled import INDEX_OF_NO_ATOM, UNKNOWN_ELEMENT, VALID
+from schnetpack_softadapt.descriptors.snap.kernels.groups import sort_groups
 from schnetpack_softadapt.descriptors.snap.kernels.vectors import (
     LANES,
     add,
@@ -61,43 +61,11 @@ class Sorted(NamedTuple):
 def sort(plan, r_ij, idx_i, idx_j, numbers):
     """(status, `Sorted` with unit vectors still of length r; the rest of the geometry not set)."""
     n_channels, n_half = plan.sizes[1], plan.sizes[2]
-    n_atoms, n_pairs = len(numbers), len(idx_i)
-    rows = np.zeros(n_atoms, np.int64)
-    first = np.zeros(n_atoms * n_channels + 1, np.int64)
-    slot = np.full(n_pairs, -1, np.int64)
-    status = VALID
-    for i in range(n_atoms):
-        z = numbers[i]
-        if z < 0 or z >= len(plan.species) or plan.species[z] < 0:
-            status = UNKNOWN_ELEMENT
-        else:
-            rows[i] = plan.species[z]
-    for p in range(n_pairs):
-        i, j = idx_i[p], idx_j[p]
-        if i < 0 or j < 0 or i >= n_atoms or j >= n_atoms:
-            status = INDEX_OF_NO_ATOM
-    if status == VALID:
-        for p in range(n_pairs):
-            i, row_j = idx_i[p], rows[idx_j[p]]
-            square = r_ij[p, 0] ** 2 + r_ij[p, 1] ** 2 + r_ij[p, 2] ** 2
-            if not square >= plan.pair[rows[i], row_j, 0] ** 2:  # a NaN stays in the sum
-                c = i * n_channels + plan.channel[row_j] + 1
-                slot[p] = first[c]
-                first[c] += 1
-    for c in range(1, len(first)):
-        first[c] = first[c - 1] + (first[c] + LANES - 1) // LANES * LANES
-    n_slots = first[-1]
-    geometry = np.zeros((9, n_slots))
-    pair, row_of_j = np.full(n_slots, -1, np.int64), np.zeros(n_slots, np.int64)
-    for p in range(n_pairs):
-        if slot[p] >= 0:
-            row_j = rows[idx_j[p]]
-            s = slot[p] + first[idx_i[p] * n_channels + plan.channel[row_j]]
-            pair[s], row_of_j[s] = p, row_j
-            for k in range(3):
-                geometry[k, s] = r_ij[p, k]
-    room = np.empty((n_atoms, n_channels, n_half, 2))
-    return status, Sorted(first, pair, rows, row_of_j, geometry, room)
+    status, rows, first, pair, row_j, geometry = sort_groups(
+        plan.species, plan.pair[:, :, 0], plan.channel, n_channels, 9, r_ij, idx_i, idx_j, numbers
+    )
+    room = np.empty((len(numbers), n_channels, n_half, 2))
+    return status, Sorted(first, pair, rows, row_j, geometry, room)
 
 
 @njit(nogil=True, error_model="numpy")
