@@ -60,6 +60,7 @@ SETTINGS = {
     "num_val": "data.num_val",
     "num_test": "data.num_test",
     "device": "trainer.accelerator",
+    "start_from": "model.start_from.path",
 }
 
 
@@ -79,6 +80,7 @@ def train(
     num_val: float | None = None,
     num_test: float | None = None,
     device: str | None = None,
+    start_from: str | Path | None = None,
 ) -> "Run":
     """Train a potential with the recipe for the data, or go on with a run that was started before.
 
@@ -102,6 +104,8 @@ def train(
         batch_size: structures in a step.
         num_train, num_val, num_test: sizes of the subsets, as numbers or fractions.
         device: "cpu", "gpu" or "auto".
+        start_from: run, model or exported potential whose energies the model has before training:
+            of the same descriptors and networks or of fewer (`model.start`).
 
     Raises:
         FileNotFoundError: there is no such database.
@@ -131,6 +135,8 @@ def spktrain_arguments(
         arguments.append(f"run.path={_value(out.parent)}")
     if settings.get("max_time") is not None:
         settings["max_time"] = _duration(settings["max_time"])
+    if settings.get("start_from") is not None:
+        arguments.append("model/start_from=model_softadapt")
     for name, value in settings.items():
         if value is not None:
             arguments.append(f"{SETTINGS[name]}={_value(value)}")

@@ -125,6 +125,21 @@ def test_the_same_call_goes_on(database):
     assert run.folder == Path("longer").resolve()
 
 
+def test_starts_from_a_run(run, database):
+    """With steps of no length it stays the model that it started from."""
+    still = ["task.optimizer_args.lr=0", "seed=7", "data.split_seed=7"]
+    new = spksa.train(
+        database, *SMALL, *still, out="new", start_from=run.folder, epochs=1, **SETTINGS
+    )
+    frames = ase.io.read(database.with_suffix(".extxyz"), ":")
+    old, same = (spksa.predict(r.model, frames) for r in (run, new))
+    np.testing.assert_allclose(same.energy, old.energy, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(same.forces, old.forces, rtol=0, atol=1e-4)
+    assert np.ptp(old.energy) > 0.1
+    with pytest.raises(ValueError, match="there is no model at"):
+        spksa.train(database, *SMALL, out="none", start_from="nowhere", **SETTINGS)
+
+
 @pytest.mark.parametrize("model", ["painn", "schnet"])
 def test_models_of_schnetpack(database, model, capsys):
     settings = {k: v for k, v in SETTINGS.items() if k != "n_hidden"}

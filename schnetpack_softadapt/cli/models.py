@@ -44,14 +44,20 @@ def add_train(commands) -> None:
         "--weighting", metavar="RULE", help="of the losses: likelihood, softadapt, fixed.."
     )
     parser.add_argument("--device", help="cpu, gpu or auto (default)")
+    parser.add_argument(
+        "--start-from",
+        metavar="MODEL",
+        help="run or model that new data refine, or with fewer functions or neurons than this one",
+    )
     parser.set_defaults(run=_train, result=None)
 
 
 def _train(args) -> None:
     from schnetpack_softadapt.api import train
 
-    names = ("model", "out", "epochs", "max_time", "seed", "cutoff", "weighting", "device")
-    run = train(args.database, *args.overrides, **{name: getattr(args, name) for name in names})
+    names = ["model", "out", "epochs", "max_time", "seed", "cutoff", "weighting", "device"]
+    settings = {name: getattr(args, name) for name in [*names, "start_from"]}
+    run = train(args.database, *args.overrides, **settings)
     print(f"model {run.folder / 'best_model'}; `spk-softadapt report {run.folder}` makes pictures")
 
 

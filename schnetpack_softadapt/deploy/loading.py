@@ -8,12 +8,13 @@ from pytorch_lightning import LightningModule
 from schnetpack.utils import load_model
 from torch import nn
 
+from schnetpack_softadapt.data.paths import user_path
 from schnetpack_softadapt.deploy.exchange.n2p2 import read_potential
 from schnetpack_softadapt.deploy.exchange.snap import read_snap
 from schnetpack_softadapt.deploy.exchange.text import FILE_NAME, read_text, to_model
 from schnetpack_softadapt.files import replacing
 
-__all__ = ["load_members", "load_potential", "save_potential"]
+__all__ = ["load_members", "load_potential", "load_start", "save_potential"]
 
 
 def load_potential(
@@ -42,6 +43,11 @@ def load_potential(
             f"{model} is a committee of {len(models)} models; one model is needed here"
         )
     return models[0]
+
+
+def load_start(path: str) -> nn.Module:
+    """The model at a path that the user gave, for `model.start_from` of a configuration."""
+    return load_potential(user_path(path))
 
 
 def load_members(

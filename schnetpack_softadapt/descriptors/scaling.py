@@ -1,7 +1,7 @@
 """Shifts and factors that bring descriptors to the range networks like, per element.
 
-`G_scaled = (G - shift) * factor`, with both from the training atoms of the element; the five modes
-are those of n2p2 (`scale_symmetry_functions`, `center_symmetry_functions`, `..._sigma`).
+`G_scaled = (G - shift) * factor`, with both from the training atoms of the element; the modes are
+those of n2p2 (`scale_symmetry_functions`, `center_symmetry_functions`, `..._sigma`) and `spread`.
 """
 
 import warnings
@@ -17,7 +17,7 @@ from schnetpack_softadapt.descriptors.elements import check_elements
 
 __all__ = ["SCALING_MODES", "Scaling"]
 
-SCALING_MODES = ("none", "center", "scale", "scale_center", "sigma")
+SCALING_MODES = ("none", "center", "scale", "scale_center", "sigma", "spread")
 
 # A column whose training values spread by less carries nothing but rounding (float32 values), or
 # the far tail of a Gaussian whose factor would turn any new structure into a huge number.
@@ -38,6 +38,7 @@ class Scaling(nn.Module):
     `scale`          a + (b - a) (G - min) / (max - min)
     `scale_center`   a + (b - a) (G - mean) / (max - min)
     `sigma`          a + (b - a) (G - mean) / sigma
+    `spread`         (b - a) G / sigma
     ================ ==========================================
 
     Until `fit` it changes nothing. All buffers are (n_elements, D), float64 unless the module is
@@ -99,6 +100,11 @@ class Scaling(nn.Module):
         """What `print(module)` shows."""
         names = " ".join(chemical_symbols[z] for z in self.elements)
         return f"mode={self.mode!r}, elements={names}, columns={self.shift.shape[1]}"
+
+    def keep_zero(self) -> None:
+        """Leave out the shift: what is zero stays zero. Before `fit`."""
+        if self.mode != "none":
+            self.mode = "spread"
 
     def forward(self, g: Tensor, numbers: Tensor) -> Tensor:
         """Scaled descriptors (N, D) of `g` (N, D) and atomic numbers (N,)."""
@@ -178,14 +184,14 @@ class Scaling(nn.Module):
         if self.mode in ("none", "center"):
             factor = torch.ones_like(spread)
         else:
-            width = self.sigma if self.mode == "sigma" else spread
+            width = self.sigma if self.mode in ("sigma", "spread") else spread
             factor = torch.where(varies, (high - low) / torch.where(varies, width, 1.0), 0.0)
             self._warn_constant(used & ~varies)
-        if self.mode == "none":
+        if self.mode in ("none", "spread"):
             shift = torch.zeros_like(spread)
         else:
             shift = self.minimum if self.mode == "scale" else self.mean
-        if self.mode not in ("none", "center"):
+        if self.mode not in ("none", "center", "spread"):
             shift = shift - torch.where(factor > 0, low / torch.where(factor > 0, factor, 1.0), 0.0)
         self.factor.copy_(torch.where(used, factor, 0.0))
         self.shift.copy_(torch.where(used, shift, 0.0))

@@ -26,6 +26,22 @@ log = logging.getLogger(__name__)
 # atoms that a GPU evaluates with one copy of the weights: many more than the copy costs
 _TILE = 64
 
+
+def _finnis_sinclair(x: torch.Tensor) -> torch.Tensor:
+    """The first of densities x (..., P) as it is, of the others
+
+        F(rho) = sign(rho) (sqrt(|rho| + e / 4) - e / 2),   e = exp(-|rho|),
+
+    the square root with a finite slope, 5/4, at 0: the form of Y. Lysogorskiy et al., npj Comput.
+    Mater. 7, 97 (2021) for the exponent 1/2.
+    """
+    rho = x[..., 1:]
+    sign = torch.where(rho < 0, -1.0, 1.0).to(rho)
+    size = sign * rho  # unlike abs with a slope at 0
+    e = torch.exp(-size)
+    return torch.cat([x[..., :1], sign * (torch.sqrt(size + 0.25 * e) - 0.5 * e)], -1)
+
+
 #: smooth functions only: forces need a continuous first derivative
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "tanh": torch.tanh,
@@ -35,6 +51,7 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "gelu": functional.gelu,
     "gaussian": lambda x: torch.exp(-0.5 * x * x),
     "cos": torch.cos,
+    "finnis_sinclair": _finnis_sinclair,
     "identity": lambda x: x,
 }
 
@@ -64,6 +81,14 @@ class ElementalAtomwise(Transform):
 
     Without hidden layers this is a linear model, and a quadratic one with `quadratic`: what least
     squares solve in one step (`training.optimizers.LeastSquares`).
+
+    With n_hidden=[P] and the activation "finnis_sinclair" it is the model of P densities of the
+    atomic cluster expansion (Y. Lysogorskiy et al., npj Comput. Mater. 7, 97, 2021, equation 3),
+
+        E_i = sum_p w_p F_p(rho_p) + constant,   rho_p = sum_k c_pk G_k,   F_1(rho) = rho.
+
+    The densities of an atom alone are zero: they have no constants, and `DescriptorPotential`
+    leaves the shift out of the scaling of the descriptors.
 
     Args:
         n_in: number of descriptors, one number or one per element (symbol); when not given it is
@@ -153,6 +178,11 @@ class ElementalAtomwise(Transform):
         return getattr(self, "quadratic", False)
 
     @property
+    def has_densities(self) -> bool:
+        """Whether the layers are densities, which vanish with the descriptors."""
+        return "finnis_sinclair" in self.activations
+
+    @property
     def is_built(self) -> bool:
         """Whether the networks exist."""
         return self.index is not None
@@ -190,7 +220,9 @@ class ElementalAtomwise(Transform):
                 # variance 1 / fan_in keeps tanh units in their linear range (LeCun et al. 1998)
                 weight[k, :fan_in] = torch.randn(fan_in, n_cols) / math.sqrt(fan_in)
             self.weights.append(nn.Parameter(weight))
-            self.biases.append(nn.Parameter(torch.zeros(len(index), 1, n_cols, dtype=self.dtype)))
+            bias = torch.zeros(len(index), 1, n_cols, dtype=self.dtype)
+            is_free = layer == len(self.n_hidden) or not self.has_densities
+            self.biases.append(nn.Parameter(bias, requires_grad=is_free))
         self.index = index
         self.n_in = dict(zip(index.elements, sizes, strict=True))
         self.n_columns = n_columns

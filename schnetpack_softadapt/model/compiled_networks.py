@@ -40,6 +40,7 @@ ACTIVATION_CODES = {
     "softplus": 5,
     "cos": 6,
     "gelu": 7,
+    "finnis_sinclair": 8,  # of all units of a layer but the first, which is linear
 }
 
 BLOCK = 32
@@ -133,6 +134,11 @@ def _activate(code, x, slope, n):
                     x[t], slope[t] = math.log1p(math.exp(z)), _sigmoid(z)
             elif code == 6:
                 x[t], slope[t] = math.cos(z), -math.sin(z)
+            elif code == 8:
+                e = math.exp(-abs(z))
+                root = math.sqrt(abs(z) + 0.25 * e)
+                x[t] = math.copysign(root - 0.5 * e, z)
+                slope[t] = 0.5 * (1.0 - 0.25 * e) / root + 0.5 * e
             else:
                 phi = 0.5 * (1.0 + math.erf(z * _SQRT_HALF))
                 x[t], slope[t] = z * phi, phi + z * _DENSITY_AT_0 * math.exp(-0.5 * z * z)
@@ -243,9 +249,10 @@ def _networks(
                 at += n_elements * n_columns
                 _multiply(weights, n_columns, 1, n_rows, n_columns, values[layer], out, n)
                 if layer < n_layers - 1:
+                    code = activations[layer]
                     for o in range(n_columns):
                         k = o * BLOCK
-                        _activate(activations[layer], out[k:], slope[k:], n)
+                        _activate(0 if code == 8 and o == 0 else code, out[k:], slope[k:], n)
             for t in range(count):
                 energies[atoms[t]] = scale * values[n_layers, t]
             _fill(scale, upper, n)

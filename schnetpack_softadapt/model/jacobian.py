@@ -55,17 +55,18 @@ class JacobianRows(NamedTuple):
 class NetworkJacobian:
     """First derivatives of atomic energies, and of their directional derivatives, by parameters.
 
-    Columns follow `parameters`: weights of all layers, then biases of all layers, flattened.
+    Columns follow `parameters`: weights of all layers, then biases of all layers, flattened;
+    those that are not trained have none.
 
     Args:
-        networks: built networks, all of whose parameters are trainable.
+        networks: built networks.
         x: (N, D) scaled descriptors.
         numbers: (N,) atomic numbers.
     """
 
     def __init__(self, networks: ElementalAtomwise, x: Tensor, numbers: Tensor):
         self.parameters = [*networks.weights, *networks.biases]
-        self.n_parameters = sum(p.numel() for p in self.parameters)
+        self.n_parameters = sum(p.numel() for p in self.parameters if p.requires_grad)
         self.element = networks.index(numbers)  # (N,) row of the element
         scale = float(networks.scale)
         weights = [w.detach() for w in networks.weights]
@@ -115,6 +116,8 @@ class NetworkJacobian:
             def add(products, first=first, k=k):
                 column = 0
                 for parameter, pairs in zip(self.parameters, products, strict=True):
+                    if not parameter.requires_grad:
+                        continue
                     here = column + k * parameter[0].numel()
                     for pair in pairs:
                         if isinstance(pair, _OfProducts):
@@ -314,6 +317,7 @@ def _trained_networks(model) -> Composition | None:
     if type(composition.response) not in (type(None), ForcesAndStress):
         return None
     mine = [*composition.networks.weights, *composition.networks.biases]
+    mine = [p for p in mine if p.requires_grad]
     trained = [p for p in model.parameters() if p.requires_grad]
     if len(trained) != len(mine) or any(a is not b for a, b in zip(trained, mine, strict=True)):
         return None

@@ -7,7 +7,7 @@ from ase.data import chemical_symbols
 from schnetpack import atomistic
 from schnetpack.model import NeuralNetworkPotential
 from schnetpack.transform import AddOffsets, CastTo32, CastTo64, ScaleProperty
-from torch import Tensor
+from torch import Tensor, nn
 
 from schnetpack_softadapt.data.statistics import training_targets
 from schnetpack_softadapt.model.atomwise import ElementalAtomwise
@@ -16,6 +16,7 @@ from schnetpack_softadapt.model.direct import evaluate_directly
 from schnetpack_softadapt.model.jacobian import JacobianRows, potential_jacobian
 from schnetpack_softadapt.model.representation import DescriptorRepresentation
 from schnetpack_softadapt.model.response import ForcesAndStress
+from schnetpack_softadapt.model.start import check_start, start_from
 
 __all__ = ["DescriptorPotential"]
 
@@ -48,13 +49,21 @@ class DescriptorPotential(NeuralNetworkPotential):
     may read these: all modules that are not known here, or whose class does not say
     `reads_neighbors = False` itself.
 
+    Args:
+        start_from: a smaller model, or one of the same size, whose energies this one has before
+            training, see `model.start`: the last step of a ladder, or a model that new data refine.
+
     Attributes:
         metadata: what a user of the saved model must know: units, elements, descriptor,
             provenance of the training data.
     """
 
-    def __init__(self, *args, **kwargs):
+    #: a list, lest it become a part of this model; None once the model has started
+    _start: list[nn.Module] | None = None
+
+    def __init__(self, *args, start_from: nn.Module | None = None, **kwargs):
         super().__init__(*args, **kwargs)
+        self._start = None if start_from is None else [start_from]
         self.metadata: dict = {}
         self._build_networks()
 
@@ -70,6 +79,8 @@ class DescriptorPotential(NeuralNetworkPotential):
         for module in self.output_modules:
             if isinstance(module, ElementalAtomwise) and not module.is_built:
                 module.build(descriptor.elements, descriptor.n_functions)
+            if isinstance(module, ElementalAtomwise) and module.has_densities:
+                self.representation.scaling.keep_zero()
 
     def _follow_labels(self, datamodule) -> None:
         """Forces and stress that are "auto" are computed if the training data have them."""
@@ -93,6 +104,7 @@ class DescriptorPotential(NeuralNetworkPotential):
 
         Raises:
             UnknownElementError: the data contain an element that the model was not built for.
+            ValueError: the model that this one starts from is no part of it.
         """
         baseline = self.baseline
         if baseline is not None:
@@ -104,6 +116,8 @@ class DescriptorPotential(NeuralNetworkPotential):
         describes = isinstance(self.representation, DescriptorRepresentation)
         if describes:
             self.representation.complete(datamodule)
+        if self._start is not None:
+            check_start(self.representation.descriptor, *self._start)  # before a store is built
         self._follow_labels(datamodule)
         datamodule.keep_neighbors = self._reads_neighbors()
         # the networks must exist before the transforms, which fit their scale and shifts
@@ -122,6 +136,9 @@ class DescriptorPotential(NeuralNetworkPotential):
             )
             log.info("descriptors:\n%s", descriptor.summary())
             log.debug("all of them:\n%s", descriptor)
+        if self._start is not None:
+            start_from(self, *self._start)
+            self._start = None
 
     def _reads_neighbors(self) -> bool:
         """Whether batches need neighbour lists beside stored descriptors."""

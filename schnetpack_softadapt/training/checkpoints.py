@@ -1,6 +1,7 @@
 """Checkpoints at the end of every epoch, averaged weights, early stopping; all survive kill -9."""
 
 import logging
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from pytorch_lightning.callbacks import EarlyStopping as LightningEarlyStopping
 
 from schnetpack_softadapt.files import link_or_copy, replacing
 
-__all__ = ["AveragedWeights", "EarlyStopping", "RunCheckpoint"]
+__all__ = ["AveragedWeights", "EarlyStopping", "RunCheckpoint", "Settled"]
 
 log = logging.getLogger(__name__)
 
@@ -212,6 +213,56 @@ class EarlyStopping(LightningEarlyStopping):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting; upstream takes the patience of the checkpoint, too."""
         super().load_state_dict({**state_dict, "patience": self.patience})
+
+
+class Settled(Callback):
+    """Ends a run when training and validation losses have stopped to change from epoch to epoch.
+
+    The losses are the sums of the components without weights, which move by themselves. A run that
+    has ended so stays ended when it is resumed, unless the limits are smaller now.
+    `trainer.min_epochs` and `trainer.max_epochs` bound the number of epochs. Without a validation
+    set it never ends a run.
+
+    Args:
+        train, val: relative changes, both of which must be smaller.
+    """
+
+    def __init__(self, train: float = 5e-5, val: float = 1e-5):
+        if not (train > 0.0 and val > 0.0):
+            raise ValueError(f"changes of the losses must be positive, got {train} and {val}")
+        self.limits = (train, val)
+        self._losses: tuple[float, ...] = ()
+        self._changes = (math.inf, math.inf)
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        """Stop at once if the run had ended."""
+        self._stop(trainer, trainer.current_epoch)
+
+    def on_epoch_record(self, trainer, task, record: dict[str, float]) -> None:
+        """Compare with the last epoch that had a validation; called by the task."""
+        if "val_loss" not in record:
+            return
+        train = sum(record[f"train_{c.component}_loss"] for c in task.active)
+        losses = (train, record["val_loss"])
+        if self._losses:
+            pairs = zip(losses, self._losses, strict=True)
+            self._changes = tuple(abs(new - old) / max(old, 1e-300) for new, old in pairs)
+        self._losses = losses
+        self._stop(trainer, task.current_epoch + 1)
+
+    def _stop(self, trainer, n_epochs: int) -> None:
+        settled = all(x < limit for x, limit in zip(self._changes, self.limits, strict=True))
+        # Lightning would remember a wish to stop before the smallest number of epochs
+        if settled and n_epochs >= (trainer.min_epochs or 0):
+            trainer.should_stop = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Losses of the last epoch, and their changes."""
+        return {"losses": self._losses, "changes": self._changes}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on comparing."""
+        self._losses, self._changes = state_dict["losses"], state_dict["changes"]
 
 
 def _parameters(pl_module) -> list[torch.Tensor]:

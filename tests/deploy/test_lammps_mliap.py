@@ -70,7 +70,7 @@ def forces_of(data, n):
 
 @pytest.fixture
 def committee(tmp_path):
-    models = [make_model(seed=k) for k in range(2)]
+    models = [make_model(), make_model(seed=1, activation="finnis_sinclair")]
     export_potential(models, tmp_path, mote2())
     return models, lammps_mliap.load(str(tmp_path / "potential.json"))
 

@@ -55,6 +55,7 @@ def test_modes(training, mode, limits):
             "scale": a + (b - a) * (raw - low) / (high - low),
             "scale_center": a + (b - a) * (raw - mean) / (high - low),
             "sigma": a + (b - a) * (raw - mean) / raw.std(0, ddof=1),
+            "spread": (b - a) * raw / raw.std(0, ddof=1),
         }[mode]
         # values up to 1e3 times the spread of the third column, whose differences cancel
         np.testing.assert_allclose(scaled[numbers == z, :n], expected, rtol=1e-10, atol=1e-11)

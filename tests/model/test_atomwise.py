@@ -159,3 +159,25 @@ def test_widths_follow_the_largest_number_of_descriptors():
     networks = ElementalAtomwise({"Mo": 8, "Te": 14}, ["Mo", "Te"], "B2", "softplus")
     assert [tuple(w.shape) for w in networks.weights] == [(2, 14, 28), (2, 28, 14), (2, 14, 1)]
     assert networks.activations == ("softplus", "softplus")
+
+
+def test_densities():
+    """Against the general form for an exponent m, with x = 1 / m: |rho| is shifted by
+    x^(x / (1 - x)) e^-|rho|, its power by x^(1 / (1 - x)) e^-|rho|, so that it starts from zero."""
+    model = ElementalAtomwise(3, ["Mo"], n_hidden=[3], activation="finnis_sinclair").double()
+    x = torch.tensor([[0.0, 0, 0], [1, -2, 0.5], [-40, 3, 60], [1e-9, 0, 0]]).double()
+    x.requires_grad_()
+    energies = model.atomic_energies(x, torch.full((4,), MO))
+    rho = (x @ model.weights[0][0]).detach().numpy()
+    m, size = 0.5, np.abs(rho[:, 1:])
+    shift, lowered = (1 / m) ** (1 / m / (1 - 1 / m)), (1 / m) ** (1 / (1 - 1 / m))
+    e = np.exp(-size)
+    rho[:, 1:] = np.sign(rho[:, 1:]) * ((size + shift * e) ** m - lowered * e)
+    expected = rho @ model.weights[1][0, :, 0].detach().numpy()
+    np.testing.assert_allclose(energies.detach().numpy(), expected, rtol=0, atol=1e-13)
+    assert expected[0] == 0.0
+    # an atom alone has the slope 5/4 of all of its neighbourhood
+    (slopes,) = torch.autograd.grad(energies.sum(), x)
+    first = model.weights[0][0] * torch.tensor([1.0, 1.25, 1.25])
+    torch.testing.assert_close(slopes[0], (first @ model.weights[1][0])[:, 0], rtol=1e-13, atol=0)
+    assert [bias.requires_grad for bias in model.biases] == [False, True]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -21,6 +22,7 @@ from schnetpack_softadapt.training.checkpoints import (
     AveragedWeights,
     EarlyStopping,
     RunCheckpoint,
+    Settled,
 )
 from schnetpack_softadapt.training.optimizers import KalmanFilter
 from schnetpack_softadapt.training.rules import (
@@ -380,6 +382,40 @@ def test_stopped_early_stays_stopped(database, tmp_path):
     patience = 4  # and with more of it the run goes on
     toy_runs.run(tmp_path, database, 20, task=toy_runs.toy_task(lr=0.0), callbacks=callbacks())
     assert [row["epoch"] for row in toy_runs.history(tmp_path)] == [0, 1, 2, 3, 4]
+
+
+def test_settled_stays_settled(database, tmp_path):
+    for limit, min_epochs, last in ((1e-5, 3, 2), (1e-5, 3, 2), (1e-5, 5, 4)):
+        callbacks = [
+            RunCheckpoint(str(tmp_path / "checkpoints"), model_path=None),
+            Settled(limit, limit),
+            HistoryWriter(str(tmp_path / "history.csv")),
+        ]
+        task = toy_runs.toy_task(lr=0.0)
+        toy_runs.run(tmp_path, database, 20, task=task, callbacks=callbacks, min_epochs=min_epochs)
+        assert [row["epoch"] for row in toy_runs.history(tmp_path)][-1] == last
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "stops"),
+    [
+        ([1.0, 1.00009, 1.00018], [2.0, 1.99999, 1.99998], [False, True, True]),  # up, too
+        ([1.0, 0.9998, 0.9997], [2.0, 2.0, 2.0], [False, False, False]),
+        ([1.0, 1.0, 1.0], [2.0, 1.9999, 1.9998], [False, False, False]),
+        ([1.0, 1.0, 1.0], [2.0, None, 2.0], [False, False, True]),
+    ],
+)
+def test_both_losses_must_have_settled(train, val, stops):
+    components = [SimpleNamespace(component=name) for name in ("energy", "forces")]
+    callback = Settled(train=1e-4, val=1e-5)
+    for epoch, (loss, val_loss, stop) in enumerate(zip(train, val, stops, strict=True)):
+        trainer = SimpleNamespace(should_stop=False, min_epochs=None)
+        task = SimpleNamespace(active=components, current_epoch=epoch)
+        record = {"train_energy_loss": loss - 0.25, "train_forces_loss": 0.25, "train_loss": 5.0}
+        if val_loss is not None:
+            record["val_loss"] = val_loss
+        callback.on_epoch_record(trainer, task, record)
+        assert trainer.should_stop == stop
 
 
 def test_another_measure_of_the_best_epoch_starts_anew(database, tmp_path, caplog):
