@@ -107,13 +107,14 @@ def add_generate(commands) -> None:
         help="strained, perturbed and defective structures, labelled by any ASE calculator; or"
         " diverse ones",
         description="From relaxed prototypes: grids of strain, Gaussian displacements, supercells"
-        " and vacancies, each with labels. Reproducible from the seed; results are kept in"
-        " OUT.journal as they come, so that the same command goes on after an interruption and"
-        " computes only what is missing or failed. Settings come from --config, and from the"
-        " options, which go before it. A GRID is numbers, or start:stop:step. Exit status 1 if"
-        " calculations failed. With --method entropy: structures without labels whose atoms have"
-        " environments as different as can be, from --elements alone; they are resumable and"
-        " reproducible likewise.",
+        " and vacancies, and by a recipe (FILE.yaml) also surfaces, stacking faults, interstitials,"
+        " molecular dynamics and exchanges of elements, each with labels. Reproducible from the"
+        " seed; results are kept in OUT.journal as they come, so that the same command goes on"
+        " after an interruption and computes only what is missing or failed. Settings come from"
+        " --config, and from the options, which go before it. A GRID is numbers, or"
+        " start:stop:step. Exit status 1 if calculations failed. With --method entropy: structures"
+        " without labels whose atoms have environments as different as can be, from --elements"
+        " alone; they are resumable and reproducible likewise.",
     )
     parser.add_argument(
         "--method",
@@ -121,7 +122,12 @@ def add_generate(commands) -> None:
         default="grid",
         help="grid: of prototypes (default); entropy: diverse structures",
     )
-    parser.add_argument("prototypes", nargs="*", metavar="PROTOTYPE", help="files that ASE reads")
+    parser.add_argument(
+        "prototypes",
+        nargs="*",
+        metavar="PROTOTYPE",
+        help="files that ASE reads, or a recipe *.yaml",
+    )
     parser.add_argument("--out", metavar="FILE", help="*.extxyz (for `import`), or a database *.db")
     parser.add_argument(
         "--overwrite",
@@ -198,6 +204,8 @@ def _generate_grid(args) -> int:
     from schnetpack_softadapt.data.generate.generate import generate, plan
     from schnetpack_softadapt.data.generate.recipe import read_recipe
 
+    if args.config is None and args.prototypes[:1] and args.prototypes[0].endswith(".yaml"):
+        args.config = args.prototypes.pop(0)
     recipe = read_recipe(args.config, vars(args))
     if args.dry_run:
         print(plan(recipe))

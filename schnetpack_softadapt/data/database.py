@@ -14,15 +14,25 @@ import pandas as pd
 from ase.data import chemical_symbols
 from ase.db import connect
 from ase.db.core import Database
+from ase.db.row import AtomsRow
 from tqdm import tqdm
 
 from schnetpack_softadapt import __version__
 from schnetpack_softadapt import properties as keys
+from schnetpack_softadapt.data.annotations import CALCULATOR, SOURCE, entries
 from schnetpack_softadapt.data.structures import Structure
 from schnetpack_softadapt.files import replacing
 from schnetpack_softadapt.quantities import QUANTITIES
 
-__all__ = ["UNITS", "open_database", "write_database"]
+__all__ = [
+    "UNITS",
+    "Fingerprint",
+    "open_database",
+    "row_data",
+    "row_structure",
+    "structure_table",
+    "write_database",
+]
 
 ENERGY, FORCES, STRESS = (quantity.name for quantity in QUANTITIES)
 UNITS = {**{quantity.name: quantity.unit for quantity in QUANTITIES}, keys.stress_mask: ""}
@@ -75,8 +85,8 @@ def write_database(
         structures: in the order in which the database will hold them.
         provenance: where they come from, for whoever finds the file.
         groups: further ways to group the structures (hashable labels, one per structure), for
-            splits that must not part them. `group` and, if every structure's `info` has one,
-            `strain_state` are written anyway.
+            splits that must not part them. `group`, and what the structures' `info` hold of
+            `strain_state`, `calculator` and `file` (as `source`), are written anyway.
         overwrite: replace an existing file.
         progress: show a progress bar.
         metadata: further entries (plain numbers, strings, lists, dictionaries).
@@ -95,39 +105,74 @@ def write_database(
         raise FileExistsError(f"{path} exists already; choose another name or allow overwriting")
     structures = list(structures)
     names = _common_labels(structures)
-    groups = {"group": [s.group for s in structures], **(groups or {})}
-    if "strain_state" not in groups and all("strain_state" in s.info for s in structures):
-        groups["strain_state"] = [s.info["strain_state"] for s in structures]
-    coded = {key: pd.factorize(pd.Series(list(labels))) for key, labels in groups.items()}
+    fingerprint = Fingerprint()
+    for s in structures:
+        fingerprint.add(s)
     elements = np.unique(np.concatenate([s.numbers for s in structures]))
-    fingerprint = _fingerprint(structures)
-    entries = {
+    about = {
         "_property_unit_dict": {name: UNITS[name] for name in names},
         "_distance_unit": "Ang",
         "atomrefs": {},
         "stress_convention": "(1, 3, 3), symmetric, dE/dstrain / volume: positive = tension",
         "elements": [chemical_symbols[z] for z in elements],
-        "group_names": list(map(str, coded["group"][1])),
-        "groups_ids": {key: codes.tolist() for key, (codes, _) in coded.items()},
+        **entries(structure_table(structures, groups)),
         "provenance": provenance,
-        "fingerprint": fingerprint,
+        "fingerprint": str(fingerprint),
         "versions": {"schnetpack_softadapt": __version__, "ase": ase.__version__},
         **(metadata or {}),
     }
     # one transaction for all
     with replacing(path) as file, connect(file, type="db", use_lock_file=False) as database:
         for s in tqdm(structures, "writing", unit=" structures", disable=not progress):
-            has_stress = s.stress is not None
-            # in the shapes that SchNetPack's collation needs
-            row = {
-                ENERGY: np.array([s.energy]),
-                FORCES: s.forces,
-                STRESS: s.stress[None] if has_stress else np.zeros((1, 3, 3)),
-                keys.stress_mask: np.array([float(has_stress)]),
-            }
+            row = row_data(s)
             database.write(s.to_atoms(), data={name: row[name] for name in names})
-        database.metadata = entries
-    return fingerprint
+        database.metadata = about
+    return str(fingerprint)
+
+
+def structure_table(structures: Sequence[Structure], groups: dict | None = None) -> pd.DataFrame:
+    """What is known about structures besides their labels; see `annotations`.
+
+    `strain_state` counts only if all have one.
+    """
+    table = {"group": [s.group for s in structures]}
+    for key, entry in ((SOURCE, "file"), (CALCULATOR, CALCULATOR), *[["strain_state"] * 2]):
+        found = [s.info.get(entry) for s in structures]
+        if all(v is not None for v in found) or (entry != "strain_state" and any(found)):
+            table[key] = found
+    table |= {key: list(labels) for key, labels in (groups or {}).items()}
+    return pd.DataFrame(table, dtype=object)
+
+
+def row_data(s: Structure) -> dict[str, np.ndarray | None]:
+    """Labels of a structure in the shapes that SchNetPack's collation needs."""
+    has_stress = s.stress is not None
+    return {
+        ENERGY: np.array([s.energy]),
+        FORCES: s.forces,
+        STRESS: s.stress[None] if has_stress else np.zeros((1, 3, 3)),
+        keys.stress_mask: np.array([float(has_stress)]),
+    }
+
+
+def row_structure(row: AtomsRow, data: dict | None = None) -> Structure:
+    """A row of a database as structure, in the units of the database, without its group.
+
+    Args:
+        row: of the database.
+        data: its labels, where they are not in the row.
+    """
+    data = row.data if data is None else data
+    stress, mask = data.get(STRESS), data.get(keys.stress_mask)
+    return Structure(
+        row.numbers,
+        row.positions,
+        row.cell,
+        row.pbc,
+        energy=None if data.get(ENERGY) is None else np.ravel(data[ENERGY])[0],
+        forces=data.get(FORCES),
+        stress=None if stress is None or (mask is not None and not np.ravel(mask)[0]) else stress,
+    )
 
 
 def _common_labels(structures: Sequence[Structure]) -> list[str]:
@@ -147,9 +192,16 @@ def _common_labels(structures: Sequence[Structure]) -> list[str]:
     return names
 
 
-def _fingerprint(structures: Sequence[Structure]) -> str:
-    digest = hashlib.sha256()
-    for s in structures:
+class Fingerprint:
+    """Of structures and their labels, one after the other; `str` gives it."""
+
+    def __init__(self):
+        self._digest = hashlib.sha256()
+
+    def add(self, s: Structure) -> None:
+        """Take in the next structure."""
         for array in (s.numbers, s.positions, s.cell, s.pbc, s.energy, s.forces, s.stress):
-            digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()[:32]
+            self._digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
+
+    def __str__(self) -> str:
+        return self._digest.hexdigest()[:32]

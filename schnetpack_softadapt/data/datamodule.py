@@ -12,10 +12,12 @@ from schnetpack.data import AtomsDataModule, SplittingStrategy
 from schnetpack.units import convert_units
 
 from schnetpack_softadapt import properties as keys
+from schnetpack_softadapt.data import annotations
 from schnetpack_softadapt.data.dataset import InMemoryAtomsData
 from schnetpack_softadapt.data.descriptors import ComputedSource, Geometries, StoreSource
 from schnetpack_softadapt.data.loader import BatchSource, EpochSampler, InMemoryLoader, as_batch
 from schnetpack_softadapt.data.paths import user_path
+from schnetpack_softadapt.data.provenance import mixed_settings
 from schnetpack_softadapt.data.splitting import DEFAULT_SPLIT_FILE, DEFAULT_SPLIT_KEY, Partition
 from schnetpack_softadapt.data.statistics import TrainingTargets, element_contributions
 from schnetpack_softadapt.data.weights import SCHEMES, weights_of
@@ -160,6 +162,7 @@ class SoftAdaptDataModule(AtomsDataModule):
             self.num_test = len(split.test)
         self._leave_out()
         self._weigh()
+        self._warn_of_mixed_settings()
         self._train_dataset = self.dataset.subset(self.train_idx)
         self._val_dataset = self.dataset.subset(self.val_idx)
         self._test_dataset = self.dataset.subset(self.test_idx)
@@ -193,10 +196,23 @@ class SoftAdaptDataModule(AtomsDataModule):
         )
 
     def _weigh(self) -> None:
-        """Give all structures the weights of a scheme."""
+        """Give all structures the weights of a scheme, times those in the database's metadata."""
+        given = annotations.weights(self.dataset.metadata)
         own = {keys.structure_weight, keys.forces_weight} & set(self.dataset.raw.keys)
-        if self.weights is None or (self.weights == "auto" and own):
+        if self.weights is not None and not (self.weights == "auto" and own):
+            self._weigh_by_scheme(own)
+        if given is None:
             return
+        raw, key = self.dataset.raw, keys.structure_weight
+        if key in raw:
+            given = given * raw.values(key).reshape(-1)
+        mean = given[self.train_idx].mean()
+        if not mean:
+            raise ValueError(f"{self.datapath} gives all structures of the training set no weight")
+        self.dataset.raw = raw.joined({key: given / mean})
+        log.info("structures are weighted as %s says", self.datapath)
+
+    def _weigh_by_scheme(self, own: set[str]) -> None:
         if own:
             raise ValueError(
                 f"data.weights={self.weights}, but {self.datapath} has weights of its own"
@@ -220,6 +236,14 @@ class SoftAdaptDataModule(AtomsDataModule):
             low,
             high,
         )
+
+    def _warn_of_mixed_settings(self) -> None:
+        raw, metadata = self.dataset.raw, self.dataset.metadata
+        if annotations.CALCULATOR in metadata.get("groups_ids", {}):
+            table = annotations.annotations(metadata, len(raw), self.datapath)
+            cells = raw.values(properties.cell)
+            for text in mixed_settings(table.calculator.tolist(), table.source.tolist(), cells):
+                log.warning("%s: %s", self.datapath, text)
 
     @property
     def elements(self) -> list[int]:

@@ -13,6 +13,7 @@ from schnetpack.transform import CastMap, WrapPositions, neighborlist
 from tqdm import tqdm
 
 from schnetpack_softadapt import properties as keys
+from schnetpack_softadapt.data.annotations import CALCULATOR
 from schnetpack_softadapt.data.database import UNITS, open_database
 from schnetpack_softadapt.data.descriptors import DescriptorSource
 from schnetpack_softadapt.data.ragged import RaggedSamples
@@ -277,6 +278,10 @@ class InMemoryAtomsData(ASEAtomsData):
             return self.raw.rows(key, index).copy() if key in self.raw else None
 
         mask, group = value(keys.stress_mask), value(keys.group)
+        info: dict = {"index": index}
+        calculators = self.metadata.get("groups_ids", {}).get(CALCULATOR)
+        if calculators is not None and calculators[index] >= 0:
+            info[CALCULATOR] = self.metadata["names"][CALCULATOR][calculators[index]]
         energy, stress = value(properties.energy), value(properties.stress)
         return Structure(
             numbers=value(properties.Z),
@@ -287,7 +292,7 @@ class InMemoryAtomsData(ASEAtomsData):
             forces=value(properties.forces),
             stress=None if stress is None or (mask is not None and not mask[0]) else stress[0],
             group=group_names[group[0]] if group is not None and len(group_names) else "",
-            info={"index": index},
+            info=info,
         )
 
 

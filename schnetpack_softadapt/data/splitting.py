@@ -18,6 +18,7 @@ from schnetpack import properties
 from schnetpack.data import RandomSplit, SplittingStrategy
 
 from schnetpack_softadapt import properties as keys
+from schnetpack_softadapt.data.annotations import SUBSET, assigned, digest
 from schnetpack_softadapt.data.paths import user_path
 from schnetpack_softadapt.files import replacing
 from schnetpack_softadapt.quantities import SUBSETS
@@ -248,9 +249,10 @@ class Partition:
         num_train, num_val, num_test: sizes, as fractions (floats up to 1), numbers, or None: the
             rest. Where the split comes from a file, fractions have no effect, and smaller numbers
             take a part of its subsets, larger ones containing the smaller (learning curves).
-        strategy: "auto": the split file beside the database, else by groups `split_key` if the
-            database has them, else random; "grouped", "blocks", "random" (see the functions), or
-            any splitting strategy of SchNetPack: a new split of that kind.
+        strategy: "auto": the split file beside the database, else the subsets that the database
+            assigns structures to (`spk-softadapt set`), else by groups `split_key` if it has them,
+            else random; "assigned": these subsets, in any case; "grouped", "blocks", "random" (see
+            the functions), or any splitting strategy of SchNetPack: a new split of that kind.
         split_key: which of the metadata's `groups_ids` the grouped split keeps together, and the
             blocks take for trajectories; these are the `group`s if the database has no other.
         seed: of the split; independent of the seed of the training.
@@ -269,7 +271,7 @@ class Partition:
     split_file: str | None = DEFAULT_SPLIT_FILE
 
     def __post_init__(self):
-        known = ("auto", "grouped", "blocks", "random")
+        known = ("auto", "assigned", "grouped", "blocks", "random")
         if isinstance(self.strategy, str) and self.strategy not in known:
             raise ValueError(
                 f"splitting={self.strategy!r} is not known; choose one of {', '.join(known)}"
@@ -299,9 +301,9 @@ class Partition:
             split = load_split(path, len(dataset), dataset.metadata.get("fingerprint"))
             is_of_run = path.resolve().is_relative_to(Path.cwd().resolve())
             if is_of_run and split.request is not None:
-                self._compare(split, path)
+                self._compare(split, path, dataset)
             else:
-                split = self._from_users(split, path, dataset)
+                split = self._from_users(split, f"the split file {path}", dataset)
         for name, words in SUBSETS.items():
             if name != "test" and not getattr(split, name):
                 raise ValueError(
@@ -325,9 +327,9 @@ class Partition:
         sizes = {f"num_{name}": size for name, size in zip(SUBSETS, self._sizes, strict=True)}
         return {**sizes, "splitting": name, "split_key": self.split_key, "split_seed": self.seed}
 
-    def _compare(self, split: Split, path: Path) -> None:
-        """A resumed run must go on with its own split."""
-        now = self.request
+    def _compare(self, split: Split, path: Path, dataset) -> None:
+        """A resumed run must go on with its own split, and the weights in the database."""
+        now = {**self.request, "assignments_and_weights": digest(dataset.metadata)}
         changed = [
             f"{name}={old} (now {now[name]})"
             for name, old in split.request.items()
@@ -345,13 +347,16 @@ class Partition:
         given = self._given_file(datapath)
         if given is not None:
             split = load_split(given, len(dataset), fingerprint)
-            split = self._from_users(split, given, dataset)
+            split = self._from_users(split, f"the split file {given}", dataset)
+        elif self.strategy in ("auto", "assigned") and (subsets := assigned(dataset.metadata)):
+            split = self._from_users(Split(**subsets), f"the assignments in {datapath}", dataset)
         else:
             kind = self._kind(dataset)
             if kind == "random":
                 _warn_of_trajectories(dataset)
             split = Split(*self._draw(dataset, kind, *self._sizes))
-        split.request, split.fingerprint = self.request, fingerprint
+        split.request = {**self.request, "assignments_and_weights": digest(dataset.metadata)}
+        split.fingerprint = fingerprint
         return split
 
     def _given_file(self, datapath: str) -> Path | None:
@@ -364,17 +369,16 @@ class Partition:
         beside = split_path(datapath)
         return beside if beside.exists() else None
 
-    def _from_users(self, split: Split, path: Path, dataset) -> Split:
+    def _from_users(self, split: Split, origin: str, dataset) -> Split:
         """As many structures of each subset as asked for; all where a fraction is given."""
-        log.info("split taken from %s", path)
+        log.info("split taken from %s", origin)
         subsets = []
         for name, size in zip(SUBSETS, self._sizes, strict=True):
             subset = getattr(split, name)
             if isinstance(size, int) and size >= 0:
                 if size > len(subset):
                     raise ValueError(
-                        f"num_{name}={size}, but the split file {path} has {len(subset)} structures"
-                        " for it"
+                        f"num_{name}={size}, but {origin} has {len(subset)} structures for it"
                     )
                 order = seeded_order(len(subset), self.seed)
                 subset = sorted(subset[k] for k in order[:size])
@@ -391,9 +395,16 @@ class Partition:
         """grouped, blocks or random; "strategy" for others of SchNetPack."""
         if isinstance(self.strategy, SplittingStrategy):
             return "random" if isinstance(self.strategy, RandomSplit) else "strategy"
+        if self.strategy == "assigned" and SUBSET not in dataset.metadata.get("groups_ids", {}):
+            raise ValueError(
+                "data.splitting=assigned, but the database assigns no structures; do so with"
+                " `spk-softadapt set DB assign test --group ...`"
+            )
         labels = dataset.metadata.get("groups_ids", {}).get(self.split_key)
-        if self.strategy != "auto" or labels is None:
-            return self.strategy if self.strategy != "auto" else "random"
+        if self.strategy not in ("auto", "assigned"):
+            return self.strategy
+        if labels is None:
+            return "random"
         if len(set(labels)) >= len(SUBSETS):
             return "grouped"
         log.warning("only %d group(s) %r: the split is random", len(set(labels)), self.split_key)

@@ -67,7 +67,10 @@ class Structure:
         results = atoms.calc.results if atoms.calc is not None else {}
         labels = {name: results.get(name) for name in ("energy", "forces", "stress")}
         geometry = (atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
-        return cls(*geometry, **labels, group=group, info=info or {})
+        info = dict(info or {})
+        if "calculator" in atoms.info:
+            info.setdefault("calculator", atoms.info["calculator"])
+        return cls(*geometry, **labels, group=group, info=info)
 
     @property
     def n_atoms(self) -> int:

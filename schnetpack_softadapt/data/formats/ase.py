@@ -1,6 +1,7 @@
 """Labelled structures from whatever ASE reads."""
 
 import io
+import re
 from collections.abc import Iterator
 
 import ase.io
@@ -15,6 +16,13 @@ __all__ = ["COMPRESSED", "FORMAT"]
 
 COMPRESSED = (".gz", ".xz", ".bz2")
 VASP_FORMATS = ("vasp-out", "vasp-xml")
+#: settings as they stand in OUTCAR (`ENCUT  =  520.0 eV`) and vasprun.xml (`name="ENCUT"> 520.0<`)
+VASP_SETTINGS = re.compile(
+    r"\b(ENCUT|ENMAX|GGA|METAGGA|LEXCH|IVDW|KSPACING)\b(?: *=|\"[^>\n]*>) *([\w.+-]*\w)"
+)
+VASP_MESH = re.compile(r"(?:generate k-points for:|name=\"divisions\">) *(\d+) +(\d+) +(\d+)")
+VASP_POTENTIALS = re.compile(r"(?:TITEL *= *|<c> *)(PAW\w* [\w.]+)")
+VASP_HEADER = 4_000_000  # characters; forces come later
 
 
 def _frames(file: LabelledFile) -> Iterator[tuple[Atoms, str]]:
@@ -33,6 +41,7 @@ def _frames(file: LabelledFile) -> Iterator[tuple[Atoms, str]]:
         # ASE jumps back to each frame, and would decompress what is before it each time
         with open_with_compression(stream, "r") as compressed:
             stream = io.StringIO(compressed.read())
+    calculator = _vasp_settings(file) if kind in VASP_FORMATS else None
     difference = 0.0
     frames = file.frames or ":"
     for atoms in ase.io.iread(stream, frames, kind, do_not_split_by_at_sign=True):
@@ -40,12 +49,35 @@ def _frames(file: LabelledFile) -> Iterator[tuple[Atoms, str]]:
         if {"energy", "free_energy"} <= results.keys():
             here = abs(results["energy"] - results["free_energy"]) / max(len(atoms), 1)
             difference = max(difference, here)
+        if calculator is not None:
+            atoms.info["calculator"] = calculator
+        elif results and "calculator" not in atoms.info:
+            name, parameters = getattr(atoms.calc, "name", None), dict(atoms.calc.parameters)
+            if parameters or name not in (None, "unknown"):
+                atoms.info["calculator"] = {"name": name, **parameters}
         yield atoms, kind
     if difference > 1e-6 and has_usual_energy and kind not in VASP_FORMATS:
         file.remarks.append(
             f"took `energy`; `free_energy` differs by up to {1e3 * difference:.3g} meV/atom, and"
             " forces derive from the latter (--energy-key free_energy)"
         )
+
+
+def _vasp_settings(file: LabelledFile) -> dict:
+    """Functional, cutoff, potentials and k points, from the beginning of OUTCAR or vasprun.xml."""
+    with open_with_compression(str(file.path), "r") as stream:
+        text = stream.read(VASP_HEADER)
+    found: dict = {"name": "vasp"}
+    for name, value in VASP_SETTINGS.findall(text):
+        found.setdefault(name.lower(), value)
+    if "encut" in found:
+        found.pop("enmax", None)  # of a potential
+    mesh = VASP_MESH.search(text)
+    if mesh is not None:
+        found["kpts"] = [int(k) for k in mesh.groups()]
+        found.pop("kspacing", None)  # its default is printed too
+    potentials = sorted(set(VASP_POTENTIALS.findall(text)))
+    return {**found, "potcar": potentials} if potentials else found
 
 
 def _structure(frame: tuple[Atoms, str], file: LabelledFile) -> dict:

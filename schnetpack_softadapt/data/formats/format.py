@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from schnetpack_softadapt.data.formats.units import LabelUnits, stress_matrix, stress_order
+from schnetpack_softadapt.data.provenance import calculator_text
 from schnetpack_softadapt.data.structures import Structure
 
 __all__ = [
@@ -269,6 +270,9 @@ def _structure(raw: dict, record: Format, file: LabelledFile) -> Structure:
     if options.split_keys:
         values = [str(_entry(entries, key, "split")) for key in options.split_keys]
         info["strain_state"] = " ".join(values)
+    calculator = calculator_text(entries.get("calculator"))
+    if calculator is not None:
+        info["calculator"] = calculator
     return Structure(
         numbers=raw["numbers"],
         positions=np.asarray(raw["positions"], dtype=np.float64) * units.length_factor,

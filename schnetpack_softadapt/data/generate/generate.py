@@ -1,8 +1,12 @@
 """Training data from prototypes: make the structures of a recipe, label them, write them."""
 
+import hashlib
+import itertools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from ase import Atoms
 
 from schnetpack_softadapt.data.executors import Spec
 from schnetpack_softadapt.data.generate.journal import (
@@ -14,6 +18,7 @@ from schnetpack_softadapt.data.generate.journal import (
     write_labelled,
 )
 from schnetpack_softadapt.data.generate.recipe import Recipe, build, samples
+from schnetpack_softadapt.data.generate.walks import Walk, walk_all
 from schnetpack_softadapt.data.importing.checks import closest_contact
 from schnetpack_softadapt.files import locked
 
@@ -32,6 +37,11 @@ def plan(recipe: Recipe) -> str:
         f"strains      {len(recipe.strain)}; sigma {' to '.join(f'{s:g}' for s in sigmas)} Ang;"
         f" repeats {recipe.repeats}; supercells {len(recipe.supercell)}; vacancies"
         f" {', '.join(map(str, recipe.vacancies))}; seed {recipe.seed}"
+        + "".join(
+            f"\n{w.key:<12} {w.settings.steps} steps, up to"
+            f" {w.settings.steps // w.settings.every} structures"
+            for w in _walks(recipe, Path())
+        )
     )
 
 
@@ -68,10 +78,10 @@ def generate(
     say(plan(recipe))
     result = LabelResult()
     with locked(journal):
-        tasks = _tasks(recipe, result)
-        options = {"executor": executor, "timeout": timeout, "retries": retries}
+        walked = _walked(recipe, out.with_name(out.name + ".walks"), executor, progress, say)
+        tasks = _tasks(recipe, result, walked)
         label_tasks(
-            tasks, recipe.calculator, journal, result, **options, progress=progress, say=say
+            tasks, recipe.calculator, journal, result, executor, timeout, retries, progress, say
         )
         provenance = f"generated from {', '.join(p.name for p in recipe.prototypes)};"
         provenance += f" {plan(recipe)}; labels by {recipe.calculator} {recipe.calculator_args}"
@@ -79,18 +89,55 @@ def generate(
     return result
 
 
-def _tasks(recipe: Recipe, result: LabelResult) -> list[Task]:
+def _walks(recipe: Recipe, folder: Path) -> list[Walk]:
+    """Molecular dynamics and exchanges from each prototype and supercell."""
+    driver = recipe.driver or recipe.calculator
+    walks = []
+    for p, cell in itertools.product(recipe.prototypes, recipe.supercell):
+        args = (
+            recipe.driver_args if recipe.driver else {**recipe.calculator_args, **p.calculator_args}
+        )
+        for settings in (*recipe.md, *recipe.swaps):
+            n_before = sum(w.key.startswith(f"{p.name}|{cell}|{settings.kind}") for w in walks)
+            for repeat in range(settings.repeats):
+                key = f"{p.name}|{cell}|{settings.kind} {n_before + repeat}"
+                seed = int.from_bytes(hashlib.sha256(f"{recipe.seed}|{key}".encode()).digest()[:6])
+                start = p.atoms.repeat(cell)
+                walks.append(Walk(key, p.name, start, settings, driver, args, seed, folder))
+    return walks
+
+
+def _walked(
+    recipe: Recipe, folder: Path, executor: Spec, progress: bool, say: Callable[[str], None]
+) -> list[tuple[str, str, Atoms]]:
+    """Key, prototype and structure of all that walks keep."""
+    found = []
+    walks = _walks(recipe, folder)
+    for task, (kept, end) in zip(walks, walk_all(walks, executor, progress), strict=True):
+        if end != "done":
+            say(f"{task.key}: {end}; {len(kept)} structures")
+        for atoms in kept:
+            about = {"group": task.settings.kind, "prototype": task.prototype}
+            about |= {"strain_state": task.key, "seed": recipe.seed, "child_seed": task.seed}
+            atoms.info |= about
+            found.append((f"{task.key}|{atoms.info['step']}", task.prototype, atoms))
+    return found
+
+
+def _tasks(
+    recipe: Recipe, result: LabelResult, walked: Sequence[tuple[str, str, Atoms]] = ()
+) -> list[Task]:
     """What is worth labelling; fills `skipped` of the result."""
     arguments = {p.name: {**recipe.calculator_args, **p.calculator_args} for p in recipe.prototypes}
     tasks = []
-    for sample in samples(recipe):
-        atoms = build(sample, recipe)
+    built = ((s.key, s.prototype, build(s, recipe)) for s in samples(recipe))
+    for key, prototype, atoms in itertools.chain(built, walked):
         contact = closest_contact(atoms, recipe.min_distance, SHORTEST_OF_COVALENT)
         if contact is not None:
-            result.skipped[sample.key] = (
+            result.skipped[key] = (
                 "atoms {} and {} are {:.3f} Ang apart (less than {:.3f}; --min-distance)"
             ).format(*contact)
             continue
-        own = arguments[sample.prototype]
-        tasks.append(Task(sample.key, atoms, own, digest(atoms, [recipe.calculator, own])))
+        own = arguments[prototype]
+        tasks.append(Task(key, atoms, own, digest(atoms, [recipe.calculator, own])))
     return tasks

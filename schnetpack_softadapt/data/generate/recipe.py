@@ -1,4 +1,5 @@
-"""What to generate: prototypes, strains, displacements, supercells and vacancies, enumerated.
+"""What to generate: prototypes, their surfaces and stacking faults, strains, displacements,
+supercells, vacancies and interstitials, enumerated; walks from them are in `walks`.
 
 The random numbers of each structure follow from the seed and from what the structure is, not from
 its place in the list: another order, more processes or a finer grid change no other structure.
@@ -15,8 +16,11 @@ from pathlib import Path
 import ase.io
 import numpy as np
 import yaml
-from ase import Atoms
+from ase import Atom, Atoms
+from ase.build import surface
+from ase.geometry import get_distances
 
+from schnetpack_softadapt.data.generate.walks import MD, Swaps, settings_of
 from schnetpack_softadapt.quantities import VOIGT
 
 __all__ = [
@@ -31,6 +35,8 @@ __all__ = [
 ]
 
 SHORTHANDS = {"in_plane": ("xx", "yy"), "normal": ("xx", "yy", "zz"), "full": VOIGT}
+N_POINTS = 50  # among which the largest hole is sought: not always the same one
+VACUUM_ANG = 10.0
 SHIPPED = resources.files(__package__) / "recipes"
 
 
@@ -42,11 +48,13 @@ class Prototype:
         name: goes into `info["prototype"]` and `info["group"]` of what is made from it.
         atoms: without calculator and constraints.
         calculator_args: added to those of the recipe, such as the k points of this cell.
+        kind: `info["group"]` instead of the name, such as "surface".
     """
 
     name: str
     atoms: Atoms
     calculator_args: dict = field(default_factory=dict)
+    kind: str = ""
 
 
 @dataclass
@@ -63,6 +71,18 @@ class Recipe:
         supercell: three repetitions, or several of these.
         vacancies: numbers of atoms removed at random; see `parse_grid`.
         vacancy_element: which element is removed; None: any.
+        interstitials: numbers of atoms put into holes, the largest of some random ones; see
+            `parse_grid`. The groups are "vacancy" and "interstitial".
+        interstitial_element: which element is added; None: one of those there.
+        surfaces: slabs cut from each prototype, group "surface": mappings of `indices` (h, k, l),
+            `layers` and `vacuum` (10 Ang on both sides), as in `ase.build.surface`.
+        faults: such slabs whose upper half is shifted, group "stacking fault": with `shifts`, two
+            grids of fractions of the vectors in the plane.
+        md: molecular dynamics from each prototype and supercell; `walks.MD`, or several.
+        swaps: Monte Carlo exchanges of elements; `walks.Swaps`, or several.
+        driver: what moves the atoms of these, "module:name" as `calculator` and in its place; a
+            committee is "schnetpack_softadapt:SoftAdaptCalculator".
+        driver_args: keyword arguments for it, such as {model: [runs/1, runs/2, runs/3]}.
         min_distance: structures with closer atoms are not labelled, Ang; None: 0.6 times the sum
             of the covalent radii.
         seed: of all random numbers.
@@ -81,6 +101,14 @@ class Recipe:
     supercell: tuple = (1, 1, 1)
     vacancies: tuple[int, ...] = (0,)
     vacancy_element: str | None = None
+    interstitials: tuple[int, ...] = (0,)
+    interstitial_element: str | None = None
+    surfaces: Sequence[Mapping] = ()
+    faults: Sequence[Mapping] = ()
+    md: Sequence = ()
+    swaps: Sequence = ()
+    driver: str | None = None
+    driver_args: dict = field(default_factory=dict)
     min_distance: float | None = None
     seed: int = 0
     calculator: str | None = None
@@ -89,11 +117,14 @@ class Recipe:
     def __post_init__(self):
         self.strain = parse_strain(self.strain)
         self.sigma = parse_grid(self.sigma)
-        self.vacancies = parse_grid(self.vacancies)
         several = isinstance(self.supercell[0], list | tuple)
         self.supercell = tuple(map(tuple, self.supercell if several else [self.supercell]))
         if not self.prototypes:
             raise ValueError("no prototypes to start from")
+        slabs = [*_slabs(self.prototypes, self.surfaces, ("indices", "layers", "vacuum"))]
+        needed = ("indices", "layers", "vacuum", "shifts")
+        self.prototypes = [*self.prototypes, *slabs, *_slabs(self.prototypes, self.faults, needed)]
+        self.md, self.swaps = settings_of(MD, self.md), settings_of(Swaps, self.swaps)
         if not isinstance(self.calculator_args, Mapping):
             raise ValueError("calculator_args are keyword arguments by name")
         if min(self.sigma) < 0:
@@ -107,10 +138,12 @@ class Recipe:
         if determinants.min() <= 0:
             worst = self.strain[int(np.argmin(determinants))]
             raise ValueError(f"strain {worst.tolist()} turns the cell inside out")
-        for number in self.vacancies:
-            if number < 0 or number != int(number):
-                raise ValueError(f"vacancies is a number of atoms, not {number}")
-        self.vacancies = tuple(map(int, self.vacancies))
+        for name in ("vacancies", "interstitials"):
+            numbers = parse_grid(getattr(self, name))
+            for number in numbers:
+                if number < 0 or number != int(number):
+                    raise ValueError(f"{name} is a number of atoms, not {number}")
+            setattr(self, name, tuple(map(int, numbers)))
         most, element = max(self.vacancies), self.vacancy_element
         for prototype, cell in itertools.product(self.prototypes, self.supercell):
             symbols = list(prototype.atoms.symbols) * int(np.prod(cell))
@@ -132,6 +165,7 @@ class Sample:
     sigma: float
     vacancies: int
     repeat: int
+    interstitials: int = 0
 
     @property
     def key(self) -> str:
@@ -139,6 +173,7 @@ class Sample:
         return (
             f"{self.prototype}|{'x'.join(map(str, self.supercell))}|{self.strain_state}"
             f"|sigma {self.sigma:.6g}|vacancies {self.vacancies}|{self.repeat}"
+            f"{f'|interstitials {self.interstitials}' if self.interstitials else ''}"
         )
 
     @property
@@ -150,17 +185,23 @@ class Sample:
 
 def samples(recipe: Recipe) -> Iterator[Sample]:
     """All structures of a recipe, prototype by prototype and strain by strain."""
-    for prototype, supercell, strain, n_vacancies, sigma in itertools.product(
-        recipe.prototypes, recipe.supercell, recipe.strain.tolist(), recipe.vacancies, recipe.sigma
+    for prototype, supercell, strain, n_vacancies, n_interstitials, sigma in itertools.product(
+        recipe.prototypes,
+        recipe.supercell,
+        recipe.strain.tolist(),
+        recipe.vacancies,
+        recipe.interstitials,
+        recipe.sigma,
     ):
-        is_random = sigma > 0 or n_vacancies > 0
+        is_random = sigma > 0 or n_vacancies > 0 or n_interstitials > 0
         for repeat in range(recipe.repeats if is_random else 1):
             cell = tuple(map(int, supercell))
-            yield Sample(prototype.name, cell, tuple(strain), sigma, n_vacancies, repeat)
+            state = (prototype.name, cell, tuple(strain), sigma, n_vacancies, repeat)
+            yield Sample(*state, n_interstitials)
 
 
 def build(sample: Sample, recipe: Recipe) -> Atoms:
-    """Make a structure: strain, repeat, remove atoms, displace; `info` says what was done."""
+    """Make a structure: strain, repeat, remove, add, displace atoms; `info` says what was done."""
     (prototype,) = (p for p in recipe.prototypes if p.name == sample.prototype)
     atoms = prototype.atoms.copy()
     deformation = _deformations(np.array([sample.strain]))[0]
@@ -175,25 +216,75 @@ def build(sample: Sample, recipe: Recipe) -> Atoms:
         element = recipe.vacancy_element
         candidates = [i for i, s in enumerate(atoms.symbols) if element in (None, s)]
         del atoms[sorted(rng.choice(candidates, sample.vacancies, replace=False).tolist())]
+    for _ in range(sample.interstitials):
+        _fill_hole(atoms, recipe.interstitial_element, rng)
     if sample.sigma:
         displacements = rng.normal(0.0, sample.sigma, atoms.positions.shape)
         if recipe.max_displacement is not None:
             lengths = np.linalg.norm(displacements, axis=1, keepdims=True)
             displacements *= np.minimum(1.0, recipe.max_displacement / np.maximum(lengths, 1e-300))
         atoms.positions += displacements
+    kinds = [prototype.kind, "vacancy" * bool(sample.vacancies)]
+    kinds += ["interstitial" * bool(sample.interstitials)]
     atoms.info = {
-        "group": sample.prototype,
+        "group": " ".join(filter(None, kinds)) or sample.prototype,
         "prototype": sample.prototype,
         "strain_state": sample.strain_state,
         "strain": np.array(sample.strain),
         "sigma": sample.sigma,
         "supercell": np.array(sample.supercell),
         "vacancies": sample.vacancies,
+        "interstitials": sample.interstitials,
         "repeat": sample.repeat,
         "seed": recipe.seed,
         "child_seed": child_seed,
     }
     return atoms
+
+
+def _fill_hole(atoms: Atoms, element: str | None, rng: np.random.Generator) -> None:
+    """Add an atom at the point, of some random ones, that is farthest from all atoms."""
+    if atoms.cell.rank < 3:
+        raise ValueError("interstitials need a cell of three vectors")
+    points = rng.random((N_POINTS, 3)) @ atoms.cell.array
+    _, distances = get_distances(points, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+    symbol = element or rng.choice(sorted(set(atoms.symbols)))
+    atoms.append(Atom(str(symbol), points[int(distances.min(axis=1).argmax())]))
+
+
+def _slabs(
+    prototypes: Sequence[Prototype], settings: Sequence[Mapping] | Mapping, names: Sequence[str]
+) -> Iterator[Prototype]:
+    """Surfaces of all prototypes, and with "shifts" among the names faults in them."""
+    for given in [settings] if isinstance(settings, Mapping) else settings:
+        what = "faults" if "shifts" in names else "surfaces"
+        unknown, missing = set(given) - set(names), {*names} - {"vacuum", *given}
+        if unknown or missing:
+            raise ValueError(
+                f"{what}: {'no ' if missing else ''}setting {(*missing, *unknown)[0]!r}"
+                f"{'' if missing else ' is not known'}; they have {', '.join(names)}"
+            )
+        for prototype in prototypes:
+            if not prototype.atoms.pbc.all():
+                raise ValueError(f"{what}: {prototype.name} is not periodic in all directions")
+            h, k, n = given["indices"]
+            for layers in parse_grid(given["layers"]):
+                vacuum = float(given.get("vacuum", VACUUM_ANG))
+                # `periodic=True` would put atoms of the lowest plane, at -1e-16, above the highest
+                slab = surface(prototype.atoms, (h, k, n), int(layers), vacuum)
+                slab.pbc = True
+                name = f"{prototype.name} {h}{k}{n} {layers:g} layers"
+                arguments = prototype.calculator_args
+                if what == "surfaces":
+                    yield Prototype(name, slab, arguments, "surface")
+                    continue
+                upper = slab.positions[:, 2] > slab.positions[:, 2].mean()
+                for a, b in itertools.product(*map(parse_grid, given["shifts"])):
+                    shifted = slab.copy()
+                    shifted.positions[upper] += a * slab.cell[0] + b * slab.cell[1]
+                    yield Prototype(
+                        f"{name} shift {a:g} {b:g}", shifted, arguments, "stacking fault"
+                    )
 
 
 def _deformations(strains: np.ndarray) -> np.ndarray:

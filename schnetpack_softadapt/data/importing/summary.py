@@ -10,6 +10,7 @@ from ase.data import chemical_symbols, covalent_radii
 
 from schnetpack_softadapt.data.importing.checks import where
 from schnetpack_softadapt.data.importing.stress_labels import findings_from_strained_cells
+from schnetpack_softadapt.data.provenance import mixed_settings
 from schnetpack_softadapt.data.structures import Structure
 from schnetpack_softadapt.neighbors.pair_list import neighbor_pairs
 from schnetpack_softadapt.quantities import STRESS
@@ -52,7 +53,15 @@ def summary(structures: Sequence[Structure], remarks: Iterable[str] = ()) -> str
             f" deviation {s.std():.0f} MPa"
         )
     lines += [f"note         {text}" for text in dict.fromkeys(remarks)]
-    checks = (_duplicates, _distances, _energies, _forces, _energies_against_forces, _stresses)
+    checks = (
+        _duplicates,
+        _settings,
+        _distances,
+        _energies,
+        _forces,
+        _energies_against_forces,
+        _stresses,
+    )
     lines += [f"WARNING      {text}" for check in checks for text in check(structures)]
     return "\n".join(lines)
 
@@ -80,6 +89,11 @@ def _duplicates(structures: Sequence[Structure]) -> Iterator[str]:
         if n_leaked:
             text += f"; {n_leaked} of them stand in two subsets, so errors will look too small"
         yield text
+
+
+def _settings(structures: Sequence[Structure]) -> list[str]:
+    calculators, files = ([s.info.get(k) for s in structures] for k in ("calculator", "file"))
+    return mixed_settings(calculators, files, np.array([s.cell for s in structures]))
 
 
 def _distances(structures: Sequence[Structure]) -> Iterator[str]:
