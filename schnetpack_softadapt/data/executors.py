@@ -259,9 +259,13 @@ class _Child:
     def run(self, function: Callable, args: tuple, timeout: float | None) -> tuple:
         """Result and None, or None and the reason why there is none."""
         try:
-            if self.process is None or self.function is not function:
-                self._start(function)
-            self.connection.send((args, self.name))
+            if self.process is None:
+                self._start()
+            if self.function is not function:  # what it imports is not the time of a task
+                self.connection.send((function, None, self.name))
+                self.connection.recv()
+                self.function = function
+            self.connection.send((function, args, self.name))
             if self.connection.poll(timeout):
                 return self.connection.recv()
             reason = f"took longer than {timeout:g} s"
@@ -274,8 +278,7 @@ class _Child:
         self.kill()
         return None, reason
 
-    def _start(self, function: Callable) -> None:
-        self.kill()
+    def _start(self) -> None:
         if self.is_over:
             raise CancelledError
         # not multiprocessing, whose children may have none themselves: workers of dask are such
@@ -289,9 +292,7 @@ class _Child:
             cwd=self.directory,
         )
         theirs.close()
-        self.function, self.connection = function, Connection(ours.detach())
-        self.connection.send(function)
-        self.connection.recv()  # what it imports does not count as the time of a task
+        self.function, self.connection = None, Connection(ours.detach())
 
     def kill(self) -> None:
         """End the process and what it started."""
@@ -313,8 +314,6 @@ def _kill_children() -> None:
 def _serve(descriptor: int) -> None:
     """What a child does: tasks, until the worker is gone; then it goes at once, with all it has."""
     connection = Connection(descriptor)
-    function = connection.recv()
-    connection.send("ready")
     tasks: queue.SimpleQueue = queue.SimpleQueue()
 
     def listen() -> None:
@@ -327,8 +326,8 @@ def _serve(descriptor: int) -> None:
     threading.Thread(target=listen, daemon=True).start()
     for task in iter(tasks.get, None):
         try:
-            args, worker = pickle.loads(task)
-            answer = function(*args, worker=worker), None
+            function, args, worker = pickle.loads(task)
+            answer = (None if args is None else function(*args, worker=worker)), None
         except Exception as error:  # calculators raise anything at all
             answer = None, _reason(error)
         connection.send(answer)
