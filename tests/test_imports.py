@@ -30,10 +30,12 @@ ALLOWED = {
     "training": {"training", "neighbors", "model", "data", "descriptors", "errors", "properties"},
     "reports": {"reports", "neighbors", "model", "training", "data", "properties"},
     "deploy": {"deploy", "neighbors", "training", "model", "descriptors", "data", "properties"},
+    "learn": {"learn", "api", "deploy", "descriptors", "data"},
     "cli": {
         "__version__",
         "api",
         "cli",
+        "learn",
         "neighbors",
         "data",
         "descriptors",

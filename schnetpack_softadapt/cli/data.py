@@ -1,4 +1,4 @@
-"""Commands that make data: import, generate."""
+"""Commands that make data: import, generate, label."""
 
 import argparse
 import functools
@@ -160,25 +160,8 @@ def add_generate(commands) -> None:
         help="skip structures with closer atoms (default: 0.6 of the sum of covalent radii)",
     )
     parser.add_argument("--seed", type=int, metavar="N", help="of all random numbers (default: 0)")
-    parser.add_argument(
-        "--calculator",
-        metavar="MODULE:NAME",
-        help="such as ase.calculators.emt:EMT; a recipe can name one too. The module is imported,"
-        " which executes it",
-    )
-    parser.add_argument(
-        "--calculator-args",
-        metavar="JSON",
-        help='keyword arguments, such as \'{"directory": "run-{worker}"}\'; {worker} becomes the'
-        " number of the process",
-    )
-    parser.add_argument(
-        "--jobs",
-        type=int,
-        default=1,
-        metavar="N",
-        help="processes (set OMP_NUM_THREADS to their threads; default: 1)",
-    )
+    _add_labelling(parser)
+    parser.add_argument("--jobs", type=int, metavar="N", help="the same as --executor local:N")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be made")
     diverse = parser.add_argument_group(
         "--method entropy",
@@ -213,7 +196,7 @@ def _generate_diverse(args) -> int:
     if args.out is None:
         raise ValueError("give --out, the file to write")
     recipe = read_entropy_recipe(args.config, vars(args))
-    generate_diverse(recipe, args.out, args.jobs, args.overwrite, sys.stderr.isatty())
+    generate_diverse(recipe, args.out, args.jobs or 1, args.overwrite, sys.stderr.isatty())
     return 0
 
 
@@ -232,11 +215,106 @@ def _generate_grid(args) -> int:
     result = generate(
         recipe,
         args.out,
-        n_jobs=args.jobs,
+        **_labelling(args),
         overwrite=args.overwrite,
         progress=sys.stderr.isatty(),
     )
     return int(bool(result.failed))
 
 
-COMMANDS = (add_import, add_generate)
+def _add_labelling(parser: argparse.ArgumentParser) -> None:
+    """Options of whatever labels structures."""
+    group = parser.add_argument_group("labels")
+    group.add_argument(
+        "--calculator",
+        metavar="MODULE:NAME",
+        help="such as ase.calculators.emt:EMT. The module is imported, which executes it",
+    )
+    group.add_argument(
+        "--calculator-args",
+        metavar="JSON",
+        help='keyword arguments, such as \'{"directory": "run-{worker}"}\'; {worker} becomes the'
+        " name of the process",
+    )
+    group.add_argument(
+        "--executor",
+        metavar="WHERE",
+        help="local:N (processes here; set OMP_NUM_THREADS to their threads), dask:ADDRESS, or a"
+        " YAML file, such as one with `dask: dask_jobqueue:SLURMCluster`, `workers: 20` and"
+        " `arguments: {cores: 1, memory: 4GB}` (default: local:1)",
+    )
+    group.add_argument("--timeout", type=float, metavar="S", help="of one structure")
+    group.add_argument(
+        "--retries", type=int, default=0, metavar="N", help="of a structure that fails (default: 0)"
+    )
+
+
+def _labelling(args) -> dict:
+    if getattr(args, "jobs", None) is not None:
+        if args.executor is not None:
+            raise ValueError("--jobs N stands for --executor local:N; give one of them")
+        if args.jobs < 1:
+            raise ValueError(f"--jobs is a number of processes from 1 on, not {args.jobs}")
+        args.executor = f"local:{args.jobs}"
+    executor = args.executor or "local:1"
+    return {"executor": executor, "timeout": args.timeout, "retries": args.retries}
+
+
+def add_label(commands) -> None:
+    parser = commands.add_parser(
+        "label",
+        help="labels of any ASE calculator or program for any structures, here or on a cluster",
+        description="Label structures of files that `import` or ASE reads (labels in them are not"
+        " looked at). Results are kept in OUT.journal as they come: the same command goes on after"
+        " an interruption and computes what is missing or failed. A calculation that crashes or"
+        " takes too long costs one structure. Exit status 1 if calculations failed.",
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE", help="file, folder or 'PATTERN'")
+    parser.add_argument("--out", required=True, metavar="FILE", help="*.extxyz, or a database *.db")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a FILE that was made otherwise"
+    )
+    _add_labelling(parser)
+    parser.add_argument(
+        "--command",
+        dest="shell_command",
+        metavar="TEXT",
+        help="instead of --calculator: reads in.extxyz and writes out.extxyz with energy, forces"
+        " and perhaps stress, in a directory of its own",
+    )
+    parser.set_defaults(run=_label)
+
+
+def _label(args) -> int:
+    import json
+
+    from schnetpack_softadapt.data.generate.label import label
+    from schnetpack_softadapt.data.generate.labelling import COMMAND
+
+    try:
+        arguments = json.loads(args.calculator_args or "{}")
+    except ValueError as error:
+        raise ValueError(f"--calculator-args is not JSON: {error}") from None
+    if not isinstance(arguments, dict):
+        raise ValueError("--calculator-args are keyword arguments by name")
+    if args.shell_command is not None:
+        if args.calculator is not None:
+            raise ValueError("give --calculator or --command, not both")
+        args.calculator, arguments = COMMAND, {"command": args.shell_command, **arguments}
+    try:
+        result = label(
+            args.files,
+            args.calculator,
+            args.out,
+            arguments,
+            **_labelling(args),
+            overwrite=args.overwrite,
+            progress=sys.stderr.isatty(),
+        )
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return int(bool(result.failed))
+
+
+COMMANDS = (add_import, add_generate, add_label)

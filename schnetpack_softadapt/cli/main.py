@@ -12,7 +12,7 @@ import traceback
 import warnings
 
 from schnetpack_softadapt import __version__
-from schnetpack_softadapt.cli import data, edit, models
+from schnetpack_softadapt.cli import data, edit, learn, models
 from schnetpack_softadapt.cli.arguments import keep_existing
 from schnetpack_softadapt.errors import error_text, is_users
 
@@ -109,7 +109,7 @@ def _messages(args: argparse.Namespace):
 
 
 #: each takes the subparsers object, adds its parser and sets `run`
-COMMANDS = (*data.COMMANDS, *edit.COMMANDS, *models.COMMANDS)
+COMMANDS = (*data.COMMANDS, *edit.COMMANDS, *models.COMMANDS, *learn.COMMANDS)
 
 
 if __name__ == "__main__":

@@ -238,7 +238,10 @@ def test_labels_and_provenance_and_the_way_into_a_database(capsys):
         assert atoms.get_stress() == pytest.approx(again.get_stress(), abs=1e-6)
         assert atoms.info["prototype"] == "cu"
         assert atoms.info["seed"] == 0
-        assert atoms.info["calculator"] == "ase.calculators.emt:EMT"
+        assert json.loads(atoms.info["calculator"]) == {
+            "name": "ase.calculators.emt:EMT",
+            "arguments": {},
+        }
         assert isinstance(atoms.info["child_seed"], int | np.integer)
     assert "labelled     12 (12 of them now)" in capsys.readouterr().out
     assert not list(Path().glob("*lock"))
@@ -327,7 +330,7 @@ def test_resumes_after_kill_9():
     ("how", "reason"),
     [
         ("raise", "RuntimeError: did not converge at all"),
-        ("die", "the process of the calculator died (exit code 7)"),
+        ("die", "the process of the calculation died (exit code 7)"),
         ("nan", "ValueError: forces not finite"),
     ],
 )

@@ -40,7 +40,7 @@ from ase.optimize import FIRE
 from scipy.spatial.distance import cdist
 from tqdm import tqdm
 
-from schnetpack_softadapt.data.generate.generate import _read_journal
+from schnetpack_softadapt.data.generate.journal import read_journal
 from schnetpack_softadapt.data.generate.recipe import _read_yaml
 from schnetpack_softadapt.data.importing.checks import closest_contact
 from schnetpack_softadapt.descriptors.ambient import ambient_volume, default_descriptor
@@ -409,7 +409,7 @@ def generate_diverse(
     potential = make_potential(recipe, say)
     digest = _digest(recipe, potential)
     with locked(journal):
-        records, n_bytes = _read_journal(journal)
+        records, n_bytes = read_journal(journal)
         done = {int(k): r for k, r in records.items() if r.get("digest") == digest}
         if len(done) < len(records):
             say(f"{len(records) - len(done)} earlier structures are of other settings: made anew")

@@ -1,75 +1,89 @@
-"""Labels for many structures from any ASE calculator, by processes that may die.
-
-Each worker process has one structure in hand at a time, so that it is known which one a crashed
-process had: that one is recorded as failed, and another process goes on. `concurrent.futures`
-cannot tell, and its processes outlive a parent that is killed.
-"""
+"""Labels of one structure from any ASE calculator or command; what the processes import."""
 
 import contextlib
-import importlib
-import multiprocessing
 import os
-import queue
-import sys
-import traceback
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from multiprocessing.connection import Connection
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
 
+import ase.io
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import PropertyNotImplementedError
+from ase.calculators.calculator import Calculator, PropertyNotImplementedError, all_changes
 
-__all__ = ["import_calculator", "label_all"]
+from schnetpack_softadapt.data.executors import import_object
+
+__all__ = ["COMMAND", "ExternalCommand", "import_calculator", "label"]
 
 Labels = dict[str, list | float | str | None]
 
 
-def import_calculator(path: str) -> Callable:
-    """The class or function at "module:name"; modules in the current directory are found too.
+class ExternalCommand(Calculator):
+    """A command that reads `in.extxyz` and writes `out.extxyz`, in a directory of its own.
 
-    Importing executes the module: use only recipes that you trust.
+    `out.extxyz` holds the same atoms in the same order, with energy (eV), forces (eV/Ang) and, if
+    the program has it, stress (eV/Ang^3, positive = tension), as `ase.io.write` writes them.
 
-    Raises:
-        ValueError: there is none.
+    Args:
+        command: for the shell.
+        directory: where the directories are made; the system's for temporary files if None. That
+            of a calculation that failed stays, and the error names it.
     """
-    module_name, separator, name = path.partition(":")
-    if not separator or not name:
-        raise ValueError(f"calculator {path!r} is not module:name, as ase.calculators.emt:EMT")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        found = getattr(importlib.import_module(module_name), name)
-    except ImportError as error:
-        raise ValueError(f"calculator {path}: {error}") from error
-    except AttributeError:
-        raise ValueError(f"calculator {path}: there is no {name!r} in {module_name}") from None
-    if not callable(found):
-        raise ValueError(f"calculator {path}: {name!r} cannot be called")
-    return found
+
+    implemented_properties = ["energy", "free_energy", "forces", "stress"]  # noqa: RUF012
+
+    def __init__(self, command: str, directory: str | None = None):
+        super().__init__()
+        self.shell_command, self.place = command, directory
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes) -> None:
+        """Run the command; raises RuntimeError if it fails or writes no labels."""
+        super().calculate(atoms, properties, system_changes)
+        if self.place is not None:
+            os.makedirs(self.place, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix="label-", dir=self.place)).absolute()
+        bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+        ase.io.write(folder / "in.extxyz", bare)
+        with open(folder / "log", "wb") as log:
+            code = subprocess.run(
+                self.shell_command, shell=True, cwd=folder, stdout=log, stderr=log
+            ).returncode
+        if code != 0 or not (folder / "out.extxyz").exists():
+            raise RuntimeError(f"exit status {code}, see {folder}/log")
+        found = ase.io.read(folder / "out.extxyz")
+        if len(found) != len(atoms) or (found.numbers != atoms.numbers).any():
+            raise RuntimeError(f"other atoms in {folder}/out.extxyz")
+        results = {} if found.calc is None else found.calc.results
+        if not {"energy", "forces"} <= set(results):
+            raise RuntimeError(f"no energy and forces in {folder}/out.extxyz")
+        self.results = dict(results)
+        shutil.rmtree(folder)
 
 
-def _fill(value, worker: int):
-    """Arguments of a calculator, with "{worker}" in every text replaced by a number."""
-    if isinstance(value, str):
-        return value.replace("{worker}", str(worker))
-    if isinstance(value, dict):
-        return {key: _fill(item, worker) for key, item in value.items()}
-    return [_fill(item, worker) for item in value] if isinstance(value, list) else value
+def import_calculator(path: str) -> Callable:
+    """The class or function at "module:name"; see `executors.import_object`."""
+    return import_object(path, "calculator")
 
 
-def _label(atoms: Atoms, calculator) -> Labels:
+#: calculator of an external command; its arguments are those of `ExternalCommand`
+COMMAND = f"{__name__}:{ExternalCommand.__name__}"
+
+
+def label(atoms: Atoms, calculator: str, arguments: dict, worker: str) -> Labels:
     """Energy, forces and (if periodic, and if the calculator has it) stress (3, 3); ASE's units.
 
-    The energy is the free energy where the calculator gives one, which forces derive from.
+    The energy is the free energy where the calculator gives one, which forces derive from. Each
+    structure gets a new calculator, so that no result depends on what was computed before.
     """
-    atoms.calc = calculator
+    atoms.calc = import_calculator(calculator)(**_fill(arguments, worker))
     labels = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces(), "stress": None}
     if atoms.pbc.any():
         # where it is missing, the database says so
         with contextlib.suppress(PropertyNotImplementedError, NotImplementedError):
             labels["stress"] = atoms.get_stress(voigt=False)
-    free_energy = getattr(calculator, "results", {}).get("free_energy")
+    free_energy = getattr(atoms.calc, "results", {}).get("free_energy")
     if free_energy is not None:
         labels["energy"] = free_energy
     for name, value in labels.items():
@@ -78,87 +92,10 @@ def _label(atoms: Atoms, calculator) -> Labels:
     return {k: v if v is None else np.asarray(v, np.float64).tolist() for k, v in labels.items()}
 
 
-def label_all(
-    tasks: Iterable[tuple[str, Atoms, dict]], calculator: str, n_jobs: int = 1
-) -> Iterator[tuple[str, Labels]]:
-    """Label structures in `n_jobs` processes, and yield each as soon as it is done.
-
-    Args:
-        tasks: name, structure, and keyword arguments of its calculator; "{worker}" in a text
-            becomes the worker's number, for calculators that write files into a directory of their
-            own.
-        calculator: "module:name" of a class or function that makes one. Each structure gets a new
-            one, so that no result depends on what was computed before.
-        n_jobs: number of processes; each may use several threads (OMP_NUM_THREADS).
-
-    Yields:
-        the name and the labels, or {"error": reason}.
-    """
-    workers = [_Worker(number) for number in range(n_jobs)]
-    idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-    for worker in workers:
-        idle.put(worker)
-
-    def label(atoms: Atoms, arguments: dict) -> Labels:
-        worker = idle.get()
-        try:
-            return worker.label(atoms, calculator, arguments)
-        finally:
-            idle.put(worker)
-
-    threads, is_done = ThreadPoolExecutor(n_jobs), False
-    try:
-        names = {threads.submit(label, *task[1:]): task[0] for task in tasks}
-        for future in as_completed(names):
-            yield names[future], future.result()
-        is_done = True
-    finally:
-        threads.shutdown(wait=False, cancel_futures=True)
-        for worker in workers:
-            worker.stop(kill=not is_done)
-
-
-class _Worker:
-    """A process that labels one structure at a time; started when needed, also after it died."""
-
-    def __init__(self, number: int):
-        self.number = number
-        self.process: multiprocessing.Process | None = None
-
-    def label(self, *task) -> Labels:
-        if self.process is None:
-            context = multiprocessing.get_context("spawn")  # calculators may hold threads or a GPU
-            self.connection, theirs = context.Pipe()
-            self.process = context.Process(target=_work, args=(theirs, self.number), daemon=True)
-            self.process.start()
-            theirs.close()  # so that the end of the process ends the connection
-        try:
-            self.connection.send(task)
-            return self.connection.recv()
-        except (EOFError, OSError):
-            self.process.join()
-            code, self.process = self.process.exitcode, None
-            return {"error": f"the process of the calculator died (exit code {code})"}
-
-    def stop(self, kill: bool) -> None:
-        process = self.process
-        if process is not None:
-            self.connection.close()
-            if kill:
-                process.kill()
-            process.join()
-
-
-def _work(connection: Connection, worker: int) -> None:
-    """Label what comes in until the other side is gone."""
-    while True:
-        try:
-            atoms, calculator, arguments = connection.recv()
-            try:
-                labels = _label(atoms, import_calculator(calculator)(**_fill(arguments, worker)))
-            except Exception as error:  # calculators raise anything at all
-                lines = traceback.format_exception_only(error)
-                labels = {"error": " ".join("".join(lines).split())[:500]}
-            connection.send(labels)
-        except (EOFError, OSError, KeyboardInterrupt):
-            return
+def _fill(value, worker: str):
+    """Arguments of a calculator, with "{worker}" in every text replaced."""
+    if isinstance(value, str):
+        return value.replace("{worker}", worker)
+    if isinstance(value, dict):
+        return {key: _fill(item, worker) for key, item in value.items()}
+    return [_fill(item, worker) for item in value] if isinstance(value, list) else value

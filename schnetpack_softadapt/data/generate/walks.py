@@ -7,12 +7,9 @@ structure, to the same end but for rounding. ASE's dynamics and thermostats do t
 
 import hashlib
 import json
-import multiprocessing
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +19,7 @@ from ase.md.nptberendsen import NPTBerendsen
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
 from tqdm import tqdm
 
+from schnetpack_softadapt.data.executors import Spec, open_executor, run_all
 from schnetpack_softadapt.data.generate.labelling import import_calculator
 from schnetpack_softadapt.data.importing.checks import closest_contact
 
@@ -282,13 +280,28 @@ def _read(path: Path) -> list[dict]:
 
 
 def walk_all(
-    tasks: Sequence[Walk], n_jobs: int = 1, progress: bool = False
-) -> Iterator[tuple[list[Atoms], str]]:
-    """What `walk` gives, walk by walk in their order; `n_jobs` processes."""
-    bar = partial(tqdm, total=len(tasks), desc="walking", unit=" walks", disable=not progress)
-    if n_jobs == 1 or len(tasks) < 2:
-        yield from bar(map(walk, tasks))
-        return
-    context = multiprocessing.get_context("spawn")  # calculators may hold threads or a GPU
-    with ProcessPoolExecutor(n_jobs, mp_context=context) as pool:
-        yield from bar(pool.map(walk, tasks))
+    tasks: Sequence[Walk], executor: Spec = "local:1", progress: bool = False
+) -> list[tuple[list[Atoms], str]]:
+    """What `walk` gives, in the order of the walks.
+
+    Raises:
+        ValueError: a walk that cannot be done.
+    """
+    found = {}
+    with open_executor(executor) as workers:
+        walking = tqdm(
+            run_all(_walk, [(task.key, (task,)) for task in tasks], workers),
+            total=len(tasks),
+            desc="walking",
+            unit=" walks",
+            disable=not progress,
+        )
+        for key, result, reason in walking:
+            if reason is not None:
+                raise ValueError(f"{key}: {reason}")
+            found[key] = result
+    return [found[task.key] for task in tasks]
+
+
+def _walk(task: Walk, worker: str) -> tuple[list[Atoms], str]:
+    return walk(task)

@@ -1,0 +1,337 @@
+"""Functions of many inputs on many cores: processes here, a cluster by dask, any executor.
+
+Whoever schedules, a task runs in a child process of the worker, which lives on from task to task.
+So all schedulers behave alike: a task that crashes or takes too long costs its child, it is known
+which one it was, and the worker goes on. A child and all processes that it started go with the
+worker, however that ends.
+"""
+
+import contextlib
+import importlib
+import os
+import pickle
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    CancelledError,
+    Executor,
+    Future,
+    ThreadPoolExecutor,
+    wait,
+)
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+__all__ = ["import_object", "open_executor", "run_all"]
+
+#: seconds of work that go to a worker at once: much beyond what sending costs, little to lose
+SECONDS_PER_BATCH = 2.0
+LARGEST_BATCH = 500
+#: batches that wait or run at once where the number of workers is not known, or changes
+IN_FLIGHT = 64
+
+Spec = str | Mapping | Executor
+
+
+def import_object(path: str, what: str) -> Callable:
+    """The class or function at "module:name"; modules in the current directory are found too.
+
+    Importing executes the module.
+
+    Raises:
+        ValueError: there is none; `what` says what was asked for.
+    """
+    module_name, separator, name = path.partition(":")
+    if not separator or not name:
+        raise ValueError(f"{what} {path!r} is not module:name, as ase.calculators.emt:EMT")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module_name), name)
+    except ImportError as error:
+        raise ValueError(f"{what} {path}: {error}") from error
+    except AttributeError:
+        raise ValueError(f"{what} {path}: there is no {name!r} in {module_name}") from None
+    if not callable(found):
+        raise ValueError(f"{what} {path}: {name!r} cannot be called")
+    return found
+
+
+@contextlib.contextmanager
+def open_executor(spec: Spec) -> Iterator[Executor]:
+    """The executor of a setting; closed in the end, with what it runs, if it was made here.
+
+    Args:
+        spec: `local:4` (processes of this machine), `dask:tcp://host:8786` or `dask:scheduler.json`
+            (a scheduler that runs), a YAML file or a mapping with one of these, as `{local: 4}`, or
+            with a class of clusters, `{dask: "dask_jobqueue:SLURMCluster", workers: 20,
+            arguments: {queue: long, cores: 1, memory: 4GB, walltime: "02:00:00"}}`; or any
+            `concurrent.futures.Executor`.
+
+    Raises:
+        ValueError: none of these, or dask is not installed.
+    """
+    if isinstance(spec, Executor):
+        yield spec
+        return
+    settings = _settings(spec)
+    if "local" in settings:
+        local = ThreadPoolExecutor(settings["local"])
+        try:
+            yield local
+        finally:
+            local.shutdown(wait=False, cancel_futures=True)
+            _kill_children()
+        return
+    try:
+        from distributed import Client
+    except ImportError:
+        raise ValueError(f"executor {spec}: `pip install distributed` first") from None
+    where = settings["dask"]
+    with contextlib.ExitStack() as stack:
+        if where.endswith(".json"):
+            client = stack.enter_context(Client(scheduler_file=where))
+        elif "://" in where:
+            client = stack.enter_context(Client(where))
+        else:
+            cluster = import_object(where, "cluster")(**settings.get("arguments", {}))
+            stack.enter_context(cluster).scale(settings.get("workers", 1))
+            client = stack.enter_context(Client(cluster))
+        executor = client.get_executor(pure=False)
+        try:
+            yield executor
+        finally:
+            executor.shutdown(wait=False)
+            with contextlib.suppress(Exception):  # workers that are gone need not be told
+                client.run(_kill_children)
+
+
+def _settings(spec: str | Mapping) -> dict:
+    """A setting as a mapping with "local" or "dask"."""
+    text = "local:4, dask:tcp://host:8786, a YAML file"
+    if isinstance(spec, str):
+        kind, _, value = spec.partition(":")
+        if kind in ("local", "dask"):
+            spec = {kind: value}
+        elif not Path(spec).is_file():
+            raise ValueError(f"executor {spec!r} is none of {text}")
+        else:
+            spec = yaml.safe_load(Path(spec).read_text(encoding="utf-8"))
+            if isinstance(spec, str):
+                return _settings(spec)
+    if not isinstance(spec, Mapping) or len({"local", "dask"} & set(spec)) != 1:
+        raise ValueError(f"executor {spec!r} has neither `local` nor `dask`; it is one of {text}")
+    unknown = set(spec) - {"local", "dask", "workers", "arguments"}
+    if unknown:
+        raise ValueError(f"executor: unknown setting {unknown.pop()!r}")
+    settings = dict(spec)
+    if "local" in settings:
+        try:
+            settings["local"] = int(settings["local"])
+        except ValueError:
+            settings["local"] = 0
+        if settings["local"] < 1:
+            raise ValueError(f"executor {spec!r}: a number of processes from 1 on")
+    return settings
+
+
+def run_all(
+    function: Callable,
+    tasks: Iterable[tuple[str, tuple]],
+    executor: Executor,
+    timeout: float | None = None,
+    retries: int = 0,
+) -> Iterator[tuple[str, Any, str | None]]:
+    """Call a function with each of many arguments, and yield results as they come.
+
+    Args:
+        function: importable by name where the workers are; `worker` is given to it by name, a text
+            that no other child of the executor has at the time.
+        tasks: name and arguments.
+        executor: see `open_executor`.
+        timeout: of one task, s.
+        retries: how often a task is tried again that failed, that took too long, or whose child
+            died. Tasks of a worker that is lost go to others, as many times and at least once.
+
+    Yields:
+        name, result, None; or name, None, reason.
+    """
+    waiting: list = list(tasks)[::-1]
+    size, seconds = 1, []
+    # a pool of threads is of this machine: what waits in it gains nothing
+    width = getattr(executor, "_max_workers", None)
+    in_flight = 2 * width if isinstance(executor, ThreadPoolExecutor) else IN_FLIGHT
+    home = _place()
+    batches: dict[Future, list] = {}
+    lost: dict[str, int] = {}
+    single: list = []  # what a lost worker had, one by one
+    try:
+        while waiting or single or batches:
+            while (waiting or single) and len(batches) < in_flight:
+                fair = max(1, len(waiting) // (2 * (width or in_flight)))
+                n = min(size, fair, LARGEST_BATCH)
+                batch = [single.pop()] if single else [waiting.pop() for _ in range(n)]
+                future = executor.submit(
+                    _run_batch, function, [args for _, args in batch], timeout, retries, home
+                )
+                batches[future] = batch
+            done, _ = wait(batches, return_when=FIRST_COMPLETED)
+            for future in done:
+                batch = batches.pop(future)
+                try:
+                    results, duration = future.result()
+                except Exception as error:  # the worker is lost, not the task
+                    for task in batch:
+                        n_lost = lost[task[0]] = lost.get(task[0], 0) + 1
+                        if n_lost > max(1, retries):
+                            yield task[0], None, f"lost with its worker ({_reason(error)})"
+                        else:
+                            single.append(task)
+                    continue
+                seconds = [*seconds[-20:], duration / len(batch)]
+                mean = max(sum(seconds) / len(seconds), 1e-6)
+                size = max(1, int(SECONDS_PER_BATCH / mean))
+                for (name, _), (result, reason) in zip(batch, results, strict=True):
+                    yield name, result, reason
+    finally:
+        for future in batches:
+            future.cancel()
+
+
+def _run_batch(
+    function: Callable, inputs: list[tuple], timeout: float | None, retries: int, home: tuple
+) -> tuple[list, float]:
+    """What a worker does: (result, reason) of each input, and the time that it took."""
+    start, results = time.perf_counter(), []
+    child = _Child.idle(home)
+    try:
+        for args in inputs:
+            for _ in range(retries + 1):
+                result, reason = child.run(function, args, timeout)
+                if reason is None:
+                    break
+            results.append((result, reason))
+    finally:
+        child.is_busy = False
+    return results, time.perf_counter() - start
+
+
+def _place() -> tuple[str, int, str]:
+    return socket.gethostname(), os.getpid(), os.getcwd()
+
+
+class _Child:
+    """A process that runs one task at a time; started when needed, also after it died."""
+
+    all: "list[_Child]" = []  # noqa: RUF012
+    lock = threading.Lock()
+
+    def __init__(self, number: int):
+        self.number, self.is_busy, self.is_over = number, True, False
+        self.process: subprocess.Popen | None = None
+
+    @classmethod
+    def idle(cls, home: tuple) -> "_Child":
+        """One that has nothing to do, else a new one; with a name and a directory."""
+        with cls.lock:
+            child = next((c for c in cls.all if not c.is_busy), None)
+            if child is None:
+                child = cls(len(cls.all))
+                cls.all.append(child)
+            child.is_busy = True
+        host, process, _ = _place()
+        at_home = (host, process) == home[:2]
+        child.name = str(child.number) if at_home else f"{host}-{process}-{child.number}"
+        child.directory = home[2] if os.path.isdir(home[2]) else None
+        return child
+
+    def run(self, function: Callable, args: tuple, timeout: float | None) -> tuple:
+        """Result and None, or None and the reason why there is none."""
+        try:
+            if self.process is None:
+                self._start()
+            if self.function is not function:  # what it imports is not the time of a task
+                self.connection.send((function, None, self.name))
+                self.connection.recv()
+                self.function = function
+            self.connection.send((function, args, self.name))
+            if self.connection.poll(timeout):
+                return self.connection.recv()
+            reason = f"took longer than {timeout:g} s"
+        except (EOFError, OSError):
+            if self.is_over:
+                raise CancelledError from None
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(1.0)  # for its own exit code
+            reason = f"the process of the calculation died (exit code {self.process.poll()})"
+        self.kill()
+        return None, reason
+
+    def _start(self) -> None:
+        if self.is_over:
+            raise CancelledError
+        # not multiprocessing, whose children may have none themselves: workers of dask are such
+        ours, theirs = socket.socketpair()
+        code = f"from {__name__} import _serve; _serve({theirs.fileno()})"
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-c", code],
+            stdin=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,
+            cwd=self.directory,
+        )
+        theirs.close()
+        self.function, self.connection = None, Connection(ours.detach())
+
+    def kill(self) -> None:
+        """End the process and what it started."""
+        process, self.process = self.process, None
+        if process is not None:
+            with contextlib.suppress(OSError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _kill_children() -> None:
+    with _Child.lock:
+        children, _Child.all = _Child.all, []
+    for child in children:
+        child.is_over = True  # its thread may want to go on
+        child.kill()
+
+
+def _serve(descriptor: int) -> None:
+    """What a child does: tasks, until the worker is gone; then it goes at once, with all it has."""
+    connection = Connection(descriptor)
+    tasks: queue.SimpleQueue = queue.SimpleQueue()
+
+    def listen() -> None:
+        try:
+            while True:
+                tasks.put(connection.recv_bytes())
+        except (EOFError, OSError):
+            os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    threading.Thread(target=listen, daemon=True).start()
+    for task in iter(tasks.get, None):
+        try:
+            function, args, worker = pickle.loads(task)
+            answer = (None if args is None else function(*args, worker=worker)), None
+        except Exception as error:  # calculators raise anything at all
+            answer = None, _reason(error)
+        connection.send(answer)
+
+
+def _reason(error: Exception) -> str:
+    return " ".join("".join(traceback.format_exception_only(error)).split())[:500]

@@ -1,0 +1,1 @@
+"""Active learning: what to label next, again and again, until the models agree."""

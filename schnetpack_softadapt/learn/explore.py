@@ -1,0 +1,121 @@
+"""Where a committee goes, and how far its members agree there.
+
+An explorer is a function (start, models, seed, folder, **settings) -> structures: `start` is a
+structure with labels, `models` are the paths of the committee, `folder` is its own. Others are
+added to `EXPLORERS`; their settings are the keywords of the function.
+"""
+
+import inspect
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import ase.io
+import numpy as np
+from ase import Atoms
+from ase.data import chemical_symbols
+
+from schnetpack_softadapt.data.generate.entropy import (
+    EntropyRecipe,
+    make_potential,
+    make_structure,
+)
+from schnetpack_softadapt.data.generate.walks import MD, Swaps, Walk, walk
+from schnetpack_softadapt.data.importing.checks import closest_contact
+from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator
+from schnetpack_softadapt.files import replacing
+
+__all__ = ["EXPLORERS", "check_explorer", "explore"]
+
+SHORTEST_OF_COVALENT = 0.6  # closer atoms are not worth a label
+COMMITTEE = "schnetpack_softadapt:SoftAdaptCalculator"
+
+
+def _md(start: Atoms, models: Sequence[str], seed: int, folder: Path, **settings) -> list[Atoms]:
+    """Molecular dynamics; see `data.generate.walks.MD`, also of NPT, ramps and `stop`."""
+    task = Walk("md", "", start, MD(**settings), COMMITTEE, {"model": [*models]}, seed, folder)
+    return walk(task)[0]
+
+
+def _swaps(start: Atoms, models: Sequence[str], seed: int, folder: Path, **settings) -> list[Atoms]:
+    """Exchanges of elements; see `data.generate.walks.Swaps`."""
+    task = Walk(
+        "swaps", "", start, Swaps(**settings), COMMITTEE, {"model": [*models]}, seed, folder
+    )
+    return walk(task)[0]
+
+
+def _strain(
+    start: Atoms,
+    models: Sequence[str],
+    seed: int,
+    folder: Path,
+    strain: float = 0.05,
+    sigma: float = 0.1,
+    n: int = 20,
+) -> list[Atoms]:
+    """Cells strained by up to `strain` in each component, atoms displaced by `sigma`, Ang."""
+    rng, found = np.random.default_rng(seed), []
+    for _ in range(n):
+        epsilon = rng.uniform(-strain, strain, (3, 3))
+        atoms = start.copy()
+        atoms.set_cell(atoms.cell.array @ (np.eye(3) + (epsilon + epsilon.T) / 2), scale_atoms=True)
+        atoms.positions += rng.normal(0.0, sigma, atoms.positions.shape)
+        found.append(atoms)
+    return found
+
+
+def _entropy(start: Atoms, models: Sequence[str], seed: int, folder: Path, **settings) -> list:
+    """Diverse structures of the elements; see `data.generate.entropy.EntropyRecipe`."""
+    elements = [chemical_symbols[z] for z in sorted(set(start.numbers))]
+    recipe = EntropyRecipe(**{"elements": elements, "n": 5, "seed": seed, **settings})
+    potential = make_potential(recipe, say=lambda text: None)
+    return [make_structure(recipe, index, potential) for index in range(recipe.n)]
+
+
+EXPLORERS: dict[str, Callable] = {
+    "md": _md,
+    "swaps": _swaps,
+    "strain": _strain,
+    "entropy": _entropy,
+}
+#: what checks the settings, with what it needs besides
+_SETTINGS = {"md": (MD, {}), "swaps": (Swaps, {}), "entropy": (EntropyRecipe, {"elements": ["H"]})}
+
+
+def check_explorer(settings: Mapping) -> None:
+    """Raise ValueError for an explorer that is not there, or a wrong setting of it."""
+    settings = {k: v for k, v in settings.items() if k != "repeats"}
+    method = settings.pop("method", None)
+    if method not in EXPLORERS:
+        raise ValueError(f"explore: method {method!r} is none of {', '.join(EXPLORERS)}")
+    make, given = _SETTINGS.get(method, (EXPLORERS[method], {}))
+    names = set(inspect.signature(make).parameters) - {"start", "models", "seed", "folder"}
+    for name in sorted(set(settings) - names):
+        raise ValueError(f"explore: {method} has no {name!r}; it has {', '.join(sorted(names))}")
+    if method in _SETTINGS:
+        make(**{**given, **settings})
+
+
+def explore(
+    settings: Mapping, start: Atoms, models: Sequence[str], seed: int, path: Path, worker: str = ""
+) -> None:
+    """One exploration; structures with `info["spread"]` go to a file, which stays if it is there.
+
+    The spread is the largest of the atoms' |standard deviation of the force| over the members,
+    eV/Ang. Structures with atoms too close to each other are left out.
+    """
+    if path.exists():
+        return
+    logging.getLogger("schnetpack_softadapt.deploy.extrapolation").setLevel(logging.ERROR)
+    settings = {k: v for k, v in settings.items() if k != "repeats"}
+    method = settings.pop("method")
+    found, calculator = [], SoftAdaptCalculator(list(models))
+    for atoms in EXPLORERS[method](start, models, seed, path.parent, **settings):
+        if closest_contact(atoms, None, SHORTEST_OF_COVALENT) is None:
+            calculator.calculate(atoms)
+            spread = np.linalg.norm(calculator.results["forces_std"], axis=1).max()
+            atoms.info = {**atoms.info, "group": method, "spread": float(spread)}
+            found.append(atoms)
+    with replacing(path) as temporary:
+        ase.io.write(temporary, found, format="extxyz")

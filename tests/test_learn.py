@@ -1,0 +1,141 @@
+"""`spk-softadapt learn`: what the loop trains on, when it ends, and that it goes on from a kill."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from ase.build import bulk
+from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.io import read, write
+
+from schnetpack_softadapt.cli.main import main
+from schnetpack_softadapt.data.dataset import read_database
+from schnetpack_softadapt.learn.loop import Learning, _is_over
+
+SETTINGS = {
+    "train": "start.extxyz",
+    "test": "test.extxyz",
+    "calculator": "ase.calculators.emt:EMT",
+    "members": 2,
+    "model": {
+        "epochs": 2,
+        "n_hidden": [4],
+        "cutoff": 4.0,
+        "overrides": ["model.representation.grid.n_radial=4"],
+    },
+    "explore": [
+        {"method": "md", "temperature": [300, 900], "steps": 8, "every": 4, "stop": 5.0},
+        {"method": "strain", "strain": 0.05, "sigma": 0.2, "n": 6},
+    ],
+    "uncertain": 1e-4,
+    "n": 4,
+    "rounds": 2,
+}
+
+
+def labelled(n: int, sigma: float, seed: int) -> list:
+    rng, found = np.random.default_rng(seed), []
+    for _ in range(n):
+        atoms = bulk("Cu", "fcc", a=3.6, cubic=True)
+        atoms.positions += rng.normal(0, sigma, (4, 3))
+        atoms.calc = EMT()
+        results = {"energy": atoms.get_potential_energy(), "forces": atoms.get_forces()}
+        atoms.calc = SinglePointCalculator(atoms, **results, stress=atoms.get_stress())
+        found.append(atoms)
+    return found
+
+
+def test_two_rounds_killed_between_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write("start.extxyz", labelled(8, 0.02, 0))
+    write("test.extxyz", labelled(3, 0.1, 1))
+    Path("learn.yaml").write_text(yaml.safe_dump(SETTINGS))
+    command = ["learn", "learn.yaml", "--out", "out"]
+    code = f"from schnetpack_softadapt.cli.main import main; main({command!r})"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
+    first = Path("out/round-00")
+    deadline = time.monotonic() + 300
+    while not (first / "selected.extxyz").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    done = [*first.glob("member-*/trained"), *first.glob("explored/*/visited.extxyz")]
+    assert len(done) == 2 + 2
+    times = [path.stat().st_mtime_ns for path in done]
+    assert main(command) == 0
+    assert [path.stat().st_mtime_ns for path in done] == times
+    out = capsys.readouterr().out
+    assert "done: the last round" in out
+    # the second training set: the first, and what was chosen, with the teacher's labels
+    known, more = (read_database(f"out/round-0{k}/train.db") for k in (0, 1))
+    assert (len(known), len(more)) == (8, 12)
+    chosen = read(first / "selected.extxyz", ":")
+    visited = [a for p in sorted(first.glob("explored/*/visited.extxyz")) for a in read(p, ":")]
+    assert len(visited) == 2 + 6
+    for atoms, structure in zip(chosen, list(more)[8:], strict=True):
+        assert any(np.array_equal(atoms.positions, other.positions) for other in visited)
+        assert structure.positions == pytest.approx(atoms.positions)
+        atoms.calc = EMT()
+        assert structure.energy == pytest.approx(atoms.get_potential_energy(), abs=1e-6)
+        assert structure.forces == pytest.approx(atoms.get_forces(), abs=1e-6)
+    rows = np.genfromtxt("out/rounds.csv", delimiter=",", names=True)
+    assert rows["structures"].tolist() == [8, 12]
+    assert rows["labels"].tolist() == [4, 0]
+    # members differ, and the second ones started from the first
+    for k in (0, 1):
+        config = Path(f"out/round-01/member-{k}/config.yaml").read_text()
+        assert f"round-00/member-{k}" in config
+    assert 0 < rows["spread"][0] < 20
+    # what is over stays so: nothing is trained or labelled
+    assert main(command) == 0
+
+
+def test_the_end():
+    settings = Learning(**{**SETTINGS, "rounds": 5})
+
+    def over(*rounds):
+        rows = [
+            {"forces_rmse_meV_per_Ang": error, "uncertain": part, "candidates": n}
+            for error, part, n in rounds
+        ]
+        return _is_over(settings, rows)
+
+    assert over((100, 0.5, 9), (50, 0.5, 9)) is None
+    assert over((100, 0.5, 9), (50, 0.001, 9)) is None  # agrees, but still gains
+    assert over((100, 0.5, 9), (99.5, 0.5, 9)) is None  # gains nothing, but disagrees
+    assert "agrees" in over((100, 0.5, 9), (99.5, 0.001, 9))
+    assert "everything" in over((100, 0.0, 0))
+    assert over(*[(100, 0.5, 9)] * 5) == "the last round"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"colour": 1}, "unknown setting 'colour'"),
+        ({"test": None}, "no setting 'test'"),
+        ({"members": 1}, "members is a whole number from 2 on"),
+        ({"explore": [{"method": "walk"}]}, "method 'walk' is none of md, swaps, strain, entropy"),
+        ({"explore": [{"method": "strain", "eps": 1}]}, "strain has no 'eps'; it has n, sigma"),
+        ({"explore": [{"method": "md", "temperature": -1}]}, "md: temperature is"),
+        ({"calculator": "ase:EMTT"}, "no 'EMTT'"),
+        ({"executor": "locl:2"}, "executor 'locl:2' is none of"),
+        ({"train": "nowhere.extxyz"}, "nowhere.extxyz"),
+    ],
+)
+def test_mistakes(change, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write("start.extxyz", labelled(1, 0.02, 0))
+    write("test.extxyz", labelled(1, 0.02, 1))
+    settings = {k: v for k, v in {**SETTINGS, **change}.items() if v is not None}
+    Path("learn.yaml").write_text(yaml.safe_dump(settings))
+    assert main(["learn", "learn.yaml", "--out", "out"]) == 2
+    assert message in capsys.readouterr().err
