@@ -41,7 +41,7 @@ MODELS = {
         ["experiment=painn_softadapt", "model/representation=schnet"],
         ["experiment=molecule_painn_softadapt", "model/representation=schnet"],
     ),
-    "linear": (["experiment=snap_linear"], ["experiment=snap_linear", "data.splitting=blocks"]),
+    "linear": (["experiment=ace_linear"], ["experiment=ace_linear", "data.splitting=blocks"]),
     "quadratic": (
         ["experiment=snap_quadratic"],
         ["experiment=snap_quadratic", "data.splitting=blocks"],
@@ -93,7 +93,7 @@ def train(
         database: in SchNetPack's format, as `spk-softadapt import` writes it.
         overrides: of the configuration, as for `spktrain`: "task.weighting.beta=1".
         model: "acsf" (networks on symmetry functions), "ace" (on the cluster expansion), "linear"
-            or "quadratic" (in bispectrum components, by least squares), or SchNetPack's "painn" or
+            (in its functions, by least squares), "quadratic" (SNAP), or SchNetPack's "painn" or
             "schnet".
         out: folder of the run, `runs/<name of the database>` if not given. The run in it goes on.
         epochs: largest number of epochs.

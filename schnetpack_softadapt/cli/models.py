@@ -28,7 +28,8 @@ def add_train(commands) -> None:
         "--model",
         default="acsf",
         metavar="KIND",
-        help="acsf (default), ace, linear or quadratic (SNAP, no epochs), painn or schnet",
+        help="acsf (default), ace, linear (cluster expansion) or quadratic (SNAP), both without"
+        " epochs, painn or schnet",
     )
     parser.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/DB)")
     parser.add_argument("--epochs", type=int, metavar="N", help="largest number of epochs")

@@ -25,6 +25,7 @@ from networks import small_w  # noqa: E402
 from shared import shared_path  # noqa: E402
 
 import schnetpack_softadapt as spksa  # noqa: E402
+from schnetpack_softadapt.api import run_spktrain  # noqa: E402
 from schnetpack_softadapt.cli.main import main as cli  # noqa: E402
 from schnetpack_softadapt.training.refit import refit  # noqa: E402
 from schnetpack_softadapt.training.text_table import text_table  # noqa: E402
@@ -70,9 +71,12 @@ def rows_of(folder: Path, element: str, kind: str) -> list[list[str]]:
         cli(["import", str(training), "--val", str(test), "--out", str(database)])
     out = folder / f"{element}_{kind}"
     start = time.process_time()
-    run = spksa.train(database, model=kind, out=out, cutoff=CUTOFFS[element, kind])
+    settings = {"data.datapath": database, "run.path": folder.absolute(), "run.id": out.name}
+    settings |= {"globals.cutoff": CUTOFFS[element, kind], "print_config": "false"}
+    words = [f"{key}={value}" for key, value in settings.items()]
+    run = spksa.load(run_spktrain([f"experiment=snap_{kind}", *words]))
     seconds = time.process_time() - start
-    model, label, rows = run.model, f"{element}, {kind}", []
+    model, label, rows = run, f"{element}, {kind}", []
 
     def add(weights: str, errors, seconds: float) -> None:
         numbers = "{:.2f} / {:.0f} / {:.0f}".format(*errors)
