@@ -169,7 +169,7 @@ def _draw(rows: list[dict]):
         axes.xaxis.set_minor_formatter("")
         axes.yaxis.set_minor_formatter("{x:g}")
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.set_xlim(80, 4e4 if max(r["coefficients"] for r in rows) > 2e3 else 2e3)
+        axes.set_xlim(10, 4e4 if max(r["coefficients"] for r in rows) > 2e3 else 2e3)
         axes.set_xlabel("coefficients")
         axes.set_title(error)
     for k, size in enumerate(sizes):
