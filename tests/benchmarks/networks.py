@@ -150,10 +150,13 @@ def table(args: argparse.Namespace) -> None:
         from schnetpack_softadapt.files import write_file
         from schnetpack_softadapt.reports.style import png_bytes
 
-        write_file(args.picture, png_bytes(_draw, [r for r in rows if r["data"] == "W"]))
+        drawn = [r for r in rows if r["data"] == "W" and not r["tag"]]
+        write_file(args.picture, png_bytes(_draw, drawn))
 
 
 def _draw(rows: list[dict]):
+    from matplotlib.ticker import LogLocator
+
     from schnetpack_softadapt.reports.style import CYCLE, new_figure
 
     figure = new_figure(10.0, 3.6)
@@ -167,9 +170,10 @@ def _draw(rows: list[dict]):
                 x, y = [r["coefficients"] for r in mine], [r[error] for r in mine]
                 axes.loglog(x, y, f"{marker}-", color=CYCLE[k], markersize=5, linewidth=1)
         axes.xaxis.set_minor_formatter("")
+        axes.yaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
         axes.yaxis.set_minor_formatter("{x:g}")
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.set_xlim(80, 4e4 if max(r["coefficients"] for r in rows) > 2e3 else 2e3)
+        axes.set_xlim(10, 4e4 if max(r["coefficients"] for r in rows) > 2e3 else 2e3)
         axes.set_xlabel("coefficients")
         axes.set_title(error)
     for k, size in enumerate(sizes):
