@@ -176,6 +176,7 @@ def from_model(model: nn.Module, with_overlay: bool = False) -> N2P2Potential:
             )
     # an unfitted scaling changes nothing, whatever its mode
     mode = scaling.mode if scaling.is_fitted else "none"
+    mode = "sigma" if mode == "spread" else mode  # n2p2 has none without a shift
     elements = {}
     for row, (number, functions) in enumerate(layout.functions.items()):
         for f in functions:
