@@ -96,11 +96,12 @@ def trained(descriptor, n_densities=1, postprocessors=(), seed=3):
     scaling = model.representation.scaling
     last = networks.biases[-1]
     with torch.no_grad():
-        for x in (scaling.factor, *networks.weights, last):
+        for x in (*networks.weights, last):
             x.copy_(torch.rand(x.shape, dtype=x.dtype, generator=generator) - 0.5)
+        scaling.factor.copy_(0.2 + torch.rand(scaling.factor.shape, generator=generator))
         if n_densities == 1:
             scaling.shift.copy_(torch.rand(scaling.shift.shape, generator=generator))
-        networks.weights[0].mul_(0.1)
+        networks.weights[0].mul_(0.05)
     networks.scale.fill_(1.7)
     model.metadata["units"] = {"energy": "eV", "forces": "eV/Ang", "length": "Ang"}
     return model.eval()
