@@ -20,6 +20,7 @@ from tqdm import tqdm
 from schnetpack_softadapt import __version__
 from schnetpack_softadapt import properties as keys
 from schnetpack_softadapt.data.annotations import CALCULATOR, SOURCE, entries
+from schnetpack_softadapt.data.provenance import calculator_text
 from schnetpack_softadapt.data.structures import Structure
 from schnetpack_softadapt.files import replacing
 from schnetpack_softadapt.quantities import QUANTITIES
@@ -138,6 +139,8 @@ def structure_table(structures: Sequence[Structure], groups: dict | None = None)
     table = {"group": [s.group for s in structures]}
     for key, entry in ((SOURCE, "file"), (CALCULATOR, CALCULATOR), *[["strain_state"] * 2]):
         found = [s.info.get(entry) for s in structures]
+        if entry == CALCULATOR:
+            found = [calculator_text(value) for value in found]
         if all(v is not None for v in found) or (entry != "strain_state" and any(found)):
             table[key] = found
     table |= {key: list(labels) for key, labels in (groups or {}).items()}

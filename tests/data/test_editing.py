@@ -259,6 +259,17 @@ def test_settings_of_calculators_are_kept_and_mixed_ones_named(capsys, caplog):
     assert "different settings" not in caplog.text
 
 
+def test_calculators_as_mappings_or_names_are_one_text():
+    structures = labelled_structures(3)
+    for s, given in zip(structures, ({"xc": "PBE", "name": "a"}, '{"name": "a", "xc": "PBE"}', "b"),
+                        strict=True):  # fmt: skip
+        s.info["calculator"] = given
+    write_database("new.db", structures, "")
+    metadata = connect("new.db").metadata
+    assert metadata["groups_ids"]["calculator"] == [0, 0, 1]
+    assert metadata["names"]["calculator"] == ['{"name": "a", "xc": "PBE"}', '{"name": "b"}']
+
+
 def test_spacing_of_k_points_follows_the_cell():
     cell = 3.0 * np.eye(3)
     mesh = [json.dumps({"kpts": {"size": [n, n, n]}}) for n in (8, 4, 2)]
