@@ -81,7 +81,7 @@ def test_two_rounds_killed_between_them(tmp_path, monkeypatch, capsys):
     assert (len(known), len(more)) == (8, 12)
     chosen = read(first / "selected.extxyz", ":")
     visited = [a for p in sorted(first.glob("explored/*/visited.extxyz")) for a in read(p, ":")]
-    assert len(visited) == 2 + 6
+    assert 1 + 6 <= len(visited) <= 2 + 6  # dynamics end where the members differ
     for atoms, structure in zip(chosen, list(more)[8:], strict=True):
         assert any(np.array_equal(atoms.positions, other.positions) for other in visited)
         assert structure.positions == pytest.approx(atoms.positions)
