@@ -40,26 +40,21 @@ FUNCTIONS = "model.representation.parameters.n_functions"
 ROWS = {
     "ACSF 24": [RECIPE, "model.representation.select=24"],
     "ACSF": [RECIPE],
-    "ACSF wide": [RECIPE, "model.representation.grid.n_angular_widths=8"],
     "SNAP linear": ["experiment=snap_linear", f"{TWOJMAX}=8"],
     "SNAP quadratic": ["experiment=snap_quadratic", f"{TWOJMAX}=6"],
     "SNAP network": [RECIPE, SNAP, "globals.cutoff=5", f"{TWOJMAX}=6"],
-    **{
-        f"ACE linear {n}": [
-            "experiment=linear_softadapt", ACE, "globals.cutoff=5", f"{FUNCTIONS}={n}",
-        ]
-        for n in (100, 300, 700)
-    },
+    **{f"ACE linear {n}": ["experiment=ace_linear", f"{FUNCTIONS}={n}"] for n in (100, 300, 700)},
     **{
         f"ACE network {n}": [RECIPE, ACE, "globals.cutoff=5", f"{FUNCTIONS}={n}"]
-        for n in (50, 100, 300)
+        for n in (50, 100)
     },
+    "ACE network 300": ["experiment=ace_softadapt"],
     **{
         f"ACE Finnis-Sinclair {n}": [
             RECIPE, ACE, "globals.cutoff=5", f"{FUNCTIONS}={n}", "globals.n_hidden=[2]",
             "globals.activation=finnis_sinclair",
         ]
-        for n in (100, 300, 700)
+        for n in (100, 300)
     },
     "SchNet": [PAINN, "model/representation=schnet", "trainer.max_epochs=150"],
     "PaiNN": [PAINN, "trainer.max_epochs=60"],
