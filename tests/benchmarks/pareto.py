@@ -243,30 +243,39 @@ def table(args: argparse.Namespace) -> None:
         write_file(args.picture, png_bytes(_draw, rows))
 
 
+MARKERS = {"network": "o", "linear": "s", "quadratic": "^", "Finnis-Sinclair": "D"}
+
+
 def _draw(rows: dict[str, list[dict]]):
     from schnetpack_softadapt.reports.style import CYCLE, new_figure
 
-    families = ("ACSF", "SNAP", "ACE", "SchNet", "PaiNN", "MACE")
+    families = ("ACE", "ACSF", "SNAP", "SchNet", "PaiNN", "MACE")
     figure = new_figure(10.0, 4.0)
     for axes, (data, mine) in zip(figure.subplots(1, len(rows)), sorted(rows.items()), strict=True):
-        for row in mine:
-            family = row["name"].split()[0]
-            x, y = row["us_per_atom"], row["errors"][1]
-            axes.loglog(x, y, "o", color=CYCLE[families.index(family)], markersize=6)
-            axes.annotate(
-                row["name"], (x, y), fontsize=7, xytext=(4, 3), textcoords="offset points"
-            )
         front, best = [], np.inf
         for row in mine:
-            if row["errors"][1] < best:
-                best = row["errors"][1]
-                front.append((row["us_per_atom"], best))
+            x, y = row["us_per_atom"], row["errors"][1]
+            family, *words = row["name"].split()
+            kind = next((k for k in MARKERS if k in row["name"]), "network")
+            color = CYCLE[families.index(family)]
+            axes.loglog(x, y, MARKERS[kind], color=color, markersize=6)
+            number = words[-1] if words and words[-1].isdigit() else ""
+            axes.annotate(number, (x, y), fontsize=7, xytext=(4, 3), textcoords="offset points")
+            if y < best:
+                best = y
+                front.append((x, y))
         axes.loglog(*np.transpose(front), "-", color="grey", linewidth=1, zorder=0)
         axes.set_title(data)
-        axes.set_xlabel("energy, forces, stress: us per atom on one core")
+        axes.set_xlabel("time per atom and step, us, one core")
         axes.yaxis.set_minor_formatter("{x:g}")
         axes.yaxis.set_major_formatter("{x:g}")
-    figure.axes[0].set_ylabel("RMSE of forces, meV/Ang")
+    axes = figure.axes[0]
+    axes.set_ylabel("RMSE of forces, meV/Ang")
+    for color, family in zip(CYCLE, families, strict=False):
+        axes.plot([], [], "o", color=color, label=family)
+    for kind, marker in MARKERS.items():
+        axes.plot([], [], marker, color="grey", label=kind)
+    figure.legend(loc="outside right center", fontsize=10)
     return figure
 
 
