@@ -3,7 +3,8 @@
 import argparse
 import sys
 
-from schnetpack_softadapt.quantities import SUBSETS
+# as in `quantities`, which loads numpy: help should not wait for that
+SUBSETS = ("train", "val", "test")
 
 __all__ = ["COMMANDS"]
 

@@ -229,10 +229,9 @@ def test_structures_that_weigh_nothing_are_as_if_left_out(tmp_path):
     for atoms in structures:  # of one element, and one component: no scales that could differ
         atoms.numbers[:] = 29
     database = toy_runs.write_database(tmp_path / "emt.db", structures)
-    out = range(0, 30, 3)
-    (tmp_path / "weights.txt").write_text("\n".join("0" if k in out else "2" for k in range(30)))
+    out = range(0, 30, 2)  # the group "small"
     alone, found = Fixed({"energy": 0.0, "forces": 1.0, "stress": 0.0}), []
-    for settings in ({"weights": str(tmp_path / "weights.txt")}, {"exclude": list(out)}):
+    for settings in ({"weights": {"small": 0.0}}, {"exclude": list(out)}):
         folder = tmp_path / str(len(found))
         linear_run(folder, database, alone, data=settings)
         calculator = SoftAdaptCalculator(load(folder))
