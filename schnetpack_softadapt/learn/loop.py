@@ -66,7 +66,7 @@ class Learning:
         test: files of labelled structures that are never trained on.
         calculator, calculator_args: the teacher, see `journal.label_tasks`.
         explore: explorations of each round: `method`, `repeats` and settings of `learn.explore`.
-        start: files of structures that these start from; the training structures if not given.
+        start: files of structures that these start from; those of `train` if not given.
         executor, timeout, retries: see `executors.run_all`; the time is that of one label, s.
         members: models of the committee.
         model: keywords of `schnetpack_softadapt.train`, and `overrides`, a list.
@@ -222,7 +222,7 @@ class _Round:
         self.say(f"round {self.number}: {len(known)} structures")
         self._train(len(known))
         errors = json.loads(_once(self.folder / "metrics.json", self._test).read_text())
-        visited = self._explore(known)
+        visited = self._explore()
         spreads = np.array([atoms.info["spread"] for atoms in visited])
         candidates = self._candidates(visited, spreads)
         row = {
@@ -296,10 +296,10 @@ class _Round:
         found = api.predict(self.models, str(self.out / "test.db"), predicted)
         write_file(path, json.dumps(found.errors))
 
-    def _explore(self, known: list[Structure]) -> list[Atoms]:
-        starts = [a.to_atoms() for a in known]
-        if self.settings.start:
-            starts = [s.to_atoms() for f in self.settings.start for s in read_structures(f)]
+    def _explore(self) -> list[Atoms]:
+        # from what was labelled last each round would be a step farther from what is visited
+        files = self.settings.start or self.settings.train
+        starts = [s.to_atoms() for f in files for s in read_structures(f)]
         tasks, paths = [], []
         for i, settings in enumerate(self.settings.explore):
             for repeat in range(settings.get("repeats", 1)):
