@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from schnetpack_softadapt.model.ace import ACE
     from schnetpack_softadapt.model.acsf import ACSF
     from schnetpack_softadapt.model.atomwise import ElementalAtomwise
-    from schnetpack_softadapt.model.baseline import ZBL, CalculatorBaseline, CoreRepulsion
+    from schnetpack_softadapt.model.baseline import ZBL, CalculatorBaseline
+    from schnetpack_softadapt.model.core_repulsion import CoreRepulsion
     from schnetpack_softadapt.model.pair_table import PairTable
     from schnetpack_softadapt.model.potential import DescriptorPotential
     from schnetpack_softadapt.model.representation import DescriptorRepresentation
@@ -44,7 +45,7 @@ __getattr__ = attributes_of(
         "SNAP": "snap",
         "ZBL": "baseline",
         "CalculatorBaseline": "baseline",
-        "CoreRepulsion": "baseline",
+        "CoreRepulsion": "core_repulsion",
         "DescriptorPotential": "potential",
         "DescriptorRepresentation": "representation",
         "ElementShift": "shift",

@@ -31,7 +31,7 @@ from schnetpack_softadapt.descriptors.ace.coupling import (
 from schnetpack_softadapt.descriptors.ace.functions import Density
 from schnetpack_softadapt.descriptors.elements import UnknownElementError, atomic_number
 from schnetpack_softadapt.model import ACE, DescriptorPotential, ElementalAtomwise, ForcesAndStress
-from schnetpack_softadapt.model.baseline import CoreRepulsion
+from schnetpack_softadapt.model.core_repulsion import CoreRepulsion
 
 __all__ = ["KINDS", "read_pace"]
 

@@ -25,12 +25,12 @@ from schnetpack_softadapt.deploy.self_description import common_unit
 from schnetpack_softadapt.descriptors.ace import ClusterExpansion
 from schnetpack_softadapt.descriptors.ace.coupling import generalised, to_real
 from schnetpack_softadapt.descriptors.ace.functions import Function
-from schnetpack_softadapt.model.baseline import CoreRepulsion
 from schnetpack_softadapt.model.composition import (
     Composition,
     UnsupportedModelError,
     take_apart,
 )
+from schnetpack_softadapt.model.core_repulsion import CoreRepulsion
 
 __all__ = ["write_pace", "write_pace_folder"]
 
