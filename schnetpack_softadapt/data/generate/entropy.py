@@ -41,7 +41,7 @@ from scipy.spatial.distance import cdist
 from tqdm import tqdm
 
 from schnetpack_softadapt.data.generate.journal import read_journal
-from schnetpack_softadapt.data.generate.recipe import _read_yaml
+from schnetpack_softadapt.data.generate.recipe import read_settings
 from schnetpack_softadapt.data.importing.checks import closest_contact
 from schnetpack_softadapt.descriptors.ambient import ambient_volume, default_descriptor
 from schnetpack_softadapt.descriptors.protocol import (
@@ -506,11 +506,8 @@ def read_entropy_recipe(config: str | Path | None, options: Mapping) -> EntropyR
         ValueError: an unknown or wrong setting.
         FileNotFoundError: a file is missing.
     """
-    settings, folder = _read_yaml(config) if config is not None else ({}, Path())
     names = [f.name for f in fields(EntropyRecipe)]
-    unknown = sorted(set(settings) - set(names))
-    if unknown:
-        raise ValueError(f"unknown setting {unknown[0]!r}; choose from {', '.join(names)}")
+    settings, folder = read_settings(config, names)
     files = settings.get("against") or []
     if files:
         settings["against"] = [

@@ -31,6 +31,7 @@ __all__ = [
     "parse_grid",
     "parse_strain",
     "read_recipe",
+    "read_settings",
     "samples",
 ]
 
@@ -365,11 +366,8 @@ def read_recipe(config: str | Path | None, options: Mapping | None = None) -> Re
         ValueError: an unknown or wrong setting.
         FileNotFoundError: a file is missing.
     """
-    settings, folder = _read_yaml(config) if config is not None else ({}, Path())
     names = [f.name for f in fields(Recipe)]
-    unknown = sorted(set(settings) - set(names))
-    if unknown:
-        raise ValueError(f"unknown setting {unknown[0]!r}; choose from {', '.join(names)}")
+    settings, folder = read_settings(config, names)
     given = {k: v for k, v in (options or {}).items() if k in names and v not in (None, [])}
     if "prototypes" in given:
         folder = Path()
@@ -387,6 +385,19 @@ def read_recipe(config: str | Path | None, options: Mapping | None = None) -> Re
     settings = {k: v for k, v in {**settings, **given}.items() if v is not None}
     settings["prototypes"] = _read_prototypes(settings.get("prototypes") or [], folder)
     return Recipe(**settings)
+
+
+def read_settings(config: str | Path | None, names: Sequence[str]) -> tuple[dict, Path]:
+    """Settings of a YAML file (none: no settings), and the folder that its files are relative to.
+
+    Raises:
+        ValueError: a setting that is none of the names.
+        FileNotFoundError: there is no such file.
+    """
+    settings, folder = _read_yaml(config) if config is not None else ({}, Path())
+    if unknown := sorted(set(settings) - set(names)):
+        raise ValueError(f"unknown setting {unknown[0]!r}; choose from {', '.join(names)}")
+    return settings, folder
 
 
 def _read_yaml(name: str | Path) -> tuple[dict, Path]:
