@@ -48,7 +48,7 @@ class SoftAdaptDataModule(AtomsDataModule):
         cache_transforms: False for transforms that are random.
         store: whether models that ask for it get their descriptors and derivatives from a store on
             disk instead of neighbour lists. "auto": yes, unless that is not possible; what is not
-            stored is computed anew for every batch.
+            stored is computed anew for every batch. False: nothing is stored.
         store_budget: bytes that a new store may take, as a number or "20GB"; by default nine tenths
             of what is free on the disk. 0: none is made.
         store_dtype: "float32", "float64", "float16" or "auto": float32 if that is within the
@@ -342,7 +342,10 @@ class SoftAdaptDataModule(AtomsDataModule):
         Returns:
             whether batches carry descriptors from now on.
         """
-        if self.store is False:
+        task = getattr(self.trainer, "lightning_module", None)
+        first_order = getattr(task, "automatic_optimization", None)
+        # second-order steps and linear models want derivatives of each structure in any case
+        if self.store is False and first_order is not False:
             return False
         if self._attached == (descriptor.fingerprint, self.keep_neighbors):
             return True
@@ -355,16 +358,32 @@ class SoftAdaptDataModule(AtomsDataModule):
                 )
             log.warning("the transforms change the structures: descriptors are not stored")
             return False
+        source = None if self.store is False else self._stored(descriptor)
+        if source is None:
+            source = ComputedSource(
+                Geometries(self.dataset.raw),
+                descriptor,
+                self.keep_neighbors,
+                "float64" if self.store_dtype == "float64" else "float32",
+                # first-order steps by autograd need two products with the derivatives, not these
+                jacobian=self.keep_neighbors or not first_order,
+            )
+        for dataset in datasets:
+            dataset.attach(source)
+        self._attached = descriptor.fingerprint, self.keep_neighbors
+        return True
+
+    def _stored(self, descriptor) -> StoreSource | None:
+        """The store, built if there is none; None if the disk or its budget do not hold it."""
         from schnetpack_softadapt.descriptors.store.store import (
             DescriptorStore,  # compiled kernels, only where needed
         )
 
         folder = user_path(self.store_dir or f"{self.datapath}.descriptors")
-        structures = Geometries(self.dataset.raw)
         try:
             store = DescriptorStore.open_or_build(
                 folder,
-                structures,
+                Geometries(self.dataset.raw),
                 descriptor,
                 dtype=self.store_dtype,
                 n_jobs=self.store_jobs,
@@ -372,25 +391,12 @@ class SoftAdaptDataModule(AtomsDataModule):
                 database=self.datapath,
                 budget=self.store_budget,
             )
-            source = StoreSource(store, self.keep_neighbors)
+            return StoreSource(store, self.keep_neighbors)
         except OSError as error:
             if self.store is True:
                 raise
             log.warning("descriptors are computed anew for every batch: %s", error)
-            # first-order steps by autograd need two products with the derivatives, not these
-            task = getattr(self.trainer, "lightning_module", None)
-            products_do = getattr(task, "automatic_optimization", False) and not self.keep_neighbors
-            source = ComputedSource(
-                structures,
-                descriptor,
-                self.keep_neighbors,
-                "float64" if self.store_dtype == "float64" else "float32",
-                jacobian=not products_do,
-            )
-        for dataset in datasets:
-            dataset.attach(source)
-        self._attached = descriptor.fingerprint, self.keep_neighbors
-        return True
+            return None
 
     # loaders
 

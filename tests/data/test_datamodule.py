@@ -684,6 +684,16 @@ def test_the_store_can_be_switched_off(builds):
         SoftAdaptDataModule("my.db", store="maybe")
 
 
+def test_without_a_store_second_order_steps_get_derivatives_computed_anew(builds):
+    datamodule = with_store(store=False)
+    task = SimpleNamespace(automatic_optimization=False)
+    datamodule.trainer = SimpleNamespace(lightning_module=task)
+    assert datamodule.attach_descriptors(LAYOUT)
+    batch = datamodule.train_dataset.batch([0, 1])
+    assert keys.store_dg_dr in batch and keys.store_rows not in batch
+    assert builds == []
+
+
 class Rattle(Transform):
     """Moves atoms against each other."""
 
