@@ -4,6 +4,7 @@
 """
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -16,3 +17,17 @@ except ModuleNotFoundError:
     installed = None
 if installed is None:
     sys.exit('schnetpack_softadapt is not installed; first `pip install ".[dev]"` in the checkout')
+
+#: tests that compile most kernels: one worker begins with the first, another with the second, since
+#: both would compile all of them at the same time, a minute each
+COMPILING = (("test_ace.py", "test_snap.py"), ("test_kernels.py",))
+
+
+def pytest_collection_modifyitems(items):
+    """Order for several workers: pytest-xdist begins with a quarter of each one's share."""
+    chunk = len(items) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)) // 4
+    first, second = ([i for i in items if i.path.name in names] for names in COMPILING)
+    if "PYTEST_XDIST_WORKER" in os.environ and max(len(first), len(second)) < chunk:
+        rest = [i for i in items if i not in {*first, *second}]
+        between = chunk - len(first)
+        items[:] = first + rest[:between] + second + rest[between:]
