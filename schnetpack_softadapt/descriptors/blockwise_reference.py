@@ -15,20 +15,14 @@ _ATOMS = 128  # done at a time
 
 
 class NearPairs(NamedTuple):
-    """A pair list without what is beyond the cutoff, sorted by atom.
+    """A pair list without what is beyond the cutoff, sorted by atom."""
 
-    Attributes:
-        r_ij, idx_i, idx_j, numbers: see `Pairs`, as given.
-        rows: (N,) element of each atom.
-        near: (n_near,) pairs within their cutoff, sorted by idx_i.
-    """
-
-    r_ij: Tensor
-    idx_i: Tensor
-    idx_j: Tensor
-    numbers: Tensor
-    rows: Tensor
-    near: Tensor
+    r_ij: Tensor  # see `Pairs`, as given
+    idx_i: Tensor  # see `Pairs`, as given
+    idx_j: Tensor  # see `Pairs`, as given
+    numbers: Tensor  # see `Pairs`, as given
+    rows: Tensor  # (N,) element of each atom
+    near: Tensor  # (n_near,) pairs within their cutoff, sorted by idx_i
 
 
 class BlockwiseReference(Engine):
