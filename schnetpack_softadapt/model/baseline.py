@@ -319,17 +319,14 @@ class ZBL(PairBaseline):
         return zbl
 
     def _build(self, elements: tuple[int, ...], distances: Mapping) -> None:
-        from schnetpack_softadapt.model.close_pairs import N_PARAMETERS, zbl_parameters
+        from schnetpack_softadapt.model.close_pairs import zbl_table
 
         self.elements, self._pairs = elements, {}
-        self._table = np.zeros((len(elements), len(elements), N_PARAMETERS))
         for i, a in enumerate(elements):
-            for j, b in enumerate(elements[i:], start=i):
+            for b in elements[i:]:
                 cutoffs = self.given_pairs.get((a, b), self.given)
-                if cutoffs is None:
-                    cutoffs = (_INNER * distances[a, b], distances[a, b])
-                self._pairs[a, b] = cutoffs
-                self._table[i, j] = self._table[j, i] = zbl_parameters(a, b, *cutoffs)
+                self._pairs[a, b] = cutoffs or (_INNER * distances[a, b], distances[a, b])
+        self._table = zbl_table(elements, self._pairs)
 
     @property
     def cutoff(self) -> float:

@@ -23,21 +23,13 @@ class UnsupportedModelError(ValueError):
 
 
 class Composition(NamedTuple):
-    """What determines the energy, E = sum_i [networks(scaling(G_i)) + offsets[Z_i]] + baseline.
+    """What determines the energy, E = sum_i [networks(scaling(G_i)) + offsets[Z_i]] + baseline."""
 
-    Attributes:
-        representation: gives the descriptors, scaled.
-        networks: one network per element, including their energy scale and shifts.
-        response: gives forces and stress; None if the model has none.
-        constants: modules that add a constant for each atom to the energy.
-        baseline: a sum over pairs that is added to it.
-    """
-
-    representation: DescriptorRepresentation
-    networks: ElementalAtomwise
-    response: Forces | None
-    constants: list[nn.Module]
-    baseline: Baseline | None = None
+    representation: DescriptorRepresentation  # gives the descriptors, scaled
+    networks: ElementalAtomwise  # one network per element, including their energy scale and shifts
+    response: Forces | None  # gives forces and stress; None if the model has none
+    constants: list[nn.Module]  # modules that add a constant for each atom to the energy
+    baseline: Baseline | None = None  # a sum over pairs that is added to it
 
     @property
     def descriptor(self) -> Descriptor:

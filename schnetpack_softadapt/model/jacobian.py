@@ -37,18 +37,13 @@ __all__ = ["JacobianRows", "NetworkJacobian", "potential_jacobian"]
 
 
 class JacobianRows(NamedTuple):
-    """Rows of a Jacobian that are wanted, of one output.
+    """Rows of a Jacobian that are wanted, of one output."""
 
-    Attributes:
-        key: output key of energy, forces or stress.
-        places: (R,) structures, or atoms of forces; ascending, each at most once.
-        factor: (R, C) factors on the derivatives; where all of a row are zero nothing is computed.
-        columns: the Voigt components (xx yy zz yz xz xy) of a stress; all if None.
-    """
-
-    key: str
-    places: Tensor
+    key: str  # output key of energy, forces or stress
+    places: Tensor  # (R,) structures, or atoms of forces; ascending, each at most once
+    # (R, C) factors on the derivatives; where all of a row are zero nothing is computed
     factor: Tensor
+    # the Voigt components (xx yy zz yz xz xy) of a stress; all if None
     columns: list[int] | None = None
 
 
