@@ -54,10 +54,10 @@ class CompiledPairs(NamedTuple):
     """Prepared pairs."""
 
     neighbors: Any  # sorted, of the family's own type
-    r_ij: np.ndarray  # see `Pairs`; float64 and int64 arrays
-    idx_i: np.ndarray  # see `Pairs`; float64 and int64 arrays
-    idx_j: np.ndarray  # see `Pairs`; float64 and int64 arrays
-    numbers: np.ndarray  # see `Pairs`; float64 and int64 arrays
+    r_ij: np.ndarray  # this and the next three: see `Pairs`; float64 and int64
+    idx_i: np.ndarray
+    idx_j: np.ndarray
+    numbers: np.ndarray
     dtype: torch.dtype | None  # of what is computed from them; None stands for arrays
 
     def of_type(self, values: np.ndarray) -> Tensor | np.ndarray:
@@ -104,17 +104,14 @@ class CompiledEngine(Engine):
         return pairs
 
     def values(self, pairs: CompiledPairs) -> Tensor | np.ndarray:
-        """See `Engine.values`."""
         return pairs.of_type(self._run(self.kernels.values, pairs, self.descriptor.n_columns))
 
     def vjp(self, pairs: CompiledPairs, grad_g: Tensor | np.ndarray) -> Tensor | np.ndarray:
-        """See `Engine.vjp`."""
         grad_r = np.zeros((len(pairs.idx_j), 3))
         self._call(self.kernels.vjp, pairs, as_array(grad_g, _FLOAT), grad_r)
         return pairs.of_type(grad_r)
 
     def jvp(self, pairs: CompiledPairs, tangent: Tensor | np.ndarray) -> Tensor | np.ndarray:
-        """See `Engine.jvp`."""
         if self.kernels.jvp is None:
             return super().jvp(pairs, tangent)
         tangent = as_array(tangent, _FLOAT)

@@ -22,5 +22,4 @@ class ACE(FamilyRepresentation):
         return list(channels[0]) if channels else [1]
 
     def make(self, elements):
-        """See `ClusterExpansion`."""
         return ClusterExpansion(elements, cutoff=self.cutoff, **self.parameters)

@@ -16,7 +16,6 @@ class ACSF(FamilyRepresentation):
     J. Behler, J. Chem. Phys. 134, 074106 (2011); formulas in `descriptors.acsf`.
 
     Args:
-        cutoff, elements, scaling, backend, select: as for `FamilyRepresentation`.
         layout: explicit symmetry functions instead of a default set: a `Layout`, its dictionary, or
             a file of that, as `spk-softadapt select-functions` writes it.
         grid: further arguments of `descriptors.acsf.grids.default_layout`, such as the number of
@@ -40,5 +39,4 @@ class ACSF(FamilyRepresentation):
         super().__init__(cutoff, elements, layout, scaling, backend, grid, select)
 
     def make(self, elements):
-        """See `default_layout`."""
         return default_layout(elements, cutoff=self.cutoff, **self.parameters)

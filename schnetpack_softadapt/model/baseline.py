@@ -188,12 +188,7 @@ class Baseline(Transform):
 
 
 class RemoveBaseline(Transform):
-    """Takes a baseline from the labels of the structures of a database.
-
-    Args:
-        baseline: whose values they are.
-        values: arrays of `_stored`.
-    """
+    """Takes a baseline from the labels of the structures of a database."""
 
     is_preprocessor = True
     is_postprocessor = False
@@ -277,7 +272,6 @@ class ZBL(PairBaseline):
         inner, outer: the switch begins and ends, Ang; both or none.
         cutoffs: [inner, outer] of single pairs of elements, such as {"W-Be": [4.0, 4.8]}.
         fade: False lets the networks go on below the distances of the data.
-        kwargs: names of the outputs, see `Baseline`.
 
     Raises:
         ValueError: cutoffs that are not 0 < inner < outer.
@@ -398,8 +392,6 @@ class CalculatorBaseline(Baseline):
         calculator: import path of a class or a function that makes one, such as
             "ase.calculators.emt.EMT", "dftd3.ase.DFTD3",
             "schnetpack_softadapt.SoftAdaptCalculator" (another model).
-        arguments: its arguments.
-        kwargs: names of the outputs, see `Baseline`.
 
     Raises:
         ValueError: it cannot be imported or made.

@@ -63,7 +63,6 @@ def take_apart(
     """The composition of a model.
 
     Args:
-        model: any.
         postprocessed: include what the postprocessors add to the energy.
         short_range: the caller also takes what is beyond networks and constants: a baseline, and
             networks that fade out (`networks.fade`). Others are refused such a model, since without
@@ -110,7 +109,7 @@ def take_apart(
                 f"the module {type(module).__name__} is no sum of atomic energies: it has no"
                 " counterpart"
             )
-    if not short_range and (baseline is not None or getattr(networks, "fade", None) is not None):
+    if not short_range and (baseline is not None or networks.fade is not None):
         what = "its networks fade out" if baseline is None else f"{baseline.to_dict()}"
         raise UnsupportedModelError(
             f"the model has a baseline ({what}), for which there is no place here: without it the"

@@ -54,7 +54,6 @@ class NetworkJacobian:
     those that are not trained have none.
 
     Args:
-        networks: built networks.
         x: (N, D) scaled descriptors.
         numbers: (N,) atomic numbers.
     """
@@ -69,7 +68,7 @@ class NetworkJacobian:
         self._layers = []
         for k in range(len(networks.elements)):
             mine = (self.element == k).nonzero()[:, 0]
-            layer = (_QuadraticLayer if networks.is_quadratic else _ElementLayers)(
+            layer = (_QuadraticLayer if networks.quadratic else _ElementLayers)(
                 [w[k] for w in weights], [b[k] for b in biases], networks.activations, scale
             )
             layer.forward(x.detach().index_select(0, mine), mine, len(x))
@@ -202,12 +201,10 @@ class _QuadraticLayer(_ElementLayers):
     """
 
     def forward(self, x: Tensor, atoms: Tensor, n_atoms: int) -> None:
-        """As of the base class."""
         super().forward(with_products(x), atoms, n_atoms)
         self.x = x
 
     def tangent_gradient(self, atoms: Tensor, v: Tensor) -> list[_Products]:
-        """As of the base class."""
         scale = v.new_full((len(v), 1, 1), self.scale)
         return [[(scale, v), _OfProducts(self.x[atoms], v * self.scale)], []]
 

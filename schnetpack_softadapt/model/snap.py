@@ -21,7 +21,6 @@ class SNAP(FamilyRepresentation):
         return list(self.parameters.get("radii") or ["H"])
 
     def make(self, elements):
-        """See `Bispectrum`."""
         if "rcutfac" in self.parameters:
             raise ValueError("rcutfac follows from the cutoff: give that instead")
         given = self.parameters.get("radii") or {}

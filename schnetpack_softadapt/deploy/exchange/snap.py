@@ -109,8 +109,8 @@ def write_snap(
             f" {descriptor.name} and hidden layers of {[*networks.n_hidden]}"
         )
     refuse_fading(composition, "snap")
-    quadratic = descriptor.quadraticflag or networks.is_quadratic
-    if descriptor.quadraticflag and networks.is_quadratic:
+    quadratic = descriptor.quadraticflag or networks.quadratic
+    if descriptor.quadraticflag and networks.quadratic:
         raise UnsupportedModelError("SNAP has no products of products: leave quadraticflag out")
     constant, coefficient = unscaled(composition)
     path = Path(coefficients)
@@ -152,7 +152,7 @@ def unscaled(composition: Composition) -> tuple[np.ndarray, np.ndarray]:
     n = shift.shape[1]
     linear, constant = weights[:, :n, 0] * factor, bias[:, 0, 0]
     constant = constant - (linear * shift).sum(1)
-    if not networks.is_quadratic:
+    if not networks.quadratic:
         return constant, linear
     k, l = np.triu_indices(n)
     products = weights[:, n:, 0] * factor[:, k] * factor[:, l]

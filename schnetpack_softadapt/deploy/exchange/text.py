@@ -301,7 +301,7 @@ def _entries(part, energy_unit: float) -> dict:
         }
     entries = {
         "activations": list(networks.activations),
-        **({"quadratic": True} if networks.is_quadratic else {}),
+        **({"quadratic": True} if networks.quadratic else {}),
         "scale": float(networks.scale) * energy_unit,
         "scaling": scaling.mode,
         "elements": elements,

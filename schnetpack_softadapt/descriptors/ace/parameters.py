@@ -99,9 +99,6 @@ class ClusterExpansion(Descriptor):
     kind = "ace"
     name = "cluster functions"
 
-    # not in models saved before there were
-    outer_width, radial_table, products = 0.0, None, None
-
     def __init__(
         self,
         elements: Sequence[int | str],

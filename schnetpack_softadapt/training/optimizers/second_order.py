@@ -32,10 +32,6 @@ class SecondOrder:
 
     `SoftAdaptTask` asks `choose` once the data have completed the model, and goes on with what it
     returns.
-
-    Args:
-        params: parameters of one model.
-        arguments: those of `choose`.
     """
 
     uses_residuals = True

@@ -58,13 +58,13 @@ def write_pace(model: nn.Module, path: str | Path, with_overlay: bool = False) -
 
 def _potential(composition: Composition, energy: float, with_overlay: bool) -> Potential:
     d, networks, baseline = composition.descriptor, composition.networks, composition.baseline
-    is_linear = not networks.n_hidden and not networks.is_quadratic
+    is_linear = not networks.n_hidden and not networks.quadratic
     if d.kind != ClusterExpansion.kind or not (is_linear or networks.has_densities):
         raise UnsupportedModelError(
             "pair_style pace has functions of the cluster expansion (model/representation=ace) in"
             " linear models or Finnis-Sinclair densities, not"
             f" {d.name} in networks with hidden layers of {[*networks.n_hidden]}"
-            f"{' and products' * networks.is_quadratic}"
+            f"{' and products' * networks.quadratic}"
         )
     refuse_fading(composition, "pace")
     if baseline is not None and not (with_overlay or isinstance(baseline, CoreRepulsion)):

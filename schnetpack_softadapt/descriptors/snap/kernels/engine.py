@@ -27,7 +27,6 @@ class KernelEngine(CompiledEngine):
         super().__init__(descriptor, make_plan(descriptor))
 
     def values(self, pairs: CompiledPairs):
-        """See `Engine.values`."""
         b = self._components(pairs)
         if self.descriptor.quadraticflag:
             first, second, half = self._products()
@@ -35,7 +34,6 @@ class KernelEngine(CompiledEngine):
         return pairs.of_type(b)
 
     def vjp(self, pairs: CompiledPairs, grad_g):
-        """See `Engine.vjp`."""
         grad_g = as_array(grad_g, _FLOAT)
         if self.descriptor.quadraticflag:
             b = self._components(pairs)
