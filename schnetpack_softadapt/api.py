@@ -148,9 +148,6 @@ def spktrain_arguments(
 def run_spktrain(arguments: Sequence[str]) -> Path:
     """Do what `spktrain` does, in this process; the folder of the run.
 
-    Args:
-        arguments: overrides of the configuration.
-
     Raises:
         ValueError: the configuration cannot be composed or instantiated; exceptions of the training
             pass through.
@@ -225,11 +222,7 @@ def _duration(time: str | float | timedelta) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """A run in its folder, finished or not.
-
-    Attributes:
-        folder: what `spktrain` made.
-    """
+    """A run in its folder, finished or not."""
 
     folder: Path
 

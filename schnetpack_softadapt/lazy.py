@@ -10,7 +10,6 @@ def attributes_of(package: str, homes: Mapping[str, str]) -> Callable[[str], obj
     """`__getattr__` of a package.
 
     Args:
-        package: its name.
         homes: module in it of each attribute; with a colon behind it, the module itself.
     """
 

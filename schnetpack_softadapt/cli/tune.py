@@ -50,23 +50,15 @@ FIRST_STEP, LAST_STEP = 0.2, 1e-3  # of the range of a parameter
 
 @dataclass(frozen=True)
 class Parameter:
-    """A setting, and what it may be: from low to high, or one of some choices.
+    """A setting, and what it may be: from low to high, or one of some choices."""
 
-    Attributes:
-        low, high: bounds.
-        start: of the first fit; the middle if None.
-        log: steps are factors.
-        integer: whole numbers only; few of them are better left to Optuna, since the others follow
-            slopes.
-        choices: instead of all these; the first is that of the first fit.
-    """
-
-    low: float = 0.0
-    high: float = 0.0
-    start: float | None = None
-    log: bool = False
+    low: float = 0.0  # bounds
+    high: float = 0.0  # bounds
+    start: float | None = None  # of the first fit; the middle if None
+    log: bool = False  # steps are factors
+    # whole numbers only; few of them are better left to Optuna, since the others follow slopes
     integer: bool = False
-    choices: tuple = ()
+    choices: tuple = ()  # instead of all these; the first is that of the first fit
 
     def __post_init__(self):
         if self.choices:
@@ -149,7 +141,6 @@ def tune(
     """Find the settings with the smallest objective; the table of the path as text.
 
     Args:
-        tuning: settings.
         folder: for fits.json, path.csv, path.png, the log of each fit and the run of the best; what
             is there goes on.
         fit: makes a run in a folder (which may hold a part of it) from overrides, and returns its

@@ -204,12 +204,7 @@ class SoftAdaptCalculator(SpkCalculator):
     # --- calculating
 
     def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
-        """What has changed since `results`; ASE's comparison takes longer than a step of ten atoms.
-
-        Args:
-            atoms: the structure.
-            tol: ignored, any change counts.
-        """
+        """What has changed since `results`; ASE's own takes longer than a step of ten atoms."""
         last = self._last
         if last is None:
             return list(all_changes)
@@ -245,7 +240,6 @@ class SoftAdaptCalculator(SpkCalculator):
         Args:
             atoms: the structure; any subclass of `Atoms`.
             properties: what the caller is after; only looked at for an error that explains itself.
-            system_changes: ignored.
 
         Raises:
             StressNotDefinedError: stress of a molecule, or with a model that has none.

@@ -55,12 +55,7 @@ class Prediction:
 
 
 class ComposedModels:
-    """Models with the same descriptor, evaluated by the short way; see `model.pair_evaluator`.
-
-    Args:
-        models: taken apart, on the CPU.
-        monitor: counts extrapolations.
-    """
+    """Models with the same descriptor, evaluated by the short way; see `model.pair_evaluator`."""
 
     def __init__(self, models: Sequence[Composition], monitor: ExtrapolationMonitor | None = None):
         self.monitor = monitor
@@ -81,9 +76,6 @@ class ComposedModels:
         """Add the atoms start to stop.
 
         Args:
-            sums: of `begin`.
-            start, stop: range of atoms.
-            idx_i, idx_j, r_ij: their pairs.
             local_i, local_j: the atoms of the pairs in `numbers`.
             numbers: atomic numbers, first those of the range, then of all other neighbours.
         """
@@ -132,10 +124,8 @@ def evaluate_in_chunks(
     are searched anew at each call: a list of all pairs to keep is what does not fit.
 
     Args:
-        evaluators: the models.
         structure: in Ang.
         cutoff: the largest of the models, Ang.
-        atoms_per_chunk: central atoms evaluated at a time.
         length_unit: the models' unit of length, Ang.
 
     Returns:
@@ -169,11 +159,8 @@ class BatchModel:
     Args:
         model: in evaluation mode; stress is computed if its key is among the outputs.
         keys: names of its "energy", "forces" and "stress", the last may be None.
-        device: where the model is.
-        dtype: precision of positions and cell.
         transforms: applied to every structure after the pairs are known, for models that need more
             than pairs.
-        additional_inputs: constant entries of the batch.
     """
 
     def __init__(

@@ -28,7 +28,6 @@ class ExtrapolationMonitor:
     """Counts extrapolations (one for each descriptor of each atom outside) step by step.
 
     Args:
-        descriptor: of the models.
         scalings: hold the ranges, one for each model of a committee: what lies outside of the range
             of any of them counts.
         maximum: largest number allowed in one step; None allows any.

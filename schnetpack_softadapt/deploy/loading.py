@@ -9,10 +9,11 @@ from schnetpack.utils import load_model
 from torch import nn
 
 from schnetpack_softadapt.data.paths import user_path
+from schnetpack_softadapt.deploy.exchange.models import to_model
 from schnetpack_softadapt.deploy.exchange.n2p2 import read_potential
 from schnetpack_softadapt.deploy.exchange.pace import read_pace
 from schnetpack_softadapt.deploy.exchange.snap import read_snap
-from schnetpack_softadapt.deploy.exchange.text import FILE_NAME, read_text, to_model
+from schnetpack_softadapt.deploy.exchange.text import FILE_NAME, read_text
 from schnetpack_softadapt.files import replacing
 
 __all__ = ["load_members", "load_potential", "load_start", "save_potential"]
@@ -31,8 +32,6 @@ def load_potential(
             (`potential.json`, a `.snapcoeff`, `.yace` or `.ace` file, else n2p2's files). A saved
             model is a pickle, which can run any code when it is loaded: load only what you trust.
             An exported potential is text that executes nothing.
-        device: where the model goes.
-        dtype: precision of its parameters.
 
     Raises:
         FileNotFoundError: there is nothing at the path, or nothing that is a model.

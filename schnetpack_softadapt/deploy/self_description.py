@@ -19,7 +19,6 @@ def output_keys(model: nn.Module, given: Mapping[str, str | None]) -> dict[str, 
     """Names of energy, forces and stress in a model; None for a stress that it does not give.
 
     Args:
-        model: any potential.
         given: name of each; "auto" for what the model's modules say.
 
     Raises:

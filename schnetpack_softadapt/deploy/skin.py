@@ -41,10 +41,6 @@ class SkinList:
     Args:
         cutoff: radius, Ang.
         skin: added to the cutoff when the list is built, Ang; 0 builds it whenever something moved.
-
-    Attributes:
-        n_builds: how often the list was built.
-        n_updates: how often it was asked for.
     """
 
     def __init__(self, cutoff: float, skin: float = 0.5):

@@ -15,20 +15,14 @@ _ATOMS = 128  # done at a time
 
 
 class NearPairs(NamedTuple):
-    """A pair list without what is beyond the cutoff, sorted by atom.
+    """A pair list without what is beyond the cutoff, sorted by atom."""
 
-    Attributes:
-        r_ij, idx_i, idx_j, numbers: see `Pairs`, as given.
-        rows: (N,) element of each atom.
-        near: (n_near,) pairs within their cutoff, sorted by idx_i.
-    """
-
-    r_ij: Tensor
+    r_ij: Tensor  # this and the next three: see `Pairs`
     idx_i: Tensor
     idx_j: Tensor
     numbers: Tensor
-    rows: Tensor
-    near: Tensor
+    rows: Tensor  # (N,) element of each atom
+    near: Tensor  # (n_near,) pairs within their cutoff, sorted by idx_i
 
 
 class BlockwiseReference(Engine):
@@ -53,7 +47,6 @@ class BlockwiseReference(Engine):
         raise NotImplementedError
 
     def prepare(self, r_ij, idx_i, idx_j, numbers) -> NearPairs:
-        """See `Engine.prepare`."""
         pairs = super().prepare(r_ij, idx_i, idx_j, numbers)
         with torch.no_grad():
             rows = self._index.rows.to(pairs.numbers.device)[pairs.numbers.long()]
@@ -70,7 +63,6 @@ class BlockwiseReference(Engine):
         return torch.cat(blocks) if blocks else pairs.r_ij.new_zeros(0, self.descriptor.n_columns)
 
     def vjp(self, pairs: NearPairs, grad_g: Tensor) -> Tensor:
-        """See `Engine.vjp`."""
         leaf, grad_r = pairs.r_ij.detach().requires_grad_(), torch.zeros_like(pairs.r_ij)
         for start, stop, near in self._blocks(pairs):
             with torch.enable_grad():

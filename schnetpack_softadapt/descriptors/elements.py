@@ -48,12 +48,3 @@ def _names(numbers: Iterable[int]) -> str:
     symbols = dict(enumerate(chemical_symbols))
     symbols[0] = "atomic number 0"
     return ", ".join(symbols.get(z, f"atomic number {z}") for z in numbers)
-
-
-def __getattr__(name: str):
-    # where models saved by earlier versions look for it
-    if name == "ElementIndex":
-        from schnetpack_softadapt.descriptors.element_index import ElementIndex
-
-        return ElementIndex
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

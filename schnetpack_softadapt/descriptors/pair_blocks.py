@@ -1,11 +1,11 @@
-"""Derivatives by pair vectors summed up to those by atoms and by strain."""
+"""Derivatives by pair vectors summed up to those by atoms and by strain; blocks of a Jacobian."""
 
 import numpy as np
 from numba import njit
 
 from schnetpack_softadapt.quantities import VOIGT_COLUMNS, VOIGT_ROWS
 
-__all__ = ["sum_pairs"]
+__all__ = ["blocks", "sum_pairs"]
 
 
 def sum_pairs(
@@ -47,3 +47,41 @@ def _sum_pairs(idx_i, block, r_ij, by_pair, axes, strain, sums):
             x, y = 0.5 * r_ij[p, b], 0.5 * r_ij[p, a]
             for k in range(by_pair.shape[2]):
                 strain[idx_i[p], v, k] += x * by_pair[p, a, k] + y * by_pair[p, b, k]
+
+
+@njit(nogil=True, cache=True)
+def blocks(first, order, idx_j, n_atoms):
+    """Distinct atoms in the pair list of each atom.
+
+    Distances and cutoffs are left alone: a neighbour in whose reach no function is has a block of
+    zeros, and nobody can count other blocks than these.
+
+    Returns:
+        (block_first (N + 1,), block_atom (n_blocks,), pair_block (P,)): the atoms of i, ascending
+        and with i itself, are block_atom[block_first[i]:block_first[i + 1]]; pair_block is the
+        block of each pair counted from block_first[i].
+    """
+    block_first = np.zeros(n_atoms + 1, np.int64)
+    block_atom = np.empty(len(idx_j) + n_atoms, np.int32)
+    pair_block = np.empty(len(idx_j), np.int32)
+    seen = np.full(n_atoms, -1, np.int64)
+    number = np.empty(n_atoms, np.int32)
+    n = 0
+    for i in range(n_atoms):
+        begin = n
+        block_atom[n] = i
+        seen[i] = i
+        n += 1
+        for k in range(first[i], first[i + 1]):
+            j = idx_j[order[k]]
+            if seen[j] != i:
+                seen[j] = i
+                block_atom[n] = j
+                n += 1
+        block_atom[begin:n].sort()
+        for b in range(begin, n):
+            number[block_atom[b]] = b - begin
+        for k in range(first[i], first[i + 1]):
+            pair_block[order[k]] = number[idx_j[order[k]]]
+        block_first[i + 1] = n
+    return block_first, block_atom[:n].copy(), pair_block

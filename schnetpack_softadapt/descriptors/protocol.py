@@ -88,19 +88,22 @@ class Descriptor(ABC):
         """Plain numbers and strings, with the key "kind"."""
 
     @classmethod
-    @abstractmethod
     def from_dict(cls, data: Mapping) -> Descriptor:
-        """Read what `to_dict` wrote."""
+        """Read what `to_dict` wrote; what is not there has its default."""
+        return cls(**{key: value for key, value in data.items() if key != "kind"})
 
-    @abstractmethod
     def engine(self, device: torch.device | str = "cpu", name: str = "auto") -> Engine:
-        """What computes it: "auto" the fastest for the device, "kernels", or "reference".
+        """Compiled loops on the CPU ("kernels"), else torch ("reference": exact if asked for).
 
         A family with one engine returns it for every name.
 
         Raises:
-            ValueError: an unknown name, or an engine that does not run on the device.
+            ValueError: an unknown name, or "kernels" for a device other than the CPU.
+            ImportError: "kernels" with NUMBA_DISABLE_JIT.
         """
+        from schnetpack_softadapt.descriptors.engines import choose_engine
+
+        return choose_engine(self, str(device).partition(":")[0], name)
 
     def columns(self, z_i: int, z_j: int) -> Sequence[int]:
         """Columns of an atom of element z_i that depend on neighbours of z_j; by default all."""
@@ -192,39 +195,26 @@ def read_descriptor(path: str | Path) -> Descriptor:
 
 
 class Pairs(NamedTuple):
-    """A pair list, as `Engine.prepare` takes it.
+    """A pair list, as `Engine.prepare` takes it."""
 
-    Attributes:
-        r_ij: (P, 3) vectors from atom i to its neighbour j, Ang, float32 or float64.
-        idx_i: (P,) central atoms, in any order; every pair is listed in both directions.
-        idx_j: (P,) neighbours.
-        numbers: (N,) atomic numbers.
-    """
-
-    r_ij: Tensor
-    idx_i: Tensor
-    idx_j: Tensor
-    numbers: Tensor
+    r_ij: Tensor  # (P, 3) vectors from atom i to its neighbour j, Ang, float32 or float64
+    idx_i: Tensor  # (P,) central atoms, in any order; every pair is listed in both directions
+    idx_j: Tensor  # (P,) neighbours
+    numbers: Tensor  # (N,) atomic numbers
 
 
 class Jacobian(NamedTuple):
-    """Descriptors and their derivatives by positions and strain, numpy.
+    """Descriptors and their derivatives by positions and strain, numpy."""
 
-    Attributes:
-        values: (N, D).
-        dg_dstrain: (N, 6, D) strain derivative sum_p sym(dG/dr_p (x) r_p), Voigt order xx yy zz yz
-            xz xy, off-diagonal entries not doubled.
-        block_first: (N + 1,) first block of each atom.
-        block_atom: (n_blocks,) atom j that a block differentiates by, each at most once for an atom
-            i; blocks of an atom with itself may be among them.
-        dg_dr: (n_blocks, 3, D) dG_i/dR_j, summed over the periodic images of j, 1/Ang.
-    """
-
-    values: np.ndarray
+    values: np.ndarray  # (N, D)
+    # (N, 6, D) strain derivative sum_p sym(dG/dr_p (x) r_p), Voigt order xx yy zz yz xz xy,
+    # off-diagonal entries not doubled
     dg_dstrain: np.ndarray
-    block_first: np.ndarray
+    block_first: np.ndarray  # (N + 1,) first block of each atom
+    # (n_blocks,) atom j that a block differentiates by, each at most once for an atom i; blocks of
+    # an atom with itself may be among them
     block_atom: np.ndarray
-    dg_dr: np.ndarray
+    dg_dr: np.ndarray  # (n_blocks, 3, D) dG_i/dR_j, summed over the periodic images of j, 1/Ang
 
 
 class LinearMap(Protocol):
@@ -245,14 +235,11 @@ class Engine(ABC):
     """Computes a descriptor. Tensors in, tensors out; the dtype is that of the pair vectors.
 
     Of pairs prepared from arrays, a compiled engine may give arrays (float64).
-
-    Attributes:
-        descriptor: what it computes.
-        is_exact: values carry a graph that is differentiable by `r_ij` to any order. `values` is
-            then called with gradients enabled, and the products are not needed in training.
     """
 
-    descriptor: Descriptor
+    descriptor: Descriptor  # what it computes
+    # values carry a graph that is differentiable by `r_ij` to any order. `values` is then called
+    # with gradients enabled, and the products are not needed in training.
     is_exact: bool = False
 
     def prepare(self, r_ij, idx_i, idx_j, numbers) -> Any:
@@ -279,11 +266,11 @@ class Engine(ABC):
 
     def jvp(self, pairs, tangent: Tensor) -> Tensor:
         """Jacobian-vector product sum_p dG/dr_p . tangent_p, (N, D), for `tangent` (P, 3)."""
-        by_pair = self._by_pair(pairs)
+        import torch
+
+        by_pair, idx_i = map(torch.as_tensor, (self._by_pair(pairs), pairs.idx_i))
         change = (by_pair * tangent[:, :, None]).sum(1)
-        return change.new_zeros(len(pairs.numbers), change.shape[1]).index_add(
-            0, pairs.idx_i, change
-        )
+        return change.new_zeros(len(pairs.numbers), change.shape[1]).index_add(0, idx_i, change)
 
     def jacobian(self, pairs, dtype: type = np.float64, threads: int | None = None) -> Jacobian:
         """Values with the derivatives that a store keeps.
@@ -293,21 +280,20 @@ class Engine(ABC):
             dtype: numpy type of the results.
             threads: threads to use; 1 where several structures are done at a time.
         """
-        import torch
-
         # numba takes a second to load
         from schnetpack_softadapt.descriptors.pair_blocks import sum_pairs
 
-        with torch.no_grad():
-            values, by_pair = self.values(pairs), self._by_pair(pairs, threads)
-        idx_i, idx_j, r_ij = (x.numpy() for x in (pairs.idx_i, pairs.idx_j, pairs.r_ij))
+        values = self.values(pairs)
+        values = np.asarray(values if isinstance(values, np.ndarray) else values.detach())
+        by_pair = np.asarray(self._by_pair(pairs, threads))
+        idx_i, idx_j, r_ij = map(np.asarray, (pairs.idx_i, pairs.idx_j, pairs.r_ij))
         n_atoms = len(values)
         blocks, inverse = np.unique(idx_i * n_atoms + idx_j, return_inverse=True)
-        strain, dg_dr = sum_pairs(idx_i, inverse.reshape(-1), r_ij, by_pair.numpy(), n_atoms, dtype)
+        strain, dg_dr = sum_pairs(idx_i, inverse.reshape(-1), r_ij, by_pair, n_atoms, dtype)
         first = np.searchsorted(blocks, np.arange(n_atoms + 1) * n_atoms)
-        return Jacobian(values.numpy().astype(dtype), strain, first, blocks % n_atoms, dg_dr)
+        return Jacobian(values.astype(dtype), strain, first, blocks % n_atoms, dg_dr)
 
-    def _by_pair(self, pairs, threads: int | None = None) -> Tensor:
+    def _by_pair(self, pairs, threads: int | None = None) -> Tensor | np.ndarray:
         """dG_i/dr_ij (P, 3, D), by one vector-Jacobian product for each column."""
         import torch
 
@@ -322,15 +308,10 @@ class Engine(ABC):
 
 
 class PairMap(NamedTuple):
-    """The derivative by pair vectors (P, 3), as a `LinearMap`.
+    """The derivative by pair vectors (P, 3), as a `LinearMap`."""
 
-    Attributes:
-        engine: computes it.
-        pairs: prepared by `engine`.
-    """
-
-    engine: Engine
-    pairs: Any
+    engine: Engine  # computes it
+    pairs: Any  # prepared by `engine`
 
     def vjp(self, grad_g: Tensor) -> tuple[Tensor]:
         """(N, D) -> (P, 3)."""

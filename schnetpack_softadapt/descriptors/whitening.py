@@ -11,15 +11,10 @@ __all__ = ["Whitening"]
 
 @dataclass(frozen=True)
 class Whitening:
-    """x = (G - mean) @ matrix: of the sample it was made of, all covariances of x are 1 or 0.
+    """x = (G - mean) @ matrix: of the sample it was made of, all covariances of x are 1 or 0."""
 
-    Attributes:
-        mean: (D,).
-        matrix: (D, D), symmetric in columns divided by their spread.
-    """
-
-    mean: np.ndarray
-    matrix: np.ndarray
+    mean: np.ndarray  # (D,)
+    matrix: np.ndarray  # (D, D), symmetric in columns divided by their spread
 
     @classmethod
     def of(cls, values: np.ndarray, floor: float = 1e-4) -> "Whitening":

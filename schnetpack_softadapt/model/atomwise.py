@@ -173,11 +173,6 @@ class ElementalAtomwise(Transform):
         return () if self.index is None else self.index.elements
 
     @property
-    def is_quadratic(self) -> bool:
-        """Whether products of the descriptors are read; not in models saved before there were."""
-        return getattr(self, "quadratic", False)
-
-    @property
     def has_densities(self) -> bool:
         """Whether the layers are densities, which vanish with the descriptors."""
         return "finnis_sinclair" in self.activations
@@ -194,7 +189,6 @@ class ElementalAtomwise(Transform):
         which stay zero: the padded descriptors are zero and so are the gradients.
 
         Args:
-            elements: symbols or atomic numbers.
             n_in: number of descriptors, for all elements or by element.
         """
         index = ElementIndex(elements)
@@ -248,10 +242,9 @@ class ElementalAtomwise(Transform):
             )
         numbers = inputs[properties.Z]
         energies = self.atomic_energies(inputs[keys.scalar_representation], numbers)
-        # models saved before there was one lack the attribute
-        fade = None if self.training else getattr(self, "fade", None)
-        if fade is not None:  # the data have no pairs where it would matter in training
-            energies = fade(energies, inputs)
+        if self.fade is not None and not self.training:
+            # the data have no pairs where it would matter in training
+            energies = self.fade(energies, inputs)
         inputs[self.output_key] = sum_over_structures(energies.double(), inputs)
         if self.per_atom_output_key is not None:
             shifts = self.shifts.shift[numbers]
@@ -278,7 +271,7 @@ class ElementalAtomwise(Transform):
 
     def _networks(self, x: torch.Tensor, element: torch.Tensor | None = None) -> torch.Tensor:
         """Networks of elements (n,) on x (n, m, n_in), of all elements if not given; (n, m, 1)."""
-        if self.is_quadratic:
+        if self.quadratic:
             x = with_products(x)
         last = len(self.weights) - 1
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
@@ -297,7 +290,6 @@ def _tiles(
 
     Args:
         rows: (n_atoms,) element of each atom, 0 to n_elements - 1.
-        n_elements: their number.
         size: atoms of a tile; None for one tile per element, as long as the largest needs to be.
 
     Returns:

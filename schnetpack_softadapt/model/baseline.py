@@ -188,12 +188,7 @@ class Baseline(Transform):
 
 
 class RemoveBaseline(Transform):
-    """Takes a baseline from the labels of the structures of a database.
-
-    Args:
-        baseline: whose values they are.
-        values: arrays of `_stored`.
-    """
+    """Takes a baseline from the labels of the structures of a database."""
 
     is_preprocessor = True
     is_postprocessor = False
@@ -277,7 +272,6 @@ class ZBL(PairBaseline):
         inner, outer: the switch begins and ends, Ang; both or none.
         cutoffs: [inner, outer] of single pairs of elements, such as {"W-Be": [4.0, 4.8]}.
         fade: False lets the networks go on below the distances of the data.
-        kwargs: names of the outputs, see `Baseline`.
 
     Raises:
         ValueError: cutoffs that are not 0 < inner < outer.
@@ -319,17 +313,14 @@ class ZBL(PairBaseline):
         return zbl
 
     def _build(self, elements: tuple[int, ...], distances: Mapping) -> None:
-        from schnetpack_softadapt.model.close_pairs import N_PARAMETERS, zbl_parameters
+        from schnetpack_softadapt.model.close_pairs import zbl_table
 
         self.elements, self._pairs = elements, {}
-        self._table = np.zeros((len(elements), len(elements), N_PARAMETERS))
         for i, a in enumerate(elements):
-            for j, b in enumerate(elements[i:], start=i):
+            for b in elements[i:]:
                 cutoffs = self.given_pairs.get((a, b), self.given)
-                if cutoffs is None:
-                    cutoffs = (_INNER * distances[a, b], distances[a, b])
-                self._pairs[a, b] = cutoffs
-                self._table[i, j] = self._table[j, i] = zbl_parameters(a, b, *cutoffs)
+                self._pairs[a, b] = cutoffs or (_INNER * distances[a, b], distances[a, b])
+        self._table = zbl_table(elements, self._pairs)
 
     @property
     def cutoff(self) -> float:
@@ -401,8 +392,6 @@ class CalculatorBaseline(Baseline):
         calculator: import path of a class or a function that makes one, such as
             "ase.calculators.emt.EMT", "dftd3.ase.DFTD3",
             "schnetpack_softadapt.SoftAdaptCalculator" (another model).
-        arguments: its arguments.
-        kwargs: names of the outputs, see `Baseline`.
 
     Raises:
         ValueError: it cannot be imported or made.

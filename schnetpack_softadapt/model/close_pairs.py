@@ -4,11 +4,12 @@ Pairs go both ways, as in any pair list: each way carries half of a pair's energ
 """
 
 import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numba import njit
 
-__all__ = ["N_PARAMETERS", "add_zbl", "closeness", "zbl_parameters"]
+__all__ = ["N_PARAMETERS", "add_zbl", "closeness", "zbl_parameters", "zbl_table"]
 
 #: of a pair of elements: Z_i Z_j e^2, a, inner, outer, A / 3, B / 4, C
 N_PARAMETERS = 7
@@ -37,6 +38,17 @@ def zbl_parameters(z_i: int, z_j: int, inner: float, outer: float) -> np.ndarray
     b = (2.0 * de - width * dde) / width**3
     p[4:] = a / 3.0, b / 4.0, -e + width / 2.0 * de - width**2 / 12.0 * dde
     return p
+
+
+def zbl_table(
+    elements: Sequence[int], cutoffs: Mapping[tuple[int, int], tuple[float, float]]
+) -> np.ndarray:
+    """(n, n, N_PARAMETERS) for `add_zbl`, of inner and outer cutoff (Ang) by atomic numbers."""
+    table = np.zeros((len(elements), len(elements), N_PARAMETERS))
+    for (a, b), (inner, outer) in cutoffs.items():
+        i, j = elements.index(a), elements.index(b)
+        table[i, j] = table[j, i] = zbl_parameters(a, b, inner, outer)
+    return table
 
 
 @njit(nogil=True, cache=True)

@@ -23,21 +23,13 @@ class UnsupportedModelError(ValueError):
 
 
 class Composition(NamedTuple):
-    """What determines the energy, E = sum_i [networks(scaling(G_i)) + offsets[Z_i]] + baseline.
+    """What determines the energy, E = sum_i [networks(scaling(G_i)) + offsets[Z_i]] + baseline."""
 
-    Attributes:
-        representation: gives the descriptors, scaled.
-        networks: one network per element, including their energy scale and shifts.
-        response: gives forces and stress; None if the model has none.
-        constants: modules that add a constant for each atom to the energy.
-        baseline: a sum over pairs that is added to it.
-    """
-
-    representation: DescriptorRepresentation
-    networks: ElementalAtomwise
-    response: Forces | None
-    constants: list[nn.Module]
-    baseline: Baseline | None = None
+    representation: DescriptorRepresentation  # gives the descriptors, scaled
+    networks: ElementalAtomwise  # one network per element, including their energy scale and shifts
+    response: Forces | None  # gives forces and stress; None if the model has none
+    constants: list[nn.Module]  # modules that add a constant for each atom to the energy
+    baseline: Baseline | None = None  # a sum over pairs that is added to it
 
     @property
     def descriptor(self) -> Descriptor:
@@ -71,7 +63,6 @@ def take_apart(
     """The composition of a model.
 
     Args:
-        model: any.
         postprocessed: include what the postprocessors add to the energy.
         short_range: the caller also takes what is beyond networks and constants: a baseline, and
             networks that fade out (`networks.fade`). Others are refused such a model, since without
@@ -118,7 +109,7 @@ def take_apart(
                 f"the module {type(module).__name__} is no sum of atomic energies: it has no"
                 " counterpart"
             )
-    if not short_range and (baseline is not None or getattr(networks, "fade", None) is not None):
+    if not short_range and (baseline is not None or networks.fade is not None):
         what = "its networks fade out" if baseline is None else f"{baseline.to_dict()}"
         raise UnsupportedModelError(
             f"the model has a baseline ({what}), for which there is no place here: without it the"

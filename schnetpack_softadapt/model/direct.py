@@ -30,7 +30,6 @@ def evaluate_directly(model: NeuralNetworkPotential, inputs: dict[str, Tensor]) 
     descriptors, a GPU, an engine that is asked to be exact) goes SchNetPack's way.
 
     Args:
-        model: any potential.
         inputs: a batch of structures with `_offsets`, `_idx_i`, `_idx_j`.
 
     Returns:

@@ -37,18 +37,13 @@ __all__ = ["JacobianRows", "NetworkJacobian", "potential_jacobian"]
 
 
 class JacobianRows(NamedTuple):
-    """Rows of a Jacobian that are wanted, of one output.
+    """Rows of a Jacobian that are wanted, of one output."""
 
-    Attributes:
-        key: output key of energy, forces or stress.
-        places: (R,) structures, or atoms of forces; ascending, each at most once.
-        factor: (R, C) factors on the derivatives; where all of a row are zero nothing is computed.
-        columns: the Voigt components (xx yy zz yz xz xy) of a stress; all if None.
-    """
-
-    key: str
-    places: Tensor
+    key: str  # output key of energy, forces or stress
+    places: Tensor  # (R,) structures, or atoms of forces; ascending, each at most once
+    # (R, C) factors on the derivatives; where all of a row are zero nothing is computed
     factor: Tensor
+    # the Voigt components (xx yy zz yz xz xy) of a stress; all if None
     columns: list[int] | None = None
 
 
@@ -59,7 +54,6 @@ class NetworkJacobian:
     those that are not trained have none.
 
     Args:
-        networks: built networks.
         x: (N, D) scaled descriptors.
         numbers: (N,) atomic numbers.
     """
@@ -74,7 +68,7 @@ class NetworkJacobian:
         self._layers = []
         for k in range(len(networks.elements)):
             mine = (self.element == k).nonzero()[:, 0]
-            layer = (_QuadraticLayer if networks.is_quadratic else _ElementLayers)(
+            layer = (_QuadraticLayer if networks.quadratic else _ElementLayers)(
                 [w[k] for w in weights], [b[k] for b in biases], networks.activations, scale
             )
             layer.forward(x.detach().index_select(0, mine), mine, len(x))
@@ -207,12 +201,10 @@ class _QuadraticLayer(_ElementLayers):
     """
 
     def forward(self, x: Tensor, atoms: Tensor, n_atoms: int) -> None:
-        """As of the base class."""
         super().forward(with_products(x), atoms, n_atoms)
         self.x = x
 
     def tangent_gradient(self, atoms: Tensor, v: Tensor) -> list[_Products]:
-        """As of the base class."""
         scale = v.new_full((len(v), 1, 1), self.scale)
         return [[(scale, v), _OfProducts(self.x[atoms], v * self.scale)], []]
 

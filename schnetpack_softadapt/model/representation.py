@@ -30,7 +30,7 @@ from schnetpack_softadapt.descriptors.selection import (
 )
 from schnetpack_softadapt.descriptors.store.batch import batch_descriptors
 
-__all__ = ["DescriptorRepresentation"]
+__all__ = ["DescriptorRepresentation", "FamilyRepresentation"]
 
 log = logging.getLogger(__name__)
 
@@ -242,3 +242,49 @@ class DescriptorRepresentation(Transform):
             values = pair_descriptors(r_ij, idx_i, idx_j, numbers, engine)
         inputs[keys.scalar_representation] = self.scaling(values, numbers)
         return inputs
+
+
+class FamilyRepresentation(DescriptorRepresentation):
+    """Base of the representations of one family: a descriptor given, or one for some elements.
+
+    Subclasses give `make`.
+
+    Args:
+        cutoff: largest distance of a neighbour, Ang.
+        elements: symbols or atomic numbers; when not given, those of the training set.
+        descriptor: an explicit descriptor, its dictionary or a file of that, instead.
+        scaling, backend, select: as for `DescriptorRepresentation`.
+        parameters: other arguments of the descriptor.
+    """
+
+    def __init__(
+        self,
+        cutoff: float = 5.0,
+        elements: Sequence[int | str] | None = None,
+        descriptor: Descriptor | Mapping | str | Path | None = None,
+        scaling: str = "scale_center",
+        backend: str = "auto",
+        parameters: Mapping | None = None,
+        select: int | None = None,
+    ):
+        super().__init__(descriptor, scaling, backend, select)
+        self.parameters = dict(parameters or {})
+        if descriptor is not None:
+            return
+        self.cutoff = float(cutoff)
+        # others stand for open ones: wrong settings should be found before the data are read
+        self.build(self.stand_ins() if elements is None else elements)
+        if elements is None:
+            self.descriptor = self.scaling = self._pool = None
+
+    def stand_ins(self) -> Sequence[int | str]:
+        """Elements that fit the parameters, where none are given."""
+        return ["H"]
+
+    def make(self, elements: Sequence[int | str]) -> Descriptor:
+        """The descriptor of some elements."""
+        raise NotImplementedError
+
+    def build(self, elements: Sequence[int | str]) -> None:
+        """Make the descriptor for these elements."""
+        self._describe(self.make(elements))

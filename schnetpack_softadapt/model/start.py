@@ -22,10 +22,6 @@ def check_start(descriptor: Descriptor, source: nn.Module) -> list[dict[int, lis
     Functions are recognised by their values in random environments of the elements of the smaller
     model, so that order, names and the setting by which they were chosen do not matter.
 
-    Args:
-        descriptor: of the model that starts.
-        source: the smaller model.
-
     Returns:
         By element of the smaller model, the column of each of its columns.
 
@@ -97,10 +93,10 @@ def start_from(model: nn.Module, source: nn.Module) -> None:
             f" {described[0]}: give both the same"
         )
     networks, old = mine.networks, theirs.networks
-    is_linear = not old.n_hidden and not old.is_quadratic
+    is_linear = not old.n_hidden and not old.quadratic
     as_density = is_linear and networks.has_densities
     widths = [1] if as_density else [*old.n_hidden]
-    fits = len(widths) == len(networks.n_hidden) and not old.is_quadratic | networks.is_quadratic
+    fits = len(widths) == len(networks.n_hidden) and not old.quadratic | networks.quadratic
     fits &= as_density or old.activations == networks.activations
     if not fits or any(a > b for a, b in zip(widths, networks.n_hidden, strict=True)):
         raise ValueError(
@@ -128,7 +124,7 @@ def start_from(model: nn.Module, source: nn.Module) -> None:
 
 
 def _shape(networks) -> str:
-    kind = "quadratic" if networks.is_quadratic else "linear"
+    kind = "quadratic" if networks.quadratic else "linear"
     layers = zip(networks.n_hidden, networks.activations, strict=True)
     return ", ".join(f"{n} {name}" for n, name in layers) or kind
 

@@ -86,11 +86,7 @@ def figure(png: bytes, alt: str, caption: str) -> str:
 
 
 class Report:
-    """Collects the blocks of a page and draws its pictures; every file appears whole or not at all.
-
-    Args:
-        out: folder of the report, made if it is not there.
-    """
+    """Collects a page's blocks and draws its pictures; every file appears whole or not at all."""
 
     def __init__(self, out: Path) -> None:
         self.out = out

@@ -23,7 +23,6 @@ def predict_missing(
     Args:
         run_dir: a run with config.yaml, split file and best_model
         datapath: the database, where it is no longer at the place that config.yaml names
-        device: where the model runs
 
     Raises:
         ValueError: config.yaml, best_model, split file or database is missing or damaged, the

@@ -13,20 +13,14 @@ __all__ = ["Predictions", "parity_values"]
 
 @dataclass
 class Predictions:
-    """One subset of a run.
+    """One subset of a run."""
 
-    Attributes:
-        subset: "train", "val" or "test".
-        structures: a row each: index (in the database, None where unknown), group (name, or empty),
-            n_atoms.
-        numbers: (N,) atomic numbers of all atoms, None where unknown.
-        values: by name of the quantities of which prediction and reference are there for one
-            structure at least; see `_values`.
-    """
-
-    subset: str
+    subset: str  # "train", "val" or "test"
+    # a row each: index (in the database, None where unknown), group (name, or empty), n_atoms
     structures: pd.DataFrame
-    numbers: np.ndarray | None
+    numbers: np.ndarray | None  # (N,) atomic numbers of all atoms, None where unknown
+    # by name of the quantities of which prediction and reference are there for one structure at
+    # least; see `_values`
     values: dict[str, pd.DataFrame]
 
     @classmethod

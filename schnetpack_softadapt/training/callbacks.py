@@ -21,11 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class Renamed(Callback):
-    """Says at the start of a run that a setting of its command has a new name.
-
-    Args:
-        old, new: as they are written on the command line.
-    """
+    """Says at the start of a run that a setting of its command has a new name."""
 
     def __init__(self, old: str, new: str):
         self.old, self.new = old, new

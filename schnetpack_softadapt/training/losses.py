@@ -248,8 +248,6 @@ class LossComponent(ModelOutput):
         """Sum of the loss over a batch and its sum of weights, see `sum`.
 
         Args:
-            pred: what the model predicted.
-            batch: the references.
             standardization: standardise the residuals with it.
             error: what `error` gives, if it is known.
             raw_delta: `delta` is in the unit of raw residuals, though these are standardised.

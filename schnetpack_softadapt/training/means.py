@@ -140,17 +140,13 @@ def error_sums(
 
 @dataclass(frozen=True)
 class EpochMeans:
-    """Means over a subset in an epoch; components without a reference in it are absent.
+    """Means over a subset in an epoch; components without a reference in it are absent."""
 
-    Attributes:
-        losses: of each component.
-        standardized: sum of the standardised losses, a component split in pieces counting as one.
-        values: by logged name, `{subset}_{component}_loss` and, in ASE units,
-            `{subset}_{property}_{rmse|mae}`.
-    """
-
-    losses: dict[str, float]
+    losses: dict[str, float]  # of each component
+    # sum of the standardised losses, a component split in pieces counting as one
     standardized: float
+    # by logged name, `{subset}_{component}_loss` and, in ASE units,
+    # `{subset}_{property}_{rmse|mae}`
     values: dict[str, float]
 
     @staticmethod

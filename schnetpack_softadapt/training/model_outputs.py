@@ -80,9 +80,6 @@ class ModelOutputLoss(LossComponent):
     spread of the reference in the training set before `loss_fn` sees them; integers and outputs
     without a reference are left as they are. An output without `loss_fn`, or with `loss_weight` 0,
     is measured by its metrics and not trained.
-
-    Args:
-        output: SchNetPack's output, with `loss_fn`, `loss_weight`, metrics and constraints.
     """
 
     kind = None

@@ -108,8 +108,7 @@ class ResumableTask(AtomisticTask):
         if fitting:
             self._first_epoch = checkpoint["epoch"] + 1
             now = self.settings()
-            # checkpoints have not always had those of the data
-            self._changes = _changes({"data": now["data"], **state["settings"]}, now)
+            self._changes = _changes(state["settings"], now)
             # upstream gives the old state to the new class, whatever it is
             if "optimizer_cls" in self._changes:
                 checkpoint["optimizer_states"] = []

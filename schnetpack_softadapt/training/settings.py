@@ -90,8 +90,6 @@ def update_config(path: Path, resumed: bool, chosen: Mapping[str, Any]) -> None:
     writes is touched: that of `spktrain` in the run's folder.
 
     Args:
-        path: of the file.
-        resumed: whether the run goes on.
         chosen: settings that the run has chosen, by dotted names.
     """
     if not path.is_file() or not HydraConfig.initialized():

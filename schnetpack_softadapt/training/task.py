@@ -65,7 +65,6 @@ class SoftAdaptTask(ResumableTask):
     `val_loss` has another meaning from there on.
 
     Args:
-        model: any SchNetPack model.
         outputs: components, see `losses`, or SchNetPack's own.
         weighting: rule that sets the weights; `Likelihood` if None.
         standardize: train on standardised components; False trains on raw squared errors.

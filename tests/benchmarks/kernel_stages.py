@@ -248,7 +248,7 @@ def measure_stages(system: System, limits: tuple[float, ...], repeat: int) -> li
     plan = engine._plan
     r_ij, idx_i, idx_j, _ = system.pairs()
     pairs = engine.prepare(r_ij, idx_i, idx_j, system.atoms.numbers)
-    n_atoms = len(pairs.arrays.numbers)
+    n_atoms = len(pairs.neighbors.numbers)
     grad = np.random.default_rng(0).normal(size=(n_atoms, system.layout.n_columns))
     # the same without the condition on r_jk, which leaves all pairs of neighbours
     wide = KernelEngine(
@@ -262,7 +262,7 @@ def measure_stages(system: System, limits: tuple[float, ...], repeat: int) -> li
 
     def run(plan: Plan, last: int, derivative: bool) -> np.ndarray:
         counts = np.zeros((len(plan.groups), 3), np.int64)
-        _run_stages(plan, pairs.arrays, last, derivative, grad, counts)
+        _run_stages(plan, pairs.neighbors, last, derivative, grad, counts)
         return counts
 
     def prefixes(last: int, derivative: bool) -> list[Callable]:

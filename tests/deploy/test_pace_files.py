@@ -10,11 +10,11 @@ import torch
 from ase.build import bulk
 from ase.io import read
 from ase.units import bar
+from exported import CRYSTAL, calculated, lammps_step
 from schnetpack.atomistic import PairwiseDistances, Strain
 from shared import shared_path
 
 from schnetpack_softadapt import properties as keys
-from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator
 from schnetpack_softadapt.deploy.exchange.export import export_potential
 from schnetpack_softadapt.deploy.exchange.pace import read_pace, write_pace
 from schnetpack_softadapt.deploy.exchange.pace.format import PaceFormatError
@@ -30,10 +30,6 @@ from schnetpack_softadapt.model import (
 )
 from schnetpack_softadapt.model.composition import UnsupportedModelError
 from schnetpack_softadapt.model.start import start_from
-
-CRYSTAL = bulk("W", cubic=True).repeat(2)
-CRYSTAL.numbers[[1, 6, 11]] = 4
-CRYSTAL.rattle(0.2, seed=1)
 
 BESSEL = ClusterExpansion(["W", "Be"], 4.2, n_functions=150, l_weight=0.5)
 SMALL = ClusterExpansion(["W", "Be"], 4.2, n_max=[2, 1, 1, 1], l_max=[0, 0, 1, 1])
@@ -105,12 +101,6 @@ def trained(descriptor, n_densities=1, postprocessors=(), seed=3):
     networks.scale.fill_(1.7)
     model.metadata["units"] = {"energy": "eV", "forces": "eV/Ang", "length": "Ang"}
     return model.eval()
-
-
-def calculated(atoms, model):
-    atoms = atoms.copy()
-    atoms.calc = SoftAdaptCalculator(model)
-    return atoms
 
 
 def assert_equal(one, other, tolerance=1e-10):
@@ -240,31 +230,13 @@ def test_exported_model_in_lammps(tmp_path, case):
         descriptor = {"chebyshev": CHEBYSHEV, "core_repulsion": CHEBYSHEV, "table": TABLE}
         model = trained(descriptor.get(case, BESSEL), 2, zbl)
     export_potential([model], tmp_path, structure, "yace")
-    text = (tmp_path / "in.lammps").read_text().split("velocity ")[0]
-    text += """
-        thermo_style custom step pe
-        thermo_modify format float %.16g
-        compute energies all pe/atom
-        dump one all custom 1 forces.dump id fx fy fz c_energies
-        dump_modify one format float %.16g sort id
-        run 0
-    """
-    (tmp_path / "in.test").write_text(text)
-    done = subprocess.run(
-        ["lmp", "-in", "in.test"], cwd=tmp_path, capture_output=True, text=True, timeout=100
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
-    box = read(tmp_path / "structure.data", "0", "lammps-data", atom_style="atomic", units="metal")
-    box.numbers = np.array(model.representation.descriptor.elements)[box.arrays["type"] - 1]
-    ours = calculated(box, model)
-    found = np.loadtxt(tmp_path / "forces.dump", skiprows=9)[:, 1:]
-    energy = float(done.stdout.split("PotEng")[1].split("\n")[1].split()[1])
+    ours, energy, forces, energies = lammps_step(tmp_path, model)
     assert ours.get_potential_energy() == pytest.approx(energy, rel=1e-6)
-    energies = ours.calc.get_property("energies", ours)
-    np.testing.assert_allclose(energies, found[:, 3], rtol=1e-6)
-    scale = np.abs(found[:, :3]).max()
+    own = ours.calc.get_property("energies", ours)
+    np.testing.assert_allclose(own, energies, rtol=1e-6)
+    scale = np.abs(forces).max()
     assert scale > 0.1
-    np.testing.assert_allclose(ours.get_forces(), found[:, :3], rtol=0, atol=1e-6 * scale)
+    np.testing.assert_allclose(ours.get_forces(), forces, rtol=0, atol=1e-6 * scale)
 
 
 # --- refused

@@ -1,19 +1,17 @@
 """SNAP potentials of LAMMPS as models, and back."""
 
 import shutil
-import subprocess
 
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.build import bulk
 from ase.io import read
 from ase.units import bar
+from exported import CRYSTAL, calculated, lammps_step
 from schnetpack.atomistic import PairwiseDistances, Strain
 from shared import shared_path
 
-from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator
 from schnetpack_softadapt.deploy.exchange.export import export_potential
 from schnetpack_softadapt.deploy.exchange.snap import SnapFormatError, read_snap, write_snap
 from schnetpack_softadapt.deploy.exchange.text import write_text
@@ -43,12 +41,6 @@ def potential(folder, q=0):
     path.write_text(COEFFICIENTS.format(**text))
     path.with_suffix(".snapparam").write_text(PARAMETERS.format(q=q))
     return path, w, be
-
-
-def calculated(atoms, model):
-    atoms = atoms.copy()
-    atoms.calc = SoftAdaptCalculator(model)
-    return atoms
 
 
 def structure(name):
@@ -165,11 +157,6 @@ def fitted(quadratic, postprocessors=()):
     return model.eval()
 
 
-CRYSTAL = bulk("W", cubic=True).repeat(2)
-CRYSTAL.numbers[[1, 6, 11]] = 4
-CRYSTAL.rattle(0.2, seed=1)
-
-
 @pytest.mark.parametrize("quadratic", [False, True], ids=["linear", "quadratic"])
 def test_exported_fit_is_read_back(tmp_path, quadratic):
     model = fitted(quadratic)
@@ -195,27 +182,9 @@ def test_text_of_a_quadratic_model(tmp_path):
 def test_exported_fit_with_zbl_in_lammps(tmp_path, quadratic):
     zbl = ZBL.of_elements([4, 74], inner=2.0, outer=3.0, fade=False)
     model = fitted(quadratic, [zbl])
-    structure = CRYSTAL.copy()
-    export_potential([model], tmp_path, structure, "snap")
-    text = (tmp_path / "in.lammps").read_text().split("velocity ")[0]
-    text += """
-        thermo_style custom step pe
-        thermo_modify format float %.16g
-        dump one all custom 1 forces.dump id fx fy fz
-        dump_modify one format float %.16g sort id
-        run 0
-    """
-    (tmp_path / "in.test").write_text(text)
-    done = subprocess.run(
-        ["lmp", "-in", "in.test"], cwd=tmp_path, capture_output=True, text=True, timeout=100
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr
-    box = read(tmp_path / "structure.data", "0", "lammps-data", atom_style="atomic", units="metal")
-    box.numbers = np.array([4, 74])[box.arrays["type"] - 1]
-    ours = calculated(box, model)
-    energy = float(done.stdout.split("PotEng")[1].split("\n")[1].split()[1])
+    export_potential([model], tmp_path, CRYSTAL, "snap")
+    ours, energy, forces, _ = lammps_step(tmp_path, model)
     assert ours.get_potential_energy() == pytest.approx(energy, abs=1e-9)
-    forces = np.loadtxt(tmp_path / "forces.dump", skiprows=9)[:, 1:]
     np.testing.assert_allclose(ours.get_forces(), forces, atol=1e-9)
 
 

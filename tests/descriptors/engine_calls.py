@@ -1,11 +1,21 @@
-"""Engines of symmetry functions whose methods take the pair list itself."""
+"""Engines whose methods take the pair list itself, and pair lists for them."""
+
+import brute_force as bf
+import torch
 
 from schnetpack_softadapt.descriptors.acsf.kernels.engine import KernelEngine
 from schnetpack_softadapt.descriptors.acsf.reference import ReferenceEngine
 from schnetpack_softadapt.descriptors.autograd import pair_descriptors
 from schnetpack_softadapt.descriptors.protocol import Engine
 
-__all__ = ["EngineCalls", "KernelCalls", "ReferenceCalls", "descriptors"]
+__all__ = [
+    "EngineCalls",
+    "KernelCalls",
+    "ReferenceCalls",
+    "descriptors",
+    "tensors",
+    "values_of",
+]
 
 
 class EngineCalls:
@@ -41,3 +51,17 @@ def ReferenceCalls(layout, *args):
 def descriptors(r_ij, idx_i, idx_j, numbers, layout, backend="auto"):
     """What a representation computes, differentiable by r_ij."""
     return pair_descriptors(r_ij, idx_i, idx_j, numbers, layout.engine(r_ij.device, backend))
+
+
+def tensors(r_ij, idx_i, idx_j, numbers, dtype=torch.float64):
+    return (
+        torch.as_tensor(r_ij, dtype=dtype),
+        torch.as_tensor(idx_i),
+        torch.as_tensor(idx_j),
+        torch.tensor(numbers),
+    )
+
+
+def values_of(backend, positions, cell, pbc, numbers):
+    pairs = bf.pairs_of(positions, cell, pbc, backend.descriptor.cutoff)
+    return backend.values(*tensors(*pairs, numbers)).detach().numpy()

@@ -1,6 +1,5 @@
-"""The cluster expansion: both engines against sums over tuples, differences and symmetry."""
+"""The cluster expansion against sums over tuples, and its parameters; more in test_densities."""
 
-import json
 import math
 from itertools import product
 
@@ -8,10 +7,9 @@ import brute_force as bf
 import numpy as np
 import pytest
 import torch
-from engine_calls import EngineCalls
+from engine_calls import EngineCalls, tensors, values_of
 from scipy.special import lpmv
 
-from schnetpack_softadapt.descriptors import density_engine
 from schnetpack_softadapt.descriptors.ace import ClusterExpansion
 from schnetpack_softadapt.descriptors.ace.coupling import (
     generalised,
@@ -20,12 +18,8 @@ from schnetpack_softadapt.descriptors.ace.coupling import (
 )
 from schnetpack_softadapt.descriptors.ace.harmonics import spherical_harmonics
 from schnetpack_softadapt.descriptors.ace.radial import radial_functions
-from schnetpack_softadapt.descriptors.autograd import pair_descriptors
-from schnetpack_softadapt.descriptors.elements import UnknownElementError
-from schnetpack_softadapt.descriptors.protocol import descriptor_from_dict
 from schnetpack_softadapt.descriptors.snap.clebsch import clebsch_gordan
 from schnetpack_softadapt.model import ACE
-from schnetpack_softadapt.quantities import VOIGT_COLUMNS, VOIGT_ROWS
 
 EXPLICIT = ClusterExpansion(["H", "O"], 3.5, "chebyshev", n_functions=260, l_weight=0.5)
 CONTRACTED = ClusterExpansion(
@@ -70,33 +64,6 @@ TABLE = ClusterExpansion(
     ],
 )
 BOX = 20 * np.eye(3)
-each_descriptor = pytest.mark.parametrize(
-    "descriptor",
-    [EXPLICIT, CONTRACTED, POWER, TABLE],
-    ids=["explicit", "contracted", "power", "table"],
-)
-
-
-@pytest.fixture(params=["reference", "kernels"])
-def make_backend(request):
-    """Builds the engine of a descriptor, with methods that take the pair list itself."""
-    return lambda descriptor: EngineCalls(descriptor.engine("cpu", request.param))
-
-
-def tensors(r_ij, idx_i, idx_j, numbers):
-    return (*map(torch.as_tensor, (r_ij, idx_i, idx_j)), torch.tensor(numbers))
-
-
-def crystal(descriptor, dtype=torch.float64):
-    """Three atoms in a cell shorter than the cutoff."""
-    positions, cell, numbers = bf.perturbed_crystal()
-    r_ij, *rest = bf.pairs_of(positions, cell, True, descriptor.cutoff)
-    return tensors(torch.tensor(r_ij, dtype=dtype), *rest, numbers)
-
-
-def values_of(backend, positions, cell, pbc, numbers):
-    pairs = bf.pairs_of(positions, cell, pbc, backend.descriptor.cutoff)
-    return backend.values(*tensors(*pairs, numbers)).detach().numpy()
 
 
 # --- against sums over tuples of neighbours
@@ -335,163 +302,6 @@ def test_all_functions_together_are_independent():
     assert singular[-1] > 1e-12 * singular[0], singular[-1] / singular[0]
 
 
-# --- derivatives
-
-
-@pytest.mark.parametrize("method", ["values", "vjp", "jvp"])
-@each_descriptor
-def test_engines_agree(descriptor, method):
-    slow, fast = (EngineCalls(descriptor.engine("cpu", x)) for x in ("reference", "kernels"))
-    inputs = crystal(descriptor)
-    shape = {"values": None, "vjp": (3, descriptor.n_columns), "jvp": inputs[0].shape}[method]
-    generator = torch.manual_seed(0)
-    arguments = [torch.randn(shape, dtype=torch.float64, generator=generator)] if shape else []
-    found, expected = (getattr(x, method)(*inputs, *arguments) for x in (fast, slow))
-    size = expected.abs().max().item()
-    torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-13 * size)
-
-
-@each_descriptor
-def test_jacobian_is_that_of_the_products(descriptor):
-    """Images of an atom in its own environment included: the cell is shorter than the cutoff."""
-    engine, (r_ij, idx_i, idx_j, numbers) = descriptor.engine("cpu", "kernels"), crystal(descriptor)
-    assert (idx_i == idx_j).any()
-    pairs = engine.prepare(r_ij, idx_i, idx_j, numbers)
-    by_pair = bf.pair_jacobian(EngineCalls(engine), (r_ij, idx_i, idx_j, numbers)).numpy()
-    found = engine.jacobian(pairs)
-    positions = bf.by_positions(by_pair, idx_i, idx_j, 3)
-    strain = bf.by_strain(by_pair, r_ij, idx_i, 3)
-    size = np.abs(positions).max()
-    np.testing.assert_allclose(found.values, engine.values(pairs).numpy(), rtol=1e-12)
-    for i in range(3):
-        blocks = range(*found.block_first[i : i + 2])
-        assert found.block_atom[blocks].tolist() == [0, 1, 2]
-        np.testing.assert_allclose(found.dg_dr[blocks], positions[i], rtol=1e-11, atol=1e-13 * size)
-    for v, (a, b) in enumerate(zip(VOIGT_ROWS, VOIGT_COLUMNS, strict=True)):
-        symmetric = 0.5 * (strain[:, a, b] + strain[:, b, a])
-        np.testing.assert_allclose(
-            found.dg_dstrain[:, v], symmetric, rtol=1e-11, atol=1e-13 * np.abs(strain).max()
-        )
-
-
-def test_threads_share_the_atoms(monkeypatch):
-    backend = EngineCalls(EXPLICIT.engine("cpu", "kernels"))
-    inputs = crystal(EXPLICIT)
-    grad = torch.ones(3, EXPLICIT.n_columns, dtype=torch.float64)
-    tangent = torch.ones_like(inputs[0])
-    once = backend.values(*inputs), backend.vjp(*inputs, grad), backend.jvp(*inputs, tangent)
-    n = 15
-    r_ij, idx_i, idx_j = inputs[0].repeat(n, 1), *(x.repeat(n) for x in inputs[1:3])
-    offsets = 3 * torch.arange(n).repeat_interleave(len(inputs[0]))
-    many = r_ij, idx_i + offsets, idx_j + offsets, inputs[3].repeat(n)
-    monkeypatch.setattr(density_engine, "n_threads", lambda: 2)
-    monkeypatch.setattr(density_engine, "_ATOMS_PER_TASK", 8)
-    found = (
-        backend.values(*many),
-        backend.vjp(*many, grad.repeat(n, 1)),
-        backend.jvp(*many, tangent.repeat(n, 1)),
-    )
-    for x, y in zip(found, once, strict=True):
-        torch.testing.assert_close(x, y.repeat(n, 1), rtol=1e-12, atol=1e-12 * y.abs().max().item())
-
-
-@each_descriptor
-def test_reference_against_differences_of_both_orders(descriptor):
-    engine = descriptor.engine("cpu", "reference")
-    r_ij, *rest = crystal(descriptor)
-    chosen = torch.linalg.norm(r_ij, dim=1) < 2.9  # fewer
-    r_ij, rest = r_ij[chosen].requires_grad_(), [rest[0][chosen], rest[1][chosen], rest[2]]
-
-    def values(r_ij):
-        return engine.values(engine.prepare(r_ij, *rest))
-
-    assert torch.autograd.gradcheck(values, r_ij, fast_mode=True, rtol=1e-5)
-    assert torch.autograd.gradgradcheck(values, r_ij, fast_mode=True, rtol=1e-5)
-
-
-def test_training_path(make_backend):
-    backend = make_backend(POWER)
-    r_ij, *rest = crystal(POWER)
-    r_ij.requires_grad_()
-    w = torch.randn(POWER.n_columns, dtype=torch.float64, generator=torch.manual_seed(0)) * 1e-3
-    w.requires_grad_()
-
-    def forces(w):
-        energy = torch.tanh(pair_descriptors(r_ij, *rest, backend.engine) @ w).sum()
-        return torch.autograd.grad(energy, r_ij, create_graph=True)[0]
-
-    assert torch.autograd.gradcheck(forces, w, fast_mode=True)
-
-
-# --- symmetry
-
-
-@each_descriptor
-def test_rotation_reflection_permutation_and_supercell(make_backend, descriptor):
-    backend = make_backend(descriptor)
-    positions, cell, numbers = bf.perturbed_crystal()
-    g = values_of(backend, positions, cell, True, numbers)
-    close = {"rtol": 1e-12, "atol": 1e-12 * np.abs(g).max()}
-    q, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))
-    for matrix in (q, -q):
-        turned = values_of(backend, positions @ matrix, cell @ matrix, True, numbers)
-        np.testing.assert_allclose(turned, g, **close)
-    order = np.array([2, 0, 1])
-    permuted = values_of(backend, positions[order], cell, True, numbers[order])
-    np.testing.assert_allclose(permuted, g[order], **close)
-    # nine atoms: more than go through the loops at a time
-    tripled = np.concatenate([positions, positions + cell[1], positions - cell[1]])
-    big = cell * np.array([[1.0], [3.0], [1.0]])
-    g_big = values_of(backend, tripled, big, True, np.tile(numbers, 3))
-    np.testing.assert_allclose(g_big, np.tile(g, (3, 1)), **close)
-
-
-def test_atoms_without_neighbours(make_backend):
-    backend = make_backend(EXPLICIT)
-    inputs = tensors(np.zeros((0, 3)), *np.zeros((2, 0), int), [1, 8])
-    g = backend.values(*inputs).detach()
-    assert torch.equal(g, torch.zeros_like(g))
-    assert backend.vjp(*inputs, torch.ones_like(g)).shape == (0, 3)
-    nobody = tensors(np.zeros((0, 3)), *np.zeros((2, 0), int), np.zeros(0, int))
-    assert backend.values(*nobody).shape == (0, EXPLICIT.n_columns)
-    with pytest.raises(UnknownElementError, match="Mo"):
-        backend.values(*tensors(np.zeros((0, 3)), *np.zeros((2, 0), int), [42]))
-
-
-def test_pairs_beyond_the_cutoff_float32_and_nan(make_backend):
-    backend = make_backend(EXPLICIT)
-    positions, cell, numbers = bf.perturbed_crystal()
-    g = values_of(backend, positions, cell, True, numbers)
-    longer = tensors(*bf.pairs_of(positions, cell, True, EXPLICIT.cutoff + 1.5), numbers)
-    torch.testing.assert_close(
-        backend.values(*longer).numpy(force=True), g, rtol=1e-12, atol=1e-12 * np.abs(g).max()
-    )
-    single = crystal(EXPLICIT, torch.float32)
-    double = (single[0].double(), *single[1:])
-    g, exact = backend.values(*single), backend.values(*double)
-    assert g.dtype == torch.float32
-    torch.testing.assert_close(g.double(), exact, rtol=1e-4, atol=1e-5 * exact.abs().max().item())
-    double[0][0, 1] = torch.nan
-    g = backend.values(*double)
-    assert g[double[1][0]].isnan().any()
-    others = torch.arange(3) != double[1][0]
-    assert torch.equal(g[others], exact[others])
-
-
-@each_descriptor
-def test_columns_say_what_depends_on_a_neighbour(descriptor):
-    d = descriptor
-    positions, numbers = bf.random_cluster(7, size=2.6)  # in a crystal odd densities may vanish
-    inputs = tensors(*bf.pairs_of(positions, BOX, False, d.cutoff), numbers)
-    engine = d.engine("cpu", "kernels")
-    pairs = engine.prepare(*inputs)
-    by_pair = bf.pair_jacobian(EngineCalls(engine), inputs)
-    for z_i, z_j in product((1, 8), repeat=2):
-        of = (pairs.numbers[pairs.idx_i] == z_i) & (pairs.numbers[pairs.idx_j] == z_j)
-        found = (by_pair[of].abs().amax((0, 1)) > 0).nonzero()[:, 0]
-        assert set(found.tolist()) == set(d.columns(z_i, z_j))
-
-
 # --- parameters
 
 
@@ -511,15 +321,6 @@ def test_functions_are_chosen_and_named():
     assert any(DISTINCT.describe(1, k).endswith("_O, L = 1") for k in range(DISTINCT.n_columns))
     two = [ClusterExpansion(["W", "Be"], degree=5, channels=n).n_columns for n in (1, 2, None)]
     assert two[0] == ClusterExpansion(["W"], degree=5).n_columns < two[1] == two[2]
-
-
-def test_dictionary():
-    for d in (EXPLICIT, CONTRACTED, POWER, TABLE):
-        again = descriptor_from_dict(json.loads(json.dumps(d.to_dict())))
-        assert again == d
-        assert again.to_dict() == d.to_dict()
-        assert again.functions == d.functions
-    assert ClusterExpansion(["W"], decay=2.0, degree=3) != ClusterExpansion(["W"], degree=3)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import brute_force as bf
 import numpy as np
 import pytest
 import torch
-from engine_calls import KernelCalls, ReferenceCalls
+from engine_calls import KernelCalls, ReferenceCalls, tensors, values_of
 from n2p2_reference import NAMES, load
 
 from schnetpack_softadapt.descriptors.acsf.cutoffs import CUTOFFS
@@ -22,15 +22,6 @@ def make_backend(request):
     return KernelCalls
 
 
-def tensors(r_ij, idx_i, idx_j, numbers, dtype=torch.float64):
-    return (
-        torch.tensor(r_ij, dtype=dtype),
-        torch.tensor(idx_i),
-        torch.tensor(idx_j),
-        torch.tensor(numbers),
-    )
-
-
 def cluster_input(layout, positions, numbers, dtype=torch.float64):
     pairs = bf.pairs_of(positions, CELL, False, layout.cutoff)
     return tensors(*pairs, numbers, dtype=dtype)
@@ -39,11 +30,6 @@ def cluster_input(layout, positions, numbers, dtype=torch.float64):
 def crystal_input(layout, displacement=0.1, dtype=torch.float64):
     positions, cell, numbers = bf.perturbed_crystal(displacement)
     return tensors(*bf.pairs_of(positions, cell, True, layout.cutoff), numbers, dtype=dtype)
-
-
-def values_of(backend, positions, cell, pbc, numbers):
-    pairs = bf.pairs_of(positions, cell, pbc, backend.descriptor.cutoff)
-    return backend.values(*tensors(*pairs, numbers)).numpy()
 
 
 # --- values

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import brute_force as bf
 import numpy as np
@@ -16,6 +17,7 @@ from n2p2_reference import load
 from numba import njit
 
 from schnetpack_softadapt.descriptors import compiled as calls
+from schnetpack_softadapt.descriptors import compiled_engine
 from schnetpack_softadapt.descriptors.acsf.cutoffs import CUTOFFS
 from schnetpack_softadapt.descriptors.acsf.kernels import engine, loops
 from schnetpack_softadapt.descriptors.acsf.kernels.neighbors import PAD
@@ -365,7 +367,7 @@ def test_threads_give_identical_results(monkeypatch):
         ]
 
     expected = results()
-    monkeypatch.setattr(engine, "n_threads", lambda: 3)
+    monkeypatch.setattr(compiled_engine, "n_threads", lambda: 3)
     monkeypatch.setattr(engine, "_TRIPLES_PER_TASK", 1000)
     assert calls._pool is None or calls._pool[1] != 3
     assert all(map(torch.equal, results(), expected))
@@ -385,7 +387,7 @@ def test_number_of_threads(monkeypatch):
 
 
 def _values_in_threads(queue):
-    engine.n_threads = lambda: 2
+    compiled_engine.n_threads = lambda: 2
     engine._TRIPLES_PER_TASK = 10
     layout = bf.mixed_layout()
     queue.put(KernelCalls(layout).values(*crystal(layout)).numpy())
@@ -395,7 +397,7 @@ def _values_in_threads(queue):
 @pytest.mark.filterwarnings("ignore:.*fork.*")
 def test_threads_after_a_fork(monkeypatch):
     # data loader workers are forks; the threads of the parent do not exist in them
-    monkeypatch.setattr(engine, "n_threads", lambda: 2)
+    monkeypatch.setattr(compiled_engine, "n_threads", lambda: 2)
     monkeypatch.setattr(engine, "_TRIPLES_PER_TASK", 10)
     layout = bf.mixed_layout()
     expected = KernelCalls(layout).values(*crystal(layout)).numpy()
@@ -412,7 +414,7 @@ def test_threads_after_a_fork(monkeypatch):
 
 def test_nothing_is_compiled_twice():
     # `jacobian` comes in both precisions
-    kernel_list = [k for k in engine._KERNELS if k.__name__ != "jacobian"]
+    kernel_list = engine.KernelEngine.kernels[:4]
     for layout in (bf.mixed_layout(), angular_layout((0.1,)), angular_layout((0.2, 0.3), (1.5,))):
         for dtype in (torch.float32, torch.float64):
             r_ij, *rest = crystal(layout)
@@ -462,14 +464,15 @@ def test_the_cache_expires_with_any_of_the_sources(monkeypatch):
             return found
         return os.stat_result((*found[:8], found.st_mtime + 1, *found[9:10]))
 
-    stamp = file._source_stamp
+    stamp, kernels = file._source_stamp, engine.KernelEngine.kernels[:5]
+    sources = sorted(Path(loops.__file__).parent.glob("*.py"))
     try:
         monkeypatch.setattr(calls.os, "stat", newer)
-        calls.stamp_sources(engine._KERNELS, engine._SOURCES)
+        calls.stamp_sources(kernels, sources)
         assert file._load_index() == {}
     finally:
         monkeypatch.undo()
-        calls.stamp_sources(engine._KERNELS, engine._SOURCES)
+        calls.stamp_sources(kernels, sources)
     assert file._source_stamp == stamp
 
 

@@ -1,4 +1,4 @@
-"""Bispectrum components: both engines against LAMMPS, each other, differences and symmetry."""
+"""Bispectrum components against LAMMPS, and their parameters; more in test_densities."""
 
 import json
 from pathlib import Path
@@ -9,13 +9,9 @@ import pytest
 import torch
 from ase.build import bulk
 from ase.io import read
-from engine_calls import EngineCalls
+from engine_calls import EngineCalls, tensors, values_of
 from shared import shared_path
 
-from schnetpack_softadapt.descriptors import density_engine
-from schnetpack_softadapt.descriptors.autograd import pair_descriptors
-from schnetpack_softadapt.descriptors.elements import UnknownElementError
-from schnetpack_softadapt.descriptors.protocol import descriptor_from_dict
 from schnetpack_softadapt.descriptors.snap import Bispectrum
 from schnetpack_softadapt.descriptors.snap.clebsch import clebsch_gordan, components
 from schnetpack_softadapt.model import SNAP
@@ -33,31 +29,6 @@ CHEM = Bispectrum(
     dinner={"Be": 0.4, "W": 0.6},
 )
 QUADRATIC = Bispectrum(**TWO_ELEMENTS, twojmax=1, chemflag=True, quadraticflag=True)
-each_descriptor = pytest.mark.parametrize(
-    "descriptor", [PLAIN, CHEM, QUADRATIC], ids=["plain", "chem", "quadratic"]
-)
-
-
-@pytest.fixture(params=["reference", "kernels"])
-def make_backend(request):
-    """Builds the engine of a descriptor, with methods that take the pair list itself."""
-    return lambda descriptor: EngineCalls(descriptor.engine("cpu", request.param))
-
-
-def tensors(r_ij, idx_i, idx_j, numbers):
-    return (*map(torch.as_tensor, (r_ij, idx_i, idx_j)), torch.tensor(numbers))
-
-
-def crystal(descriptor, dtype=torch.float64):
-    positions, cell, numbers = bf.perturbed_crystal()
-    numbers = BE_W[(numbers == 8).astype(int)]
-    r_ij, *rest = bf.pairs_of(positions, cell, True, descriptor.cutoff)
-    return tensors(torch.tensor(r_ij, dtype=dtype), *rest, numbers)
-
-
-def values_of(backend, positions, cell, pbc, numbers):
-    pairs = bf.pairs_of(positions, cell, pbc, backend.descriptor.cutoff)
-    return backend.values(*tensors(*pairs, numbers)).detach().numpy()
 
 
 def derivatives_as_lammps(backend, positions, cell, numbers, elements):
@@ -128,70 +99,6 @@ def test_larger_structures_agree_with_another_code(name, elements, options):
         np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-12 * np.abs(values).max())
 
 
-# --- derivatives
-
-
-@each_descriptor
-def test_engines_agree(descriptor):
-    slow, fast = (EngineCalls(descriptor.engine("cpu", x)) for x in ("reference", "kernels"))
-    inputs = crystal(descriptor)
-    generator = torch.manual_seed(0)
-    grad_g = torch.randn(3, descriptor.n_columns, dtype=torch.float64, generator=generator)
-    tangent = torch.randn(inputs[0].shape, dtype=torch.float64, generator=generator)
-    for method, argument in (("values", ()), ("vjp", (grad_g,)), ("jvp", (tangent,))):
-        found, expected = (getattr(x, method)(*inputs, *argument) for x in (fast, slow))
-        size = expected.abs().max().item()
-        torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-13 * size)
-
-
-@each_descriptor
-def test_jacobian_against_single_products(descriptor):
-    """One pass for all columns, summed over images and into strains, against one for each."""
-    backend = EngineCalls(descriptor.engine("cpu", "kernels"))
-    inputs = crystal(descriptor)
-    by_pair = bf.pair_jacobian(backend, inputs).numpy()
-    r_ij, idx_i, idx_j = (x.numpy() for x in inputs[:3])
-    found = backend.jacobian(*inputs)
-    close = {"rtol": 1e-11, "atol": 1e-13 * np.abs(by_pair).max()}
-    for i in range(3):
-        mine = idx_i == i
-        virial = np.einsum("pak,pb->abk", by_pair[mine], r_ij[mine])
-        for v, (a, b) in enumerate([(0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1)]):
-            expected = 0.5 * (virial[a, b] + virial[b, a])
-            np.testing.assert_allclose(found.dg_dstrain[i, v], expected, **close)
-        for block in range(*found.block_first[i : i + 2]):
-            of = mine & (idx_j == found.block_atom[block])
-            np.testing.assert_allclose(found.dg_dr[block], by_pair[of].sum(0), **close)
-
-
-@each_descriptor
-def test_reference_against_differences_of_both_orders(descriptor):
-    engine = descriptor.engine("cpu", "reference")
-    r_ij, *rest = crystal(descriptor)
-    chosen = torch.linalg.norm(r_ij, dim=1) < 3.2  # fewer
-    r_ij, rest = r_ij[chosen].requires_grad_(), [rest[0][chosen], rest[1][chosen], rest[2]]
-
-    def values(r_ij):
-        return engine.values(engine.prepare(r_ij, *rest))
-
-    assert torch.autograd.gradcheck(values, r_ij, fast_mode=True, rtol=1e-5)
-    assert torch.autograd.gradgradcheck(values, r_ij, fast_mode=True, rtol=1e-5)
-
-
-def test_training_path(make_backend):
-    backend = make_backend(PLAIN)
-    r_ij, *rest = crystal(PLAIN)
-    r_ij.requires_grad_()
-    w = torch.randn(PLAIN.n_columns, dtype=torch.float64, generator=torch.manual_seed(0)) * 0.01
-    w.requires_grad_()
-
-    def forces(w):
-        energy = torch.tanh(pair_descriptors(r_ij, *rest, backend.engine) @ w).sum()
-        return torch.autograd.grad(energy, r_ij, create_graph=True)[0]
-
-    assert torch.autograd.gradcheck(forces, w, fast_mode=True)
-
-
 @pytest.mark.parametrize("options", [{}, {"rmin0": 0.9}], ids=["usual", "rmin0"])
 def test_smooth_across_the_cutoff(make_backend, options):
     descriptor = Bispectrum({"W": 0.5}, rcutfac=3.0, twojmax=4, **options)
@@ -214,46 +121,6 @@ def test_smooth_across_the_cutoff(make_backend, options):
         assert 1e-3 * abs(step) < np.abs(row[-1]) <= 2000 * abs(step)
 
 
-# --- symmetry
-
-
-@each_descriptor
-def test_rotation_reflection_permutation_and_supercell(make_backend, descriptor):
-    backend = make_backend(descriptor)
-    positions, cell, numbers = bf.perturbed_crystal()
-    numbers = BE_W[(numbers == 8).astype(int)]
-    g = values_of(backend, positions, cell, True, numbers)
-    close = {"rtol": 1e-10, "atol": 1e-13 * np.abs(g).max()}
-    q, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))
-    for matrix in (q, -q):
-        turned = values_of(backend, positions @ matrix, cell @ matrix, True, numbers)
-        np.testing.assert_allclose(turned, g, **close)
-    order = np.array([2, 0, 1])
-    permuted = values_of(backend, positions[order], cell, True, numbers[order])
-    np.testing.assert_allclose(permuted, g[order], **close)
-    # nine atoms: more than go through the loops at a time
-    tripled = np.concatenate([positions, positions + cell[1], positions - cell[1]])
-    big = cell * np.array([[1.0], [3.0], [1.0]])
-    g_big = values_of(backend, tripled, big, True, np.tile(numbers, 3))
-    np.testing.assert_allclose(g_big, np.tile(g, (3, 1)), **close)
-
-
-def test_threads_share_the_atoms(monkeypatch):
-    backend = EngineCalls(PLAIN.engine("cpu", "kernels"))
-    inputs = crystal(PLAIN)
-    grad = torch.ones(3, PLAIN.n_columns, dtype=torch.float64)
-    expected = backend.values(*inputs), backend.vjp(*inputs, grad)
-    n = 15
-    r_ij, idx_i, idx_j = inputs[0].repeat(n, 1), *(x.repeat(n) for x in inputs[1:3])
-    offsets = 3 * torch.arange(n).repeat_interleave(len(inputs[0]))
-    many = r_ij, idx_i + offsets, idx_j + offsets, inputs[3].repeat(n)
-    monkeypatch.setattr(density_engine, "n_threads", lambda: 2)
-    monkeypatch.setattr(density_engine, "_ATOMS_PER_TASK", 8)
-    values, product = backend.values(*many), backend.vjp(*many, grad.repeat(n, 1))
-    assert torch.equal(values, expected[0].repeat(n, 1))
-    assert torch.equal(product, expected[1].repeat(n, 1))
-
-
 def test_atoms_without_neighbours(make_backend):
     """With bzeroflag they have zeros; without, the components of the atom itself."""
     for descriptor in (PLAIN, CHEM, QUADRATIC, Bispectrum({"W": 0.5, "Be": 0.4}, bzeroflag=False)):
@@ -265,9 +132,6 @@ def test_atoms_without_neighbours(make_backend):
             # sum over m of the diagonal of 1 (x) 1 on j, which is 1
             expected += torch.tensor([b.j + 1.0 for b in components(descriptor.twojmax)])
         torch.testing.assert_close(g, expected, rtol=1e-13, atol=1e-13)
-        assert backend.vjp(*inputs, torch.ones_like(g)).shape == (0, 3)
-        nobody = tensors(np.zeros((0, 3)), *np.zeros((2, 0), int), np.zeros(0, int))
-        assert backend.values(*nobody).shape == (0, descriptor.n_columns)
 
 
 def test_pairs_beyond_their_cutoff_do_not_count(make_backend):
@@ -283,35 +147,6 @@ def test_pairs_beyond_their_cutoff_do_not_count(make_backend):
     assert (torch.linalg.norm(r_ij[short], dim=1) < PLAIN.cutoff).any()
     vjp = backend.vjp(*inputs, torch.ones(g.shape, dtype=torch.float64))
     assert torch.all(vjp[short] == 0)
-
-
-def test_float32_and_nan(make_backend):
-    backend = make_backend(PLAIN)
-    single = crystal(PLAIN, torch.float32)
-    double = (single[0].double(), *single[1:])
-    g, exact = backend.values(*single), backend.values(*double)
-    assert g.dtype == torch.float32
-    torch.testing.assert_close(g.double(), exact, rtol=1e-4, atol=1e-5 * exact.abs().max().item())
-    double[0][0, 1] = torch.nan
-    g = backend.values(*double)
-    assert g[double[1][0]].isnan().any()
-    others = torch.arange(3) != double[1][0]
-    assert torch.equal(g[others], exact[others])
-
-
-@each_descriptor
-def test_columns_say_what_depends_on_a_neighbour(descriptor):
-    d = descriptor
-    inputs = crystal(d)
-    engine = d.engine("cpu", "kernels")
-    pairs = engine.prepare(*inputs)
-    by_pair = bf.pair_jacobian(EngineCalls(engine), inputs)
-    near = torch.linalg.norm(inputs[0], dim=1) < 3.0
-    for z_i in (4, 74):
-        for z_j in (4, 74):
-            of = near & (pairs.numbers[pairs.idx_i] == z_i) & (pairs.numbers[pairs.idx_j] == z_j)
-            found = (by_pair[of].abs().amax((0, 1)) > 0).nonzero()[:, 0]
-            assert set(found.tolist()) == set(d.columns(z_i, z_j))
 
 
 # --- parameters
@@ -334,14 +169,6 @@ def test_coefficients_couple_orthogonally():
         levels = range(abs(j1 - j2), j1 + j2 + 1, 2)
         squares = sum(clebsch_gordan(j1, j2, j) ** 2 for j in levels)
         np.testing.assert_allclose(squares, 1.0, rtol=1e-14)
-
-
-def test_dictionary():
-    for d in (PLAIN, CHEM, QUADRATIC):
-        again = descriptor_from_dict(json.loads(json.dumps(d.to_dict())))
-        assert again == d
-        assert again.to_dict() == d.to_dict()
-    assert Bispectrum({"W": 0.5}) != Bispectrum({"W": 0.5}, rmin0=0.1)
 
 
 @pytest.mark.parametrize(
@@ -371,9 +198,3 @@ def test_representation_chooses_the_radii():
     assert SNAP(descriptor=PLAIN.to_dict()).descriptor == PLAIN
     with pytest.raises(ValueError, match="rcutfac follows"):
         SNAP(parameters={"rcutfac": 4.0})
-
-
-def test_wrong_input(make_backend):
-    backend = make_backend(PLAIN)
-    with pytest.raises(UnknownElementError, match="Mo"):
-        backend.values(*tensors(np.zeros((0, 3)), *np.zeros((2, 0), int), [42]))

@@ -416,7 +416,7 @@ def test_nan_in_goes_out(stores, data):
     product = jacobian(store, data)
     d[:] = torch.nan
     # elements have columns of zeros on the right
-    assert product.jvp(d, None)[product.idx_m == 2, :4].isnan().all()
+    assert product.jvp(d, None)[product.atoms.idx_m == 2, :4].isnan().all()
     u[:] = torch.inf
     assert not product.vjp(u)[0].isfinite().all()
 

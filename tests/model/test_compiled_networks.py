@@ -14,7 +14,7 @@ SIZES = {1: 9, 8: 11, 42: 7}  # descriptors of each element, none a multiple of 
 def modules(sizes, n_hidden, activation, dtype=torch.float64, seed=0, **arguments):
     torch.manual_seed(seed)
     networks = ElementalAtomwise(sizes, list(sizes), n_hidden, activation, **arguments)
-    for parameter in networks.parameters() if networks.is_quadratic else networks.biases:
+    for parameter in networks.parameters() if networks.quadratic else networks.biases:
         torch.nn.init.normal_(parameter)
     networks.scale.fill_(0.6)
     scaling = Scaling(sizes)

@@ -75,7 +75,6 @@ def run_checks(
     A check that fails with an error is reported as such, and the others go on.
 
     Args:
-        atoms: with a calculator.
         checks: names out of `CHECKS`.
         folder: where `check.json`, `check.png` and, after a relaxation, `relaxed.extxyz` go, if
             given.

@@ -51,7 +51,6 @@ def check_derivatives(
         h: displacement (Ang) and strain.
         rattle: standard deviation of the rattling, Ang.
         n_forces: number of force components, chosen at random.
-        seed: of rattling and choice.
     """
     rng = np.random.default_rng(seed)
     atoms = copy_of(atoms)
@@ -88,7 +87,6 @@ def relax(atoms: Atoms, fmax: float = 1e-3, steps: int = 500) -> tuple[Atoms, di
     Args:
         atoms: with a calculator; not changed.
         fmax: largest force at the end, eV/Ang.
-        steps: largest number of steps.
 
     Returns:
         The relaxed structure and what changed.
@@ -128,7 +126,6 @@ def check_eos(atoms: Atoms, span: float = 0.06, n_points: int = 11) -> dict:
     Args:
         atoms: with a calculator, relaxed.
         span: largest relative change of the volume.
-        n_points: number of volumes.
     """
     reason = why_not_bulk(atoms)
     if reason is not None:
@@ -204,7 +201,6 @@ def check_nve(
         duration: of each run, fs.
         temperature: of the initial velocities, K; half of it remains in a harmonic crystal.
         min_atoms: size of the supercell in the directions of a crystal.
-        seed: of the velocities.
     """
     start = copy_of(atoms)
     bulk = bulk_directions(start)

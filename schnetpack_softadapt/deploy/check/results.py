@@ -74,9 +74,6 @@ def _independent(r: Mapping) -> dict[str, float]:
 def plot_checks(results: Mapping[str, dict], path: str | Path) -> Path | None:
     """Draw what the checks found: equation of state, frequencies, energy spread of NVE.
 
-    Args:
-        results: of `check.run_checks`.
-        path: of the image; its suffix is the format.
 
     Returns:
         The path, or None when no check has anything to draw.

@@ -7,14 +7,16 @@ from ase import Atoms
 from ase.data import chemical_symbols
 from torch import nn
 
-from schnetpack_softadapt.deploy.exchange.lammps import write_lammps
+from schnetpack_softadapt.deploy.exchange.lammps import write_lammps, write_with_overlay
 from schnetpack_softadapt.deploy.exchange.lammps_mliap import PICKLE_NAME, pickle_text
 from schnetpack_softadapt.deploy.exchange.n2p2.model import from_model
 from schnetpack_softadapt.deploy.exchange.n2p2.write import write_files
-from schnetpack_softadapt.deploy.exchange.pace import write_pace_folder
-from schnetpack_softadapt.deploy.exchange.snap import write_snap_folder
+from schnetpack_softadapt.deploy.exchange.pace import write_pace
+from schnetpack_softadapt.deploy.exchange.snap import write_snap
 from schnetpack_softadapt.deploy.exchange.text import FILE_NAME, write_text
 from schnetpack_softadapt.files import write_file
+from schnetpack_softadapt.model.composition import take_apart
+from schnetpack_softadapt.model.core_repulsion import CoreRepulsion
 
 __all__ = ["FORMATS", "export_potential"]
 
@@ -30,7 +32,6 @@ def export_potential(
     """Write a model, or a committee, with an input for LAMMPS and a README.
 
     Args:
-        models: ours.
         folder: made if it does not exist; files of an earlier export are replaced.
         structure: what LAMMPS simulates, see `lammps.write_lammps`.
         format: "lammps" writes `potential.json`, which LAMMPS runs by `pair_style mliap unified`,
@@ -52,8 +53,13 @@ def export_potential(
     if format in ("snap", "yace"):
         if len(models) > 1:
             raise ValueError(f"format {format!r} holds one model, not a committee")
-        write = write_snap_folder if format == "snap" else write_pace_folder
-        return write(models[0], folder, structure), reason
+        baseline = take_apart(models[0], short_range=True).baseline
+        if format == "snap":
+            written = write_snap(models[0], folder / "potential.snapcoeff", with_overlay=True)
+            return write_with_overlay(models[0], folder, structure, "snap", written, baseline), ""
+        written = [write_pace(models[0], folder / "potential.yace", with_overlay=True)]
+        overlay = None if isinstance(baseline, CoreRepulsion) else baseline
+        return write_with_overlay(models[0], folder, structure, "pace", written, overlay), ""
     potential = None
     if format != "lammps":
         try:

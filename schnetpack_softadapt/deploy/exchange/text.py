@@ -21,14 +21,12 @@ from ase.data import atomic_numbers, chemical_symbols
 
 from schnetpack_softadapt.descriptors.protocol import Descriptor, descriptor_from_dict
 from schnetpack_softadapt.files import write_file
-from schnetpack_softadapt.model.close_pairs import N_PARAMETERS, add_zbl, zbl_parameters
+from schnetpack_softadapt.model.close_pairs import add_zbl, zbl_table
 from schnetpack_softadapt.model.compiled_networks import ACTIVATION_CODES, CompiledNetworks
 from schnetpack_softadapt.model.fade import Fade
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from schnetpack_softadapt.model import DescriptorPotential
 
 __all__ = ["FILE_NAME", "AtomicEnergies", "Member", "TextPotential", "read_text", "write_text"]
 
@@ -43,64 +41,42 @@ _STATISTICS = _SCALING[2:]
 
 
 class Member(NamedTuple):
-    """One model of a text potential; elements ascending, as in its descriptor.
-
-    Attributes:
-        descriptor: see `descriptors.protocol`.
-        activations: of all layers but the last.
-        scale: factor on the network's output, eV.
-        offsets: (n_elements,) constant energy of an atom, eV.
-        mode: name of the scaling.
-        scaling: the buffers of `Scaling`, (n_elements, D) each; the statistics (minimum, maximum,
-            mean, sigma) are None where none are known.
-        weights: (n_elements, n_in, n_out) of each layer, where n_in of the first is D, or more in
-            a quadratic model, which reads products, too; biases: (n_elements, n_out).
-        fade: how the networks end at short distances, or None.
-        zbl: (elements, inner, outer) of each pair of elements, Ang; empty for none.
-    """
+    """One model of a text potential; elements ascending, as in its descriptor."""
 
     descriptor: Descriptor
-    activations: tuple[str, ...]
-    scale: float
-    offsets: np.ndarray
-    mode: str
+    activations: tuple[str, ...]  # of all layers but the last
+    scale: float  # factor on the network's output, eV
+    offsets: np.ndarray  # (n_elements,) constant energy of an atom, eV
+    mode: str  # name of the scaling
+    # the buffers of `Scaling`, (n_elements, D) each; the statistics (minimum, maximum, mean, sigma)
+    # are None where none are known
     scaling: dict[str, np.ndarray | None]
+    # (n_elements, n_in, n_out) of each layer, where n_in of the first is D, or more in a quadratic
+    # model, which reads products, too
     weights: list[np.ndarray]
-    biases: list[np.ndarray]
-    fade: Fade | None = None
+    biases: list[np.ndarray]  # (n_elements, n_out)
+    fade: Fade | None = None  # how the networks end at short distances, or None
+    # (elements, inner, outer) of each pair of elements, Ang; empty for none
     zbl: tuple[tuple[tuple[str, str], float, float], ...] = ()
 
     @property
     def zbl_table(self) -> np.ndarray | None:
         """Parameters of `close_pairs.add_zbl` by element."""
-        if not self.zbl:
-            return None
+        cutoffs = {tuple(atomic_numbers[s] for s in pair): own for pair, *own in self.zbl}
+        # some may be of the data, but in no structure that networks were made for
         elements = self.descriptor.elements
-        table = np.zeros((len(elements), len(elements), N_PARAMETERS))
-        for symbols, inner, outer in self.zbl:
-            numbers = {atomic_numbers[s] for s in symbols}
-            if not numbers <= set(elements):
-                continue  # of the data, but in no structure that networks were made for
-            a, b = (elements.index(atomic_numbers[s]) for s in symbols)
-            parameters = zbl_parameters(elements[a], elements[b], inner, outer)
-            table[a, b] = table[b, a] = parameters
-        return table
+        known = {pair: own for pair, own in cutoffs.items() if set(pair) <= set(elements)}
+        return zbl_table(elements, known) if self.zbl else None
 
 
 class AtomicEnergies(NamedTuple):
-    """What a text potential says of some atoms.
+    """What a text potential says of some atoms."""
 
-    Attributes:
-        energies: (n,) eV, the mean over the members.
-        gradient: (P, 3) derivative of their sum by the pair vectors, eV/Ang.
-        spread: (n,) standard deviation of the energies over the members, eV; zero for one member.
-        n_outside: (n,) descriptors outside of the training range of any member.
-    """
-
-    energies: np.ndarray
-    gradient: np.ndarray
+    energies: np.ndarray  # (n,) eV, the mean over the members
+    gradient: np.ndarray  # (P, 3) derivative of their sum by the pair vectors, eV/Ang
+    # (n,) standard deviation of the energies over the members, eV; zero for one member
     spread: np.ndarray
-    n_outside: np.ndarray
+    n_outside: np.ndarray  # (n,) descriptors outside of the training range of any member
 
 
 class TextPotential:
@@ -278,7 +254,7 @@ def write_text(models: Sequence[nn.Module], folder: str | Path) -> Path:
         ValueError: members for different elements, no lengths in Ang, or numbers that are not
             finite.
     """
-    from schnetpack_softadapt.deploy.self_description import common_unit
+    from schnetpack_softadapt.deploy.exchange.models import energy_in_ev
     from schnetpack_softadapt.model.composition import take_apart
 
     parts = [take_apart(model, short_range=True) for model in models]
@@ -287,13 +263,8 @@ def write_text(models: Sequence[nn.Module], folder: str | Path) -> Path:
         raise ValueError("the models of a committee must be made for the same elements")
     members = []
     for model, part in zip(models, parts, strict=True):
-        stated = (getattr(model, "metadata", None) or {}).get("units", {})
-        key = part.networks.output_key
-        _, energy = common_unit([model], [key], "energy", stated.get(key, "eV"))
-        unit, length = common_unit([model], ["length"], "position", stated.get("length", "Ang"))
-        if length != 1.0:
-            raise ValueError(f"the model's unit of length is {unit}; a potential is written in Ang")
-        members.append({"descriptor": descriptors.index(part.descriptor), **_entries(part, energy)})
+        entries = _entries(part, energy_in_ev(model, part))
+        members.append({"descriptor": descriptors.index(part.descriptor), **entries})
     data = {
         "format": _FORMAT,
         "version": _VERSION,
@@ -330,7 +301,7 @@ def _entries(part, energy_unit: float) -> dict:
         }
     entries = {
         "activations": list(networks.activations),
-        **({"quadratic": True} if networks.is_quadratic else {}),
+        **({"quadratic": True} if networks.quadratic else {}),
         "scale": float(networks.scale) * energy_unit,
         "scaling": scaling.mode,
         "elements": elements,
@@ -353,73 +324,3 @@ def _entries(part, energy_unit: float) -> dict:
 
 def _double(tensor) -> np.ndarray:
     return tensor.detach().cpu().double().numpy()
-
-
-# --- as models
-
-
-def to_model(member: Member) -> DescriptorPotential:
-    """The SchNetPack model (float64, ASE units) of a member."""
-    import torch
-    from schnetpack.atomistic import PairwiseDistances, Strain
-
-    from schnetpack_softadapt import properties as keys
-    from schnetpack_softadapt.model import (
-        DescriptorPotential,
-        DescriptorRepresentation,
-        ElementalAtomwise,
-        ForcesAndStress,
-    )
-
-    descriptor = member.descriptor
-    networks = ElementalAtomwise(
-        n_in=descriptor.n_functions,
-        elements=descriptor.elements,
-        n_hidden=[b.shape[1] for b in member.biases[:-1]],
-        per_atom_output_key=keys.atomic_energies,
-        fit_shifts=False,
-        shifts={
-            chemical_symbols[z]: offset
-            for z, offset in zip(descriptor.elements, member.offsets.tolist(), strict=True)
-        },
-        fit_scale=False,
-        quadratic=member.weights[0].shape[1] > descriptor.n_columns,
-    )
-    networks.activations = member.activations
-    representation = DescriptorRepresentation(descriptor, scaling=member.mode)
-    model = DescriptorPotential(
-        representation=representation,
-        input_modules=[Strain(), PairwiseDistances()],
-        output_modules=[networks, ForcesAndStress(calc_forces=True, calc_stress=True)],
-        postprocessors=_baseline(member),
-        input_dtype_str="float64",
-    ).double()
-    networks.fade = member.fade
-    networks.scale = torch.tensor(member.scale, dtype=torch.float64)
-    scaling = model.representation.scaling
-    with torch.no_grad():
-        for stack, own in zip(networks.weights, member.weights, strict=True):
-            stack.copy_(torch.from_numpy(own))
-        for stack, own in zip(networks.biases, member.biases, strict=True):
-            stack.copy_(torch.from_numpy(own)[:, None])
-        for name, table in member.scaling.items():
-            if table is not None:
-                getattr(scaling, name).copy_(torch.from_numpy(table))
-    scaling.n_atoms.fill_(int(member.scaling["minimum"] is not None))  # the file has no numbers
-    model.metadata.update(
-        units={"energy": "eV", "forces": "eV/Ang", "stress": "eV/Ang/Ang/Ang", "length": "Ang"},
-        elements=[chemical_symbols[z] for z in descriptor.elements],
-        descriptor=descriptor.to_dict(),
-        provenance=f"read from {FILE_NAME}",
-    )
-    return model.eval()
-
-
-def _baseline(member: Member) -> list[nn.Module]:
-    from schnetpack_softadapt.model import ZBL
-
-    if not member.zbl:
-        return []
-    cutoffs = {"-".join(symbols): pair for symbols, *pair in member.zbl}
-    elements = {atomic_numbers[s] for symbols, _, _ in member.zbl for s in symbols}
-    return [ZBL.of_elements(elements, cutoffs=cutoffs)]

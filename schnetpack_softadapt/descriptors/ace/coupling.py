@@ -85,14 +85,10 @@ def real_clebsch_gordan(l1: int, l2: int, level: int) -> np.ndarray:
 
 
 class Coupled(NamedTuple):
-    """A vector (2 L + 1): one density, or some that are coupled to L.
+    """A vector (2 L + 1): one density, or some that are coupled to L."""
 
-    Attributes:
-        parts: one to four densities, or their l.
-        path: L, then those of the pairs that are coupled to it; empty for one density.
-    """
-
-    parts: tuple
+    parts: tuple  # one to four densities, or their l
+    # L, then those of the pairs that are coupled to it; empty for one density
     path: tuple[int, ...] = ()
 
     def factors(self) -> tuple["Coupled", "Coupled"]:

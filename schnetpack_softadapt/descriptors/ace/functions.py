@@ -12,28 +12,18 @@ MOST_FUNCTIONS = 5_000
 
 
 class Density(NamedTuple):
-    """A_{c n l m}, all m. They are sorted by these three, so that low l are coupled in pairs.
+    """A_{c n l m}, all m. They are sorted by these three, so that low l are coupled in pairs."""
 
-    Attributes:
-        l: angular momentum.
-        n: radial function, from 1.
-        channel: neighbours that count.
-    """
-
-    l: int
-    n: int
-    channel: int
+    l: int  # angular momentum
+    n: int  # radial function, from 1
+    channel: int  # neighbours that count
 
 
 class Function(NamedTuple):
-    """An invariant product.
+    """An invariant product."""
 
-    Attributes:
-        parts: one to four densities, ascending; up to six in those of others.
-        level: L of the coupling, (L, K) or (L, K, J) of five and six densities; see `coupling`.
-    """
-
-    parts: tuple[Density, ...]
+    parts: tuple[Density, ...]  # one to four densities, ascending; up to six in those of others
+    # L of the coupling, (L, K) or (L, K, J) of five and six densities; see `coupling`
     level: int | tuple[int, ...]
 
 

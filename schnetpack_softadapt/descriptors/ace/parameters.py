@@ -5,15 +5,13 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
-import torch
 from ase.data import chemical_symbols
 
 from schnetpack_softadapt.descriptors.ace.coupling import MOST_DENSITIES, independent
 from schnetpack_softadapt.descriptors.ace.functions import Density, Function, choose
 from schnetpack_softadapt.descriptors.acsf.channels import element_channels
 from schnetpack_softadapt.descriptors.elements import atomic_number
-from schnetpack_softadapt.descriptors.engines import choose_engine
-from schnetpack_softadapt.descriptors.protocol import Descriptor, Engine
+from schnetpack_softadapt.descriptors.protocol import Descriptor
 
 __all__ = ["CUTOFF_FUNCTIONS", "RADIAL", "ClusterExpansion"]
 
@@ -100,9 +98,6 @@ class ClusterExpansion(Descriptor):
 
     kind = "ace"
     name = "cluster functions"
-
-    # not in models saved before there were
-    outer_width, radial_table, products = 0.0, None, None
 
     def __init__(
         self,
@@ -309,11 +304,6 @@ class ClusterExpansion(Descriptor):
             ]
         return data
 
-    @classmethod
-    def from_dict(cls, data: Mapping) -> "ClusterExpansion":
-        """Read what `to_dict` wrote; what is not there has its default."""
-        return cls(**{key: value for key, value in data.items() if key != "kind"})
-
     def columns(self, z_i: int, z_j: int) -> list[int]:
         """Without weights, a product without the density of an element does not depend on it."""
         weights = self.weights[:, self.elements.index(z_j)]
@@ -330,15 +320,6 @@ class ClusterExpansion(Descriptor):
                 text += f"_{chemical_symbols[self.elements[x.channel]] if explicit else x.channel}"
             names.append(text)
         return " ".join(names) + (f", L = {level}" if len(parts) >= MOST_FACTORS else "")
-
-    def engine(self, device: torch.device | str = "cpu", name: str = "auto") -> Engine:
-        """Compiled loops on the CPU ("kernels"), else torch ("reference": exact if asked for).
-
-        Raises:
-            ValueError: an unknown name, or "kernels" for a device other than the CPU.
-            ImportError: "kernels" with NUMBA_DISABLE_JIT.
-        """
-        return choose_engine(self, torch.device(device).type, name)
 
 
 _PLAIN = (

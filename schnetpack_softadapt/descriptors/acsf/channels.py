@@ -17,16 +17,11 @@ __all__ = ["Environment", "element_channels", "environments"]
 
 
 class Environment(NamedTuple):
-    """Neighbours that count, as arguments of `layout.SymmetryFunction`.
+    """Neighbours that count, as arguments of `layout.SymmetryFunction`."""
 
-    Attributes:
-        prefix: of the kind, "w" for the weighted ones.
-        neighbors: their elements, of the kinds that are not weighted.
-        weights: element weights of the others; empty for the atomic number.
-    """
-
-    prefix: str = ""
-    neighbors: tuple[int, ...] = ()
+    prefix: str = ""  # of the kind, "w" for the weighted ones
+    neighbors: tuple[int, ...] = ()  # their elements, of the kinds that are not weighted
+    # element weights of the others; empty for the atomic number
     weights: tuple[tuple[int, float], ...] = ()
 
 

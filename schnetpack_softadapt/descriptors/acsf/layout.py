@@ -7,18 +7,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from ase.data import chemical_symbols
 
 from schnetpack_softadapt.descriptors.acsf.cutoffs import CUTOFFS
 from schnetpack_softadapt.descriptors.elements import atomic_number
-from schnetpack_softadapt.descriptors.engines import choose_engine
-from schnetpack_softadapt.descriptors.protocol import Descriptor, Engine
-
-if TYPE_CHECKING:
-    import torch
+from schnetpack_softadapt.descriptors.protocol import Descriptor
 
 __all__ = ["KINDS", "Kind", "Layout", "SymmetryFunction"]
 
@@ -31,19 +27,14 @@ class Kind(NamedTuple):
         W = prod_m f_c(r_m) exp(-eta [each sum_m u_m^2 + joint (sum_m u_m)^2]),   u_m = r_m - r_s
 
     and with more than one distance the angular part P = 2^(1-zeta) (1 + lam cos(theta_jik))^zeta.
-
-    Attributes:
-        name: what to call it in a sentence.
-        n_distances: 1 for r_ij; 2 for r_ij and r_ik; 3 for these and r_jk.
-        weighted: whether it sums over all elements, each neighbour weighted by its element.
-        each, joint: coefficients of the exponent.
     """
 
-    name: str
-    n_distances: int
+    name: str  # what to call it in a sentence
+    n_distances: int  # 1 for r_ij; 2 for r_ij and r_ik; 3 for these and r_jk
+    # whether it sums over all elements, each neighbour weighted by its element
     weighted: bool = False
-    each: float = 1.0
-    joint: float = 0.0
+    each: float = 1.0  # coefficients of the exponent
+    joint: float = 0.0  # coefficients of the exponent
 
 
 KINDS = {
@@ -63,36 +54,28 @@ KINDS = {
 class SymmetryFunction:
     """One atom-centred symmetry function.
 
-    Attributes:
-        kind: "G2" radial, "G4" narrow angular (with the distance r_jk), "G5" wide angular, "ANI"
-            wide with a Gaussian of the mean of r_ij and r_ik about r_s; with a leading "w" the
-            weighted variant (Gastegger et al., J. Chem. Phys. 148, 241709, 2018), which sums over
-            all elements, each neighbour weighted by `weights`, a pair by the product of two.
-        neighbors: atomic numbers (or symbols) of the neighbours: one for G2, two for G4, G5 and
-            ANI, none for the weighted kinds; kept as numbers, ascending.
-        cutoff: radius beyond which a neighbour does not count, Ang.
-        eta: width of the Gaussian, 1/Ang^2.
-        r_s: shift of the Gaussian, Ang.
-        zeta: angular exponent (angular kinds).
-        lam: +1 or -1, the angle at which the angular part is largest is 0 or 180 degrees.
-        cutoff_fn: name of a function in `acsf.cutoffs`.
-        weights: element weights of the weighted kinds, a mapping of symbols or atomic numbers, kept
-            as pairs (atomic number, weight), ascending, without zeros; what is not named has the
-            weight zero. Empty: the atomic number.
-
     Raises:
         UnknownElementError: a neighbour that is no chemical element.
         ValueError: a parameter that is out of range or not finite.
     """
 
+    # "G2" radial, "G4" narrow angular (with the distance r_jk), "G5" wide angular, "ANI" wide with
+    # a Gaussian of the mean of r_ij and r_ik about r_s; with a leading "w" the weighted variant
+    # (Gastegger et al., J. Chem. Phys. 148, 241709, 2018), which sums over all elements, each
+    # neighbour weighted by `weights`, a pair by the product of two.
     kind: str
+    # atomic numbers (or symbols) of the neighbours: one for G2, two for G4, G5 and ANI, none for
+    # the weighted kinds; kept as numbers, ascending
     neighbors: tuple[int, ...]
-    cutoff: float
-    eta: float
-    r_s: float = 0.0
-    zeta: float = 1.0
-    lam: float = 1.0
-    cutoff_fn: str = "cosine"
+    cutoff: float  # radius beyond which a neighbour does not count, Ang
+    eta: float  # width of the Gaussian, 1/Ang^2
+    r_s: float = 0.0  # shift of the Gaussian, Ang
+    zeta: float = 1.0  # angular exponent (angular kinds)
+    lam: float = 1.0  # +1 or -1, the angle at which the angular part is largest is 0 or 180 degrees
+    cutoff_fn: str = "cosine"  # name of a function in `acsf.cutoffs`
+    # element weights of the weighted kinds, a mapping of symbols or atomic numbers, kept as pairs
+    # (atomic number, weight), ascending, without zeros; what is not named has the weight zero.
+    # Empty: the atomic number.
     weights: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self):
@@ -249,15 +232,6 @@ class Layout(Descriptor):
     def describe(self, z: int, column: int) -> str:
         """Kind and parameters of a function."""
         return str(self.functions[z][column])
-
-    def engine(self, device: torch.device | str = "cpu", name: str = "auto") -> Engine:
-        """Compiled loops on the CPU ("kernels"), else torch ("reference": exact if asked for).
-
-        Raises:
-            ValueError: an unknown name, or "kernels" for a device other than the CPU.
-            ImportError: "kernels" with NUMBA_DISABLE_JIT.
-        """
-        return choose_engine(self, str(device).partition(":")[0], name)
 
     def summary(self) -> str:
         """How many functions of which kind each element has, with the ranges of parameters."""

@@ -189,7 +189,6 @@ class ReferenceEngine(Engine):
         return g.t().contiguous()
 
     def vjp(self, pairs: _Prepared, grad_g: Tensor) -> Tensor:
-        """See `Engine.vjp`."""
         grad_r = torch.zeros_like(pairs.r_ij)
         grad_rows = grad_g.detach().t()  # (D, N)
         for columns, term in self._terms(pairs):
@@ -201,7 +200,6 @@ class ReferenceEngine(Engine):
         return grad_r
 
     def jvp(self, pairs: _Prepared, tangent: Tensor) -> Tensor:
-        """See `Engine.jvp`."""
         g = pairs.r_ij.new_zeros(self.descriptor.n_columns, len(pairs.numbers))
         for columns, term in self._terms(pairs):
             # Reverse mode twice: u -> u J is linear in u, and its transpose is what we want.

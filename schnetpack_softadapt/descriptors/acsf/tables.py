@@ -33,28 +33,21 @@ _RULES = ("imbalzano", "gastegger")
 class Table:
     """Settings of a table.
 
-    Attributes:
-        kind: "radial" G2, "wide" G5, "narrow" G4 or "ani" (`layout.KINDS`).
-        placement: "centred" on the atom with several widths, or "shifted" along r.
-        points: number of radial parts.
-        r_low: shortest distance of the grid, Ang.
-        cutoff: Ang; by default that of the layout, for radial or for angular functions.
-        after: "imbalzano" (distances in geometric progression) or "gastegger" (equidistant).
-        zetas, lambdas: of the angular kinds.
-        weighted, channels: sums over elements instead of functions of each, see `default_layout`.
-
     Raises:
         ValueError: a setting that is out of range.
     """
 
-    kind: str
-    placement: str = "shifted"
-    points: int = 4
-    r_low: float = 1.0
+    kind: str  # "radial" G2, "wide" G5, "narrow" G4 or "ani" (`layout.KINDS`)
+    placement: str = "shifted"  # "centred" on the atom with several widths, or "shifted" along r
+    points: int = 4  # number of radial parts
+    r_low: float = 1.0  # shortest distance of the grid, Ang
+    # Ang; by default that of the layout, for radial or for angular functions
     cutoff: float | None = None
+    # "imbalzano" (distances in geometric progression) or "gastegger" (equidistant)
     after: str = "imbalzano"
-    zetas: Sequence[float] = (1,)
-    lambdas: Sequence[float] = (-1, 1)
+    zetas: Sequence[float] = (1,)  # of the angular kinds
+    lambdas: Sequence[float] = (-1, 1)  # of the angular kinds
+    # weighted, channels: sums over elements instead of functions of each, see `default_layout`
     weighted: bool = False
     channels: int | Sequence[Mapping] | None = None
 

@@ -43,19 +43,14 @@ def clebsch_gordan(j1: int, j2: int, j: int) -> np.ndarray:
 
 
 class Component(NamedTuple):
-    """B^{abc}_{j1 j2 j} = sum_m conj(U^c_j) Z^{ab}_{j1 j2 j}, with the densities U^a of channels.
+    """B^{abc}_{j1 j2 j} = sum_m conj(U^c_j) Z^{ab}_{j1 j2 j}, with densities U^a of channels."""
 
-    Attributes:
-        j1, j2, j: 0 <= j2 <= j1 <= j.
-        a, b, c: channel of each, in the same order.
-    """
-
-    j1: int
-    j2: int
-    j: int
-    a: int
-    b: int
-    c: int
+    j1: int  # 0 <= j2 <= j1 <= j
+    j2: int  # 0 <= j2 <= j1 <= j
+    j: int  # 0 <= j2 <= j1 <= j
+    a: int  # channel of each, in the same order
+    b: int  # channel of each, in the same order
+    c: int  # channel of each, in the same order
 
 
 @lru_cache(maxsize=64)
@@ -84,14 +79,10 @@ class Product(NamedTuple):
 
 @dataclass
 class Uses:
-    """What a product is needed for.
+    """What a product is needed for."""
 
-    Attributes:
-        values: (column, channel c): B of the column is conj(U^c_j) . Z.
-        gradient: by channel c, (column, factor): dB of the column contains factor conj(dU^c_j) . Z.
-    """
-
-    values: list[tuple[int, int]]
+    values: list[tuple[int, int]]  # (column, channel c): B of the column is conj(U^c_j) . Z.
+    # by channel c, (column, factor): dB of the column contains factor conj(dU^c_j) . Z.
     gradient: dict[int, list[tuple[int, float]]]
 
 

@@ -5,12 +5,10 @@ from collections.abc import Mapping
 from functools import cached_property
 
 import numpy as np
-import torch
 from ase.data import chemical_symbols
 
 from schnetpack_softadapt.descriptors.elements import atomic_number
-from schnetpack_softadapt.descriptors.engines import choose_engine
-from schnetpack_softadapt.descriptors.protocol import Descriptor, Engine
+from schnetpack_softadapt.descriptors.protocol import Descriptor
 from schnetpack_softadapt.descriptors.snap.clebsch import components
 
 __all__ = ["Bispectrum"]
@@ -193,11 +191,6 @@ class Bispectrum(Descriptor):
             data[name] = values and {chemical_symbols[z]: x for z, x in values.items()}
         return data | {name: getattr(self, name) for name in _PLAIN}
 
-    @classmethod
-    def from_dict(cls, data: Mapping) -> "Bispectrum":
-        """Read what `to_dict` wrote; what is not there has its default."""
-        return cls(**{key: value for key, value in data.items() if key != "kind"})
-
     def columns(self, z_i: int, z_j: int) -> list[int]:
         """With chemflag, a component without the density of an element does not depend on it."""
         c = self.channels[z_j]
@@ -223,15 +216,6 @@ class Bispectrum(Descriptor):
         if self.chemflag:
             text += " of " + " ".join(chemical_symbols[self.elements[x]] for x in b[3:])
         return text
-
-    def engine(self, device: torch.device | str = "cpu", name: str = "auto") -> Engine:
-        """Compiled loops on the CPU ("kernels"), else torch ("reference": exact if asked for).
-
-        Raises:
-            ValueError: an unknown name, or "kernels" for a device other than the CPU.
-            ImportError: "kernels" with NUMBA_DISABLE_JIT.
-        """
-        return choose_engine(self, torch.device(device).type, name)
 
 
 _OF_ELEMENTS = ("radii", "weights", "sinner", "dinner")

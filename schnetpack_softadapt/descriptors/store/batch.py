@@ -16,7 +16,12 @@ from torch import Tensor
 from schnetpack_softadapt import properties as keys
 from schnetpack_softadapt.descriptors.autograd import differentiable
 from schnetpack_softadapt.descriptors.compiled import thread_pool
-from schnetpack_softadapt.descriptors.store.products import jvp_atoms, subtract_flow, vjp_atoms
+from schnetpack_softadapt.descriptors.store.products import (
+    StoredAtoms,
+    jvp_atoms,
+    subtract_flow,
+    vjp_atoms,
+)
 from schnetpack_softadapt.quantities import VOIGT_COLUMNS, VOIGT_ROWS, voigt_to_full
 
 __all__ = ["DeviceMap", "HostMap", "PositionTerms", "batch_descriptors", "position_terms"]
@@ -70,63 +75,57 @@ class HostMap:
 
     def __init__(self, positions: Tensor, n_structures: int, idx_m: Tensor, batch: Mapping):
         self.n_structures = n_structures
-        self.positions = positions.numpy().astype(np.float64)
-        self.idx_m = idx_m.numpy()
         self.dtype = batch[keys.descriptors].dtype
         self.n_columns = batch[keys.descriptors].shape[1]
         rows = batch.get(keys.store_rows)
-        self.rows = np.arange(len(positions)) if rows is None else rows.numpy()
-        self.dg_dr, dg_dstrain = (
-            batch[key].numpy() for key in (keys.store_dg_dr, keys.store_dg_dstrain)
-        )
-        self.real = dg_dstrain.dtype  # of the products
-        self.arrays = (
-            self.rows,
-            self.idx_m,
-            self.positions,
-            dg_dstrain,
+        self.atoms = StoredAtoms(
+            np.arange(len(positions)) if rows is None else rows.numpy(),
+            idx_m.numpy(),
+            positions.numpy().astype(np.float64),
+            batch[keys.store_dg_dstrain].numpy(),
             batch[keys.store_block_first].numpy(),
             batch[keys.store_block_atom].numpy(),
             batch[keys.store_block_columns].numpy(),
             batch[keys.store_columns].numpy(),
-            self.dg_dr,
+            batch[keys.store_dg_dr].numpy(),
             batch[keys.store_scale].numpy(),
         )
+        self.real = self.atoms.dg_dstrain.dtype  # of the products
 
     def vjp(self, grad_g: Tensor) -> tuple[Tensor, Tensor]:
         """(N, D) -> gradients by positions (N, 3) and strain (B, 3, 3)."""
         u = np.ascontiguousarray(grad_g.detach().numpy(), dtype=self.real)
         ranges = self._ranges()
-        grad_r = np.zeros((len(ranges), len(self.rows), 3))
+        grad_r = np.zeros((len(ranges), len(self.atoms.rows), 3))
         grad_strain = np.zeros((len(ranges), self.n_structures, 3, 3))
         self._run(
-            lambda k, begin, end: vjp_atoms(begin, end, u, *self.arrays, grad_r[k], grad_strain[k]),
+            lambda k, begin, end: vjp_atoms(begin, end, u, self.atoms, grad_r[k], grad_strain[k]),
             ranges,
         )
         grad_r = grad_r[0] if len(ranges) == 1 else grad_r.sum(axis=0)
         grad_strain = grad_strain[0] if len(ranges) == 1 else grad_strain.sum(axis=0)
         if self.n_structures:
-            subtract_flow(grad_r, self.positions, self.idx_m, grad_strain)
+            subtract_flow(grad_r, self.atoms.positions, self.atoms.idx_m, grad_strain)
         return torch.from_numpy(grad_r), torch.from_numpy(grad_strain)
 
     def jvp(self, tangent_r: Tensor | None, tangent_strain: Tensor | None) -> Tensor:
         """Changes of positions (N, 3) and strain (B, 3, 3) -> change of the descriptors (N, D)."""
-        n_atoms = len(self.rows)
+        n_atoms = len(self.atoms.rows)
         tangents = [
             np.zeros(shape) if x is None else x.detach().numpy().astype(np.float64)
             for x, shape in ((tangent_r, (n_atoms, 3)), (tangent_strain, (0, 3, 3)))
         ]
         tangent_g = np.empty((n_atoms, self.n_columns), self.real)
         self._run(
-            lambda k, begin, end: jvp_atoms(begin, end, *tangents, *self.arrays, tangent_g),
+            lambda k, begin, end: jvp_atoms(begin, end, *tangents, self.atoms, tangent_g),
             self._ranges(),
         )
         return torch.from_numpy(tangent_g).to(self.dtype)
 
     def _ranges(self) -> list[tuple[int, int]]:
         """Ranges of atoms, one for each thread that is worth its while."""
-        n_atoms, n_stored = len(self.rows), max(1, len(self.arrays[4]) - 1)
-        n_bytes = self.dg_dr.nbytes * n_atoms / n_stored
+        n_atoms, n_stored = len(self.atoms.rows), max(1, len(self.atoms.block_first) - 1)
+        n_bytes = self.atoms.dg_dr.nbytes * n_atoms / n_stored
         n = max(1, min(torch.get_num_threads(), int(n_bytes / _BYTES_PER_THREAD), n_atoms))
         return [(k * n_atoms // n, (k + 1) * n_atoms // n) for k in range(n)]
 
@@ -139,9 +138,10 @@ class HostMap:
             bad = max(job.result() for job in jobs)
         if bad >= 0:
             raise ValueError(
-                f"atom {bad} of the batch (structure {self.idx_m[bad]}, row {self.rows[bad]} of the"
-                " descriptor store) does not fit the store: either the batch was not made from this"
-                " store, or the store is damaged; delete its folder and it is built again"
+                f"atom {bad} of the batch (structure {self.atoms.idx_m[bad]}, row"
+                f" {self.atoms.rows[bad]} of the descriptor store) does not fit the store: either"
+                " the batch was not made from this store, or the store is damaged; delete its"
+                " folder and it is built again"
             )
 
 
@@ -247,17 +247,11 @@ class DeviceMap:
 
 
 class PositionTerms(NamedTuple):
-    """dG_i/dR_j by terms, one for each atom i whose descriptors change with a chosen atom j.
+    """dG_i/dR_j by terms, one for each atom i whose descriptors change with a chosen atom j."""
 
-    Attributes:
-        centers: (T,) atom i of the batch.
-        rows: (T,) which of the chosen atoms j is; ascending.
-        derivatives: (T, 3, D) 1/Ang.
-    """
-
-    centers: Tensor
-    rows: Tensor
-    derivatives: Tensor
+    centers: Tensor  # (T,) atom i of the batch
+    rows: Tensor  # (T,) which of the chosen atoms j is; ascending
+    derivatives: Tensor  # (T, 3, D) 1/Ang
 
 
 def position_terms(atoms: Tensor, idx_m: Tensor, batch: Mapping[str, Tensor]) -> PositionTerms:

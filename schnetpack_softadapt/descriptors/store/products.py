@@ -16,15 +16,33 @@ is minus the sum of its others: it is neither stored nor read. Strain moves posi
 offsets; -F R takes out the part that autograd already sends through the positions.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit
 
 from schnetpack_softadapt.quantities import VOIGT_COLUMNS, VOIGT_ROWS
 
-__all__ = ["jvp_atoms", "subtract_flow", "vjp_atoms"]
+__all__ = ["StoredAtoms", "jvp_atoms", "subtract_flow", "vjp_atoms"]
 
 # sums may be reordered and fused, but nan and inf must come out as what they are
 _FASTMATH = {"reassoc", "nsz", "contract", "arcp"}
+
+
+class StoredAtoms(NamedTuple):
+    """The N atoms of a batch, and the arrays of their store."""
+
+    rows: np.ndarray  # (N,) rows in the store
+    idx_m: np.ndarray  # (N,) structure of each atom, ascending
+    positions: np.ndarray  # (N, 3) float64
+    dg_dstrain: np.ndarray  # (rows, 6, D)
+    block_first: np.ndarray  # (rows + 1,)
+    block_atom: np.ndarray  # (blocks,)
+    block_columns: np.ndarray  # (blocks,) row of `columns`
+    # (n, W) columns of a block; what fills a row up to W has zeros in the block
+    columns: np.ndarray
+    dg_dr: np.ndarray  # (blocks, 3, W), real numbers, or integers in units of `scale`
+    scale: np.ndarray  # (rows, D), or of length 0 if `dg_dr` holds real numbers
 
 
 @njit(cache=True, nogil=True)
@@ -40,38 +58,13 @@ def _structure_of(i, idx_m):
 
 
 @njit(cache=True, nogil=True, fastmath=_FASTMATH)
-def vjp_atoms(
-    begin,
-    end,
-    u,
-    rows,
-    idx_m,
-    positions,
-    dg_dstrain,
-    block_first,
-    block_atom,
-    block_columns,
-    columns,
-    dg_dr,
-    scale,
-    grad_r,
-    grad_strain,
-):
+def vjp_atoms(begin, end, u, atoms, grad_r, grad_strain):
     """Add the products of atoms begin..end of the batch.
 
     Args:
         begin, end: range of atoms.
         u: (N, D) of the type of `dg_dstrain`, in which the products are computed.
-        rows: (N,) rows in the store.
-        idx_m: (N,) structure of each atom, ascending.
-        positions: (N, 3) float64.
-        dg_dstrain: (rows, 6, D).
-        block_first: (rows + 1,).
-        block_atom: (blocks,).
-        block_columns: (blocks,) row of `columns`.
-        columns: (n, W) columns of a block; what fills a row up to W has zeros in the block.
-        dg_dr: (blocks, 3, W), real numbers, or integers in units of `scale`.
-        scale: (rows, D), or of length 0 if `dg_dr` holds real numbers.
+        atoms: `StoredAtoms`.
         grad_r: (N, 3) float64, added to.
         grad_strain: (B, 3, 3) float64, added to; of length 0 if not wanted. Without the
             -F R of the module's docstring, which `grad_r` of all atoms is needed for.
@@ -79,6 +72,8 @@ def vjp_atoms(
     Returns:
         -1, or the first atom that does not fit the store.
     """
+    rows, idx_m, _, dg_dstrain, block_first, block_atom = atoms[:6]
+    block_columns, columns, dg_dr, scale = atoms[6:]
     n_columns, width = u.shape[1], columns.shape[1]
     n_lists = len(columns)
     has_strain, has_scale = len(grad_strain) > 0, len(scale) > 0
@@ -136,34 +131,20 @@ def vjp_atoms(
 
 
 @njit(cache=True, nogil=True, fastmath=_FASTMATH)
-def jvp_atoms(
-    begin,
-    end,
-    tangent_r,
-    tangent_strain,
-    rows,
-    idx_m,
-    positions,
-    dg_dstrain,
-    block_first,
-    block_atom,
-    block_columns,
-    columns,
-    dg_dr,
-    scale,
-    tangent_g,
-):
+def jvp_atoms(begin, end, tangent_r, tangent_strain, atoms, tangent_g):
     """Write the rows begin..end of G', the exact transpose of `vjp_atoms`.
 
     Args:
+        begin, end, atoms: as there.
         tangent_r: (N, 3) float64, change of the positions.
         tangent_strain: (B, 3, 3) float64, change of the strain, or of length 0.
         tangent_g: (N, D) of the type of `dg_dstrain`, written.
-        others: as for `vjp_atoms`.
 
     Returns:
         -1, or the first atom that does not fit the store.
     """
+    rows, idx_m, positions, dg_dstrain, block_first, block_atom = atoms[:6]
+    block_columns, columns, dg_dr, scale = atoms[6:]
     n_columns, width = tangent_g.shape[1], columns.shape[1]
     n_lists = len(columns)
     has_strain, has_scale = len(tangent_strain) > 0, len(scale) > 0

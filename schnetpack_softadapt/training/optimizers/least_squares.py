@@ -17,14 +17,10 @@ __all__ = ["LeastSquares", "Solution"]
 
 
 class Solution(NamedTuple):
-    """What a solution is for each component.
+    """What a solution is for each component."""
 
-    Attributes:
-        losses: mean of w x^2.
-        noise: the same without what the parameters have taken of it, see `LeastSquares.solve`.
-    """
-
-    losses: dict[str, float]
+    losses: dict[str, float]  # mean of w x^2
+    # the same without what the parameters have taken of it, see `LeastSquares.solve`
     noise: dict[str, float]
 
 

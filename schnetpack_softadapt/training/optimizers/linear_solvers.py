@@ -18,19 +18,12 @@ __all__ = ["SOLVERS", "LeastSquaresProblem"]
 
 
 class LeastSquaresProblem(NamedTuple):
-    """|R z - q|^2 + rest, of n_rows rows.
+    """|R z - q|^2 + rest, of n_rows rows."""
 
-    Attributes:
-        r: (P, P) upper triangular; columns of length 1, or 0.
-        q: (P,).
-        rest: rho^2, what no z reaches.
-        n_rows: rows that R, q and rest stand for.
-    """
-
-    r: np.ndarray
-    q: np.ndarray
-    rest: float
-    n_rows: int
+    r: np.ndarray  # (P, P) upper triangular; columns of length 1, or 0
+    q: np.ndarray  # (P,)
+    rest: float  # rho^2, what no z reaches
+    n_rows: int  # rows that R, q and rest stand for
 
 
 def _svd(p: LeastSquaresProblem, cut: float, **_) -> np.ndarray:

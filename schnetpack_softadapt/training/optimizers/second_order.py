@@ -13,19 +13,12 @@ __all__ = ["Choice", "SecondOrder"]
 
 
 class Choice(NamedTuple):
-    """An optimizer that was chosen for a network.
+    """An optimizer that was chosen for a network."""
 
-    Attributes:
-        optimizer_cls: its class.
-        optimizer_args: its arguments.
-        epochs: after which a cosine of its learning rate gains little more.
-        reason: what was chosen and why.
-    """
-
-    optimizer_cls: type[Optimizer]
-    optimizer_args: dict[str, Any]
-    epochs: int
-    reason: str
+    optimizer_cls: type[Optimizer]  # its class
+    optimizer_args: dict[str, Any]  # its arguments
+    epochs: int  # after which a cosine of its learning rate gains little more
+    reason: str  # what was chosen and why
 
 
 class SecondOrder:
@@ -39,10 +32,6 @@ class SecondOrder:
 
     `SoftAdaptTask` asks `choose` once the data have completed the model, and goes on with what it
     returns.
-
-    Args:
-        params: parameters of one model.
-        arguments: those of `choose`.
     """
 
     uses_residuals = True

@@ -95,40 +95,27 @@ REFUSED = {
 
 @dataclass
 class ElementData:
-    """The part of a potential that belongs to one element; D functions, layers of widths n_l.
+    """The part of a potential that belongs to one element; D functions, layers of widths n_l."""
 
-    Attributes:
-        functions: symmetry functions in n2p2's order (`column_order`).
-        statistics: (D, 4) minimum, maximum, mean, sigma of each function over the training atoms;
-            None when there is no scaling.data.
-        weights: one (n_in, n_out) array per layer.
-        biases: one (n_out,) array per layer.
-        offset: energy per atom that is added to the network's, eV.
-    """
-
-    functions: list[SymmetryFunction]
+    functions: list[SymmetryFunction]  # symmetry functions in n2p2's order (`column_order`)
+    # (D, 4) minimum, maximum, mean, sigma of each function over the training atoms; None when there
+    # is no scaling.data
     statistics: np.ndarray | None
-    weights: list[np.ndarray]
-    biases: list[np.ndarray]
-    offset: float = 0.0
+    weights: list[np.ndarray]  # one (n_in, n_out) array per layer
+    biases: list[np.ndarray]  # one (n_out,) array per layer
+    offset: float = 0.0  # energy per atom that is added to the network's, eV
 
 
 @dataclass
 class N2P2Potential:
-    """A potential, E = sum_i [energy_scale NN_Z(i)(G_i) + offset_Z(i)], in Ang and eV.
+    """A potential, E = sum_i [energy_scale NN_Z(i)(G_i) + offset_Z(i)], in Ang and eV."""
 
-    Attributes:
-        elements: data by atomic number, ascending.
-        activations: name in `ACTIVATIONS` of each hidden layer; the output layer is linear.
-        energy_scale: eV for a network output of 1.
-        scaling: mode as in `descriptors.scaling`.
-        scale_range: (minimum, maximum) that the scaling aims at, n2p2's Smin and Smax.
-    """
-
-    elements: dict[int, ElementData]
+    elements: dict[int, ElementData]  # data by atomic number, ascending
+    # name in `ACTIVATIONS` of each hidden layer; the output layer is linear
     activations: tuple[str, ...]
-    energy_scale: float = 1.0
-    scaling: str = "none"
+    energy_scale: float = 1.0  # eV for a network output of 1
+    scaling: str = "none"  # mode as in `descriptors.scaling`
+    # (minimum, maximum) that the scaling aims at, n2p2's Smin and Smax
     scale_range: tuple[float, float] = (0.0, 1.0)
 
 

@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.data import chemical_symbols
-from schnetpack.atomistic import PairwiseDistances, Strain
 from torch import nn
 
-from schnetpack_softadapt import properties as keys
 from schnetpack_softadapt.deploy.exchange.lammps import write_lammps
+from schnetpack_softadapt.deploy.exchange.models import made_model, made_networks, refuse_fading
 from schnetpack_softadapt.deploy.exchange.n2p2.format import (
     ACTIVATIONS,
     FUNCTION_TYPES,
@@ -26,7 +25,7 @@ from schnetpack_softadapt.deploy.exchange.n2p2.format import (
 from schnetpack_softadapt.deploy.exchange.n2p2.read import read_files
 from schnetpack_softadapt.deploy.exchange.n2p2.write import write_files
 from schnetpack_softadapt.descriptors.acsf.layout import KINDS, Layout
-from schnetpack_softadapt.model import ACSF, DescriptorPotential, ElementalAtomwise, ForcesAndStress
+from schnetpack_softadapt.model import ACSF, DescriptorPotential
 from schnetpack_softadapt.model.composition import UnsupportedModelError, take_apart
 
 __all__ = ["from_model", "read_potential", "to_model", "write_potential"]
@@ -49,13 +48,8 @@ def write_potential(
 ) -> list[Path]:
     """Write a model as an n2p2 potential in Ang and eV, with a LAMMPS input and a README.
 
-    Args:
-        model: one of our models (`ACSF` representation, `ElementalAtomwise` networks).
-        folder: made if it does not exist; files of an earlier potential are replaced.
-        structure: what the LAMMPS input simulates, see `lammps.write_lammps`.
-
     Returns:
-        The files written.
+        The files written; those of an earlier potential in the folder are replaced.
 
     Raises:
         ValueError: the model cannot be expressed in n2p2's files; with the reason.
@@ -72,24 +66,16 @@ def to_model(potential: N2P2Potential) -> DescriptorPotential:
     elements = {chemical_symbols[z]: data for z, data in potential.elements.items()}
     layout = Layout({symbol: data.functions for symbol, data in elements.items()})
     widths = [[len(bias) for bias in data.biases[:-1]] for data in elements.values()]
-    networks = ElementalAtomwise(
-        n_in={symbol: len(data.functions) for symbol, data in elements.items()},
-        elements=list(elements),
+    networks = made_networks(
+        {symbol: len(data.functions) for symbol, data in elements.items()},
+        {symbol: data.offset for symbol, data in elements.items()},
         n_hidden=[max(column) for column in zip(*widths, strict=True)],
-        per_atom_output_key=keys.atomic_energies,
-        fit_shifts=False,
-        shifts={symbol: data.offset for symbol, data in elements.items()},
-        fit_scale=False,
     )
     networks.activations = potential.activations
-    model = DescriptorPotential(
-        representation=ACSF(layout=layout, scaling=potential.scaling),
-        input_modules=[Strain(), PairwiseDistances()],
-        output_modules=[networks, ForcesAndStress(calc_forces=True, calc_stress=True)],
-        input_dtype_str="float64",
-    ).double()
-    networks.scale = torch.tensor(potential.energy_scale, dtype=torch.float64)
-    scaling = model.representation.scaling
+    representation = ACSF(layout=layout, scaling=potential.scaling)
+    model = made_model(representation, networks, "read from an n2p2 potential")
+    networks.scale.fill_(potential.energy_scale)
+    scaling = representation.scaling
     for row, (symbol, data) in enumerate(elements.items()):
         # elements with narrower layers keep neurons without effect
         stacks = [*networks.weights, *networks.biases]
@@ -108,13 +94,7 @@ def to_model(potential: N2P2Potential) -> DescriptorPotential:
         )
         scaling.shift[row, :n] = torch.from_numpy(shift)
         scaling.factor[row, :n] = torch.from_numpy(factor)
-    model.metadata.update(
-        units={"energy": "eV", "forces": "eV/Ang", "stress": "eV/Ang/Ang/Ang", "length": "Ang"},
-        elements=list(elements),
-        descriptor=layout.to_dict(),
-        provenance="read from an n2p2 potential",
-    )
-    return model.eval()
+    return model
 
 
 def _affine(
@@ -146,7 +126,6 @@ def from_model(model: nn.Module, with_overlay: bool = False) -> N2P2Potential:
     """The n2p2 potential that gives the model's energies.
 
     Args:
-        model: one of ours.
         with_overlay: the caller adds a baseline that LAMMPS has a pair style for.
 
     Raises:
@@ -155,11 +134,7 @@ def from_model(model: nn.Module, with_overlay: bool = False) -> N2P2Potential:
     """
     composition = take_apart(model, short_range=with_overlay)
     networks, scaling = composition.networks, composition.scaling
-    if networks.fade is not None:
-        raise UnsupportedModelError(
-            "the networks fade out below the distances of the data, which n2p2's cannot; with"
-            " model.postprocessors.0.fade=false in training they would not"
-        )
+    refuse_fading(composition, "hdnnp")
     if composition.baseline is not None and not hasattr(composition.baseline, "lammps"):
         raise UnsupportedModelError(
             f"LAMMPS has no pair style for the baseline {composition.baseline.to_dict()}"

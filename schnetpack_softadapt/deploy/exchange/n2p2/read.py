@@ -43,7 +43,6 @@ def read_files(
     """Read `input.nn`, `scaling.data` and the weight files of a folder.
 
     Args:
-        folder: the potential.
         length_unit: unit of the files, such as "Ang" or "Bohr"; when not given, what a comment
             such as `# Length unit : Bohr` in input.nn states, else Bohr with a warning.
         energy_unit: the same for energies; "eV", "Ha" and others, else Ha with a warning.

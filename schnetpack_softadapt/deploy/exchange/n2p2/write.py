@@ -26,9 +26,6 @@ def write_files(potential: N2P2Potential, folder: str | Path) -> list[Path]:
 
     Numbers have 17 digits, so that reading gives back the same doubles.
 
-    Returns:
-        The files written.
-
     Raises:
         N2P2FormatError: the potential cannot be expressed in these files.
     """

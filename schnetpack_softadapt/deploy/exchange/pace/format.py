@@ -32,74 +32,44 @@ class PaceFormatError(ValueError):
 
 
 class Bond(NamedTuple):
-    """Radial functions of a pair of elements.
+    """Radial functions of a pair of elements."""
 
-    Attributes:
-        kind: name of the g_k.
-        decay: their parameter lambda.
-        cutoff, outer_width: Ang.
-        inner_kind: of the inner cutoff: "distance" or "density" (none for the g_k), "zbl".
-        inner, inner_width: Ang.
-        core: A (eV Ang) and lambda (1/Ang^2) of the repulsion.
-        table: (n, lmax + 1, k) c_nlk.
-    """
-
-    kind: str
-    decay: float
-    cutoff: float
-    outer_width: float
-    inner_kind: str
-    inner: float
-    inner_width: float
-    core: tuple[float, float]
-    table: np.ndarray
+    kind: str  # name of the g_k
+    decay: float  # their parameter lambda
+    cutoff: float  # Ang
+    outer_width: float  # Ang
+    inner_kind: str  # of the inner cutoff: "distance" or "density" (none for the g_k), "zbl"
+    inner: float  # Ang
+    inner_width: float  # Ang
+    core: tuple[float, float]  # A (eV Ang) and lambda (1/Ang^2) of the repulsion
+    table: np.ndarray  # (n, lmax + 1, k) c_nlk
 
 
 class Embedding(NamedTuple):
-    """How the densities of an element give the energy.
+    """How the densities of an element give the energy."""
 
-    Attributes:
-        kind: name of F.
-        weights, exponents: (P,) w and m.
-        energy_cutoff: of core energies, and the width where f falls, eV.
-    """
-
-    kind: str
-    weights: np.ndarray
-    exponents: np.ndarray
-    energy_cutoff: tuple[float, float]
+    kind: str  # name of F
+    weights: np.ndarray  # (P,) w and m
+    exponents: np.ndarray  # (P,) w and m
+    energy_cutoff: tuple[float, float]  # of core energies, and the width where f falls, eV
 
 
 class PaceProduct(NamedTuple):
-    """Products of the same densities.
+    """Products of the same densities."""
 
-    Attributes:
-        densities: (element, n, l) of each, n from 1.
-        ms: (M, rank).
-        coefficients: (M, P).
-    """
-
-    densities: tuple[tuple[int, int, int], ...]
-    ms: np.ndarray
-    coefficients: np.ndarray
+    densities: tuple[tuple[int, int, int], ...]  # (element, n, l) of each, n from 1
+    ms: np.ndarray  # (M, rank)
+    coefficients: np.ndarray  # (M, P)
 
 
 class Potential(NamedTuple):
-    """A whole potential; elements are counted in the order of `elements`.
+    """A whole potential; elements are counted in the order of `elements`."""
 
-    Attributes:
-        elements: symbols.
-        constants: E_0 of each, eV.
-        embeddings: of each.
-        bonds: of each pair (i, j).
-        products: of each element.
-    """
-
-    elements: list[str]
-    constants: list[float]
-    embeddings: list[Embedding]
-    bonds: dict[tuple[int, int], Bond]
-    products: list[list[PaceProduct]]
+    elements: list[str]  # symbols
+    constants: list[float]  # E_0 of each, eV
+    embeddings: list[Embedding]  # of each
+    bonds: dict[tuple[int, int], Bond]  # of each pair (i, j)
+    products: list[list[PaceProduct]]  # of each element
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):

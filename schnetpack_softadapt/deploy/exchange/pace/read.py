@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from schnetpack.atomistic import PairwiseDistances, Strain
 
-from schnetpack_softadapt import properties as keys
+from schnetpack_softadapt.deploy.exchange.models import made_model, made_networks
 from schnetpack_softadapt.deploy.exchange.pace.format import (
     PaceFormatError,
     PaceProduct,
@@ -30,7 +29,7 @@ from schnetpack_softadapt.descriptors.ace.coupling import (
 )
 from schnetpack_softadapt.descriptors.ace.functions import Density
 from schnetpack_softadapt.descriptors.elements import UnknownElementError, atomic_number
-from schnetpack_softadapt.model import ACE, DescriptorPotential, ElementalAtomwise, ForcesAndStress
+from schnetpack_softadapt.model import ACE, DescriptorPotential
 from schnetpack_softadapt.model.core_repulsion import CoreRepulsion
 
 __all__ = ["KINDS", "read_pace"]
@@ -109,15 +108,11 @@ def _model(p: Potential) -> DescriptorPotential:
     coefficients = np.stack([*columns.values()], 1)  # (E, D, P)
     weights = np.stack([w for w, _ in embedding])
     is_linear = n_densities == 1
-    networks = ElementalAtomwise(
-        n_in=descriptor.n_columns,
-        elements=elements,
+    networks = made_networks(
+        descriptor.n_columns,
+        {p.elements[k]: float(p.constants[k]) for k in order},
         n_hidden=() if is_linear else (n_densities,),
         activation="finnis_sinclair",
-        per_atom_output_key=keys.atomic_energies,
-        fit_shifts=False,
-        shifts={p.elements[k]: float(p.constants[k]) for k in order},
-        fit_scale=False,
         dtype="float64",
     )
     with torch.no_grad():
@@ -126,21 +121,9 @@ def _model(p: Potential) -> DescriptorPotential:
         networks.weights[0].copy_(torch.from_numpy(coefficients))
         if not is_linear:
             networks.weights[1].copy_(torch.from_numpy(weights[:, :, None]))
-    core = _core(p)
-    model = DescriptorPotential(
-        representation=ACE(descriptor=descriptor, scaling="none"),
-        input_modules=[Strain(), PairwiseDistances()],
-        output_modules=[networks, ForcesAndStress(calc_forces=True, calc_stress=True)],
-        postprocessors=[] if core is None else [core],
-        input_dtype_str="float64",
-    ).double()
-    model.metadata.update(
-        units={"energy": "eV", "forces": "eV/Ang", "stress": "eV/Ang/Ang/Ang", "length": "Ang"},
-        elements=elements,
-        descriptor=descriptor.to_dict(),
-        provenance="read from a potential of pair_style pace",
-    )
-    return model.eval()
+    representation = ACE(descriptor=descriptor, scaling="none")
+    provenance = "read from a potential of pair_style pace"
+    return made_model(representation, networks, provenance, _core(p))
 
 
 def _radial_arguments(p: Potential) -> dict:

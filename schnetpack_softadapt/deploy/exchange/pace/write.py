@@ -7,11 +7,10 @@ from itertools import groupby, product
 from pathlib import Path
 
 import numpy as np
-from ase import Atoms
 from ase.data import chemical_symbols
 from torch import nn
 
-from schnetpack_softadapt.deploy.exchange.lammps import write_with_overlay
+from schnetpack_softadapt.deploy.exchange.models import energy_in_ev, refuse_fading
 from schnetpack_softadapt.deploy.exchange.pace.format import (
     Bond,
     Embedding,
@@ -21,7 +20,6 @@ from schnetpack_softadapt.deploy.exchange.pace.format import (
 )
 from schnetpack_softadapt.deploy.exchange.pace.read import KINDS
 from schnetpack_softadapt.deploy.exchange.snap import unscaled
-from schnetpack_softadapt.deploy.self_description import common_unit
 from schnetpack_softadapt.descriptors.ace import ClusterExpansion
 from schnetpack_softadapt.descriptors.ace.coupling import generalised, to_real
 from schnetpack_softadapt.descriptors.ace.functions import Function
@@ -32,9 +30,8 @@ from schnetpack_softadapt.model.composition import (
 )
 from schnetpack_softadapt.model.core_repulsion import CoreRepulsion
 
-__all__ = ["write_pace", "write_pace_folder"]
+__all__ = ["write_pace"]
 
-_NAME = "potential.yace"
 #: products of all elements that a file may have
 _MOST_PRODUCTS = 100_000
 #: the outer cutoff cannot be left out, and this is no distance that occurs, Ang
@@ -49,51 +46,27 @@ def write_pace(model: nn.Module, path: str | Path, with_overlay: bool = False) -
     Args:
         model: one of ours with the functions of a cluster expansion, linear or of Finnis-Sinclair
             densities; with a `CoreRepulsion` or none.
-        path: NAME.yace.
         with_overlay: the caller adds another baseline that LAMMPS has a pair style for.
 
     Raises:
         UnsupportedModelError: another model, and why.
     """
     composition = take_apart(model, short_range=True)
-    stated = (getattr(model, "metadata", None) or {}).get("units", {})
-    key = composition.networks.output_key
-    _, energy = common_unit([model], [key], "energy", stated.get(key, "eV"))
-    unit, length = common_unit([model], ["length"], "position", stated.get("length", "Ang"))
-    if length != 1.0:
-        raise UnsupportedModelError(f"the model's unit of length is {unit}; .yace files are in Ang")
+    energy = energy_in_ev(model, composition)
     return write(_potential(composition, energy, with_overlay), path)
-
-
-def write_pace_folder(
-    model: nn.Module, folder: str | Path, structure: Atoms | None = None
-) -> list[Path]:
-    """A folder that LAMMPS runs, see `lammps.write_with_overlay`.
-
-    Raises:
-        UnsupportedModelError: another model.
-    """
-    baseline = take_apart(model, short_range=True).baseline
-    file = write_pace(model, Path(folder) / _NAME, with_overlay=True)
-    overlay = None if isinstance(baseline, CoreRepulsion) else baseline
-    return write_with_overlay(model, folder, structure, "pace", [file], overlay)
 
 
 def _potential(composition: Composition, energy: float, with_overlay: bool) -> Potential:
     d, networks, baseline = composition.descriptor, composition.networks, composition.baseline
-    is_linear = not networks.n_hidden and not networks.is_quadratic
+    is_linear = not networks.n_hidden and not networks.quadratic
     if d.kind != ClusterExpansion.kind or not (is_linear or networks.has_densities):
         raise UnsupportedModelError(
             "pair_style pace has functions of the cluster expansion (model/representation=ace) in"
             " linear models or Finnis-Sinclair densities, not"
             f" {d.name} in networks with hidden layers of {[*networks.n_hidden]}"
-            f"{' and products' * networks.is_quadratic}"
+            f"{' and products' * networks.quadratic}"
         )
-    if getattr(networks, "fade", None) is not None:
-        raise UnsupportedModelError(
-            "the model fades out below the distances of the data, which those of pair_style pace"
-            " cannot; with model.postprocessors.0.fade=false in training it would not"
-        )
+    refuse_fading(composition, "pace")
     if baseline is not None and not (with_overlay or isinstance(baseline, CoreRepulsion)):
         raise UnsupportedModelError(f"a .yace file has no place for {baseline.to_dict()}")
     kind = {ours: name for name, ours in KINDS.items()}.get((d.radial, d.cutoff_fn))
@@ -131,12 +104,7 @@ def _potential(composition: Composition, energy: float, with_overlay: bool) -> P
 def _densities(
     composition: Composition, energy: float
 ) -> tuple[np.ndarray, np.ndarray, list[Embedding]]:
-    """Constants (E,), coefficients (E, D, P) of the functions in the densities, embeddings.
-
-    Args:
-        composition: of the model.
-        energy: its unit in eV.
-    """
+    """Constants (E,), coefficients (E, D, P) of the functions in the densities, embeddings."""
     networks, elements = composition.networks, composition.descriptor.elements
     offsets = np.array([float(composition.offsets[z]) for z in elements])
     if not networks.n_hidden:

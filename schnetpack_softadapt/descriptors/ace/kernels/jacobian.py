@@ -216,7 +216,7 @@ def _add_row(factor, row, out):
 def jacobian(plan, neighbors, start, stop, block_first, block_atom, pair_block, g, strain, dg_dr):
     """Values and Jacobians of atoms start to stop.
 
-    Args: those of every kernel, the results of `acsf.kernels.jacobian.blocks`, and the arrays to
+    Args: those of every kernel, the results of `pair_blocks.blocks`, and the arrays to
         fill, of any float type: g (N, D), strain (N, 6, D) and dg_dr (n_blocks, 3, D).
     """
     n, n_columns = neighbors.densities.shape[1], len(plan.functions)

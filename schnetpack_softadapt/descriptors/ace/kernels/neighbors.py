@@ -44,43 +44,28 @@ X, Y, Z, INVERSE, _FACTOR, _SLOPE, _ARGUMENT, _RATE = (8 * k for k in range(8))
 
 
 class Sorted(NamedTuple):
-    """Neighbours within the cutoff by atom and element, each element padded to whole groups.
+    """Neighbours within the cutoff by atom and element, each element padded to whole groups."""
 
-    Attributes:
-        first: (N E + 1,) slots of element e of atom i are first[i E + e] to first[i E + e + 1].
-        pair: (n_slots,) row of the pair list, -1 in padding.
-        rows: (N,) element of each atom.
-        vectors: (3, n_slots) Ang.
-        densities: (N, C V) A.
-    """
-
+    # (N E + 1,) slots of element e of atom i are first[i E + e] to first[i E + e + 1]
     first: np.ndarray
-    pair: np.ndarray
-    rows: np.ndarray
-    vectors: np.ndarray
-    densities: np.ndarray
+    pair: np.ndarray  # (n_slots,) row of the pair list, -1 in padding
+    rows: np.ndarray  # (N,) element of each atom
+    vectors: np.ndarray  # (3, n_slots) Ang
+    densities: np.ndarray  # (N, C V) A
 
 
 class Work(NamedTuple):
-    """Of one group, flat, eight numbers each.
+    """Of one group, flat, eight numbers each."""
 
-    Attributes:
-        geometry: see above.
-        radial, slopes: the rows of the table, R_n after these, and derivatives by r.
-        q: Q_l^m, m up to l + 1, at l (top + 2) + m.
-        c, s: (x + i y)^m.
-        harmonics: Y_lm at l^2 + l + m.
-        sums: (V,) of the densities.
-    """
-
-    geometry: np.ndarray
+    geometry: np.ndarray  # see above
+    # radial, slopes: the rows of the table, R_n after these, and derivatives by r
     radial: np.ndarray
     slopes: np.ndarray
-    q: np.ndarray
-    c: np.ndarray
-    s: np.ndarray
-    harmonics: np.ndarray
-    sums: np.ndarray
+    q: np.ndarray  # Q_l^m, m up to l + 1, at l (top + 2) + m
+    c: np.ndarray  # (x + i y)^m
+    s: np.ndarray  # (x + i y)^m
+    harmonics: np.ndarray  # Y_lm at l^2 + l + m
+    sums: np.ndarray  # (V,) of the densities
 
 
 @njit(**OPTIONS)

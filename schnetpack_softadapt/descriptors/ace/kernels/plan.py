@@ -27,45 +27,30 @@ _FUNCTION = np.dtype([("x", np.int64), ("y", np.int64), ("length", np.int64)])
 
 
 class Plan(NamedTuple):
-    """Tables of one descriptor; C channels, E elements, V densities of a channel.
+    """Tables of one descriptor; C channels, E elements, V densities of a channel."""
 
-    Attributes:
-        species: (119,) row of each element, -1 for those that are not known.
-        weights: (C, E).
-        kinds: places of the radial and the cutoff function in their lists.
-        lengths: cutoff, decay, inner, inner_width, outer_width.
-        sizes: V, radial functions R_n, top l, nodes.
-        first: (top + 2,) first density of each l.
-        n_of_level: (top + 1,) radial functions that each l has.
-        radial_first: (top + 1,) first of them among the rows of the table; without one 0.
-        table: (E, E, rows, n) of the radial functions; without rows these are the R_n themselves.
-        table_ends: (rows, 2) first and last n that a row has, plus one.
-        norms: (top + 1, top + 1) of the spherical harmonics.
-        bessel: (n, 2) R_n = bessel[n, 0] (s_{n+1} + s_{n+2}) + bessel[n, 1] R_{n-1}, n from 0.
-        product_first: (n_products + 1,) first term of each product node, which is the sum over
-            `factor a b` of its terms.
-        terms: a, b, factor.
-        functions: a column is the sum over m < length of node[x + m] node[y + m].
-        touched_first, touched: densities that each column depends on.
-    """
-
-    species: np.ndarray
-    weights: np.ndarray
-    kinds: tuple[int, int]
+    species: np.ndarray  # (119,) row of each element, -1 for those that are not known
+    weights: np.ndarray  # (C, E)
+    kinds: tuple[int, int]  # places of the radial and the cutoff function in their lists
+    # cutoff, decay, inner, inner_width, outer_width
     lengths: tuple[float, float, float, float, float]
-    sizes: tuple[int, int, int, int]
-    first: np.ndarray
-    n_of_level: np.ndarray
-    radial_first: np.ndarray
+    sizes: tuple[int, int, int, int]  # V, radial functions R_n, top l, nodes
+    first: np.ndarray  # (top + 2,) first density of each l
+    n_of_level: np.ndarray  # (top + 1,) radial functions that each l has
+    radial_first: np.ndarray  # (top + 1,) first of them among the rows of the table; without one 0
+    # (E, E, rows, n) of the radial functions; without rows these are the R_n themselves
     table: np.ndarray
-    table_ends: np.ndarray
-    norms: np.ndarray
+    table_ends: np.ndarray  # (rows, 2) first and last n that a row has, plus one
+    norms: np.ndarray  # (top + 1, top + 1) of the spherical harmonics
+    # (n, 2) R_n = bessel[n, 0] (s_{n+1} + s_{n+2}) + bessel[n, 1] R_{n-1}, n from 0
     bessel: np.ndarray
+    # (n_products + 1,) first term of each product node, which is the sum over `factor a b` of its
+    # terms
     product_first: np.ndarray
-    terms: np.ndarray
-    functions: np.ndarray
-    touched_first: np.ndarray
-    touched: np.ndarray
+    terms: np.ndarray  # a, b, factor
+    functions: np.ndarray  # a column is the sum over m < length of node[x + m] node[y + m]
+    touched_first: np.ndarray  # densities that each column depends on
+    touched: np.ndarray  # densities that each column depends on
 
 
 def make_plan(descriptor: ClusterExpansion) -> Plan:

@@ -31,65 +31,20 @@ from schnetpack_softadapt.descriptors.acsf.kernels.triples import (
     stretch,
 )
 
-__all__ = ["blocks", "jacobian"]
-
-
-@njit(nogil=True, cache=True)
-def blocks(first, order, idx_j, n_atoms):
-    """Distinct atoms in the pair list of each atom.
-
-    Distances and cutoffs are left alone: a neighbour in whose reach no function is has a block of
-    zeros, and nobody can count other blocks than these.
-
-    Returns:
-        (block_first (N + 1,), block_atom (n_blocks,), pair_block (P,)): the atoms of i, ascending
-        and with i itself, are block_atom[block_first[i]:block_first[i + 1]]; pair_block is the
-        block of each pair counted from block_first[i].
-    """
-    block_first = np.zeros(n_atoms + 1, np.int64)
-    block_atom = np.empty(len(idx_j) + n_atoms, np.int32)
-    pair_block = np.empty(len(idx_j), np.int32)
-    seen = np.full(n_atoms, -1, np.int64)
-    number = np.empty(n_atoms, np.int32)
-    n = 0
-    for i in range(n_atoms):
-        begin = n
-        block_atom[n] = i
-        seen[i] = i
-        n += 1
-        for k in range(first[i], first[i + 1]):
-            j = idx_j[order[k]]
-            if seen[j] != i:
-                seen[j] = i
-                block_atom[n] = j
-                n += 1
-        block_atom[begin:n].sort()
-        for b in range(begin, n):
-            number[block_atom[b]] = b - begin
-        for k in range(first[i], first[i + 1]):
-            pair_block[order[k]] = number[idx_j[order[k]]]
-        block_first[i + 1] = n
-    return block_first, block_atom[:n].copy(), pair_block
+__all__ = ["jacobian"]
 
 
 class _Work(NamedTuple):
-    """Of the functions of a group.
+    """Of the functions of a group."""
 
-    Attributes:
-        value, slope: (CHUNK, F) T and D of each triple.
-        linear, quadratic, squares: (F,) coefficients of the exponents.
-        stretches: (F,) `stretch` of the triple at hand.
-        sums: (F,) of T; gradient: (m, 3, F) by each neighbour vector.
-    """
-
-    value: np.ndarray
-    slope: np.ndarray
-    linear: np.ndarray
-    quadratic: np.ndarray
-    squares: np.ndarray
-    stretches: np.ndarray
-    sums: np.ndarray
-    gradient: np.ndarray
+    value: np.ndarray  # (CHUNK, F) T and D of each triple
+    slope: np.ndarray  # (CHUNK, F) T and D of each triple
+    linear: np.ndarray  # (F,) coefficients of the exponents
+    quadratic: np.ndarray  # (F,) coefficients of the exponents
+    squares: np.ndarray  # (F,) coefficients of the exponents
+    stretches: np.ndarray  # (F,) `stretch` of the triple at hand
+    sums: np.ndarray  # (F,) of T
+    gradient: np.ndarray  # (m, 3, F) by each neighbour vector
 
 
 @njit(**SCALAR)
@@ -226,8 +181,8 @@ def _move(gradient, block, own, n):
 def jacobian(plan, pairs, start, stop, block_first, block_atom, pair_block, g, strain, dg_dr):
     """Values and Jacobians of atoms start to stop.
 
-    Args: as for `products.values`, then the results of `blocks` and the arrays to fill, of any
-        float type: g (N, D), strain (N, 6, D) and dg_dr (n_blocks, 3, D).
+    Args: as for `products.values`, then the results of `pair_blocks.blocks` and the arrays to fill,
+        of any float type: g (N, D), strain (N, 6, D) and dg_dr (n_blocks, 3, D).
     """
     neighbors = new_neighbors(plan.sizes, pairs.most)
     triples = new_triples(plan.sizes, pairs.most)

@@ -43,30 +43,23 @@ TINY = 1e-12  # Ang^2, keeps coinciding atoms finite, as in `functions.lengths`
 
 
 class Neighbors(NamedTuple):
-    """Neighbours of one atom within one cutoff, sorted by channel.
+    """Neighbours of one atom within one cutoff, sorted by channel."""
 
-    Attributes:
-        pair: (m,) row of the pair list; number: (m,) atomic number.
-        bounds: (n_channels + 1,) where each channel begins; the last entry is the end.
-        x, y, z: (m,) unit vectors; r, r2, inverse: (m,) r, r^2, 1/r in Ang.
-        cut, slope: (n_fn, m) cutoff functions and d log f_c/d(r^2).
-        factors: (n_factors, m) radial parts of the functions of one neighbour, see `Plan`.
-        weighted_cut: (m,) f_c times the element's weight, for the weighted group at hand.
-    """
-
-    pair: np.ndarray
-    number: np.ndarray
-    bounds: np.ndarray
+    pair: np.ndarray  # (m,) row of the pair list
+    number: np.ndarray  # (m,) atomic number
+    bounds: np.ndarray  # (n_channels + 1,) where each channel begins; the last entry is the end
+    # x, y, z: (m,) unit vectors; r, r2, inverse: (m,) r, r^2, 1/r in Ang
     x: np.ndarray
     y: np.ndarray
     z: np.ndarray
     r: np.ndarray
     r2: np.ndarray
     inverse: np.ndarray
+    # cut, slope: (n_fn, m) cutoff functions and d log f_c/d(r^2)
     cut: np.ndarray
     slope: np.ndarray
-    factors: np.ndarray
-    weighted_cut: np.ndarray
+    factors: np.ndarray  # (n_factors, m) radial parts of the functions of one neighbour, see `Plan`
+    weighted_cut: np.ndarray  # (m,) f_c times the element's weight, for the weighted group at hand
 
 
 @njit(nogil=True)

@@ -69,24 +69,18 @@ _TABLES = {
 
 
 class Plan(NamedTuple):
-    """Tables of a layout; where a table has a field `first_x`, its last record only ends the x.
+    """Tables of a layout; where a table has a field `first_x`, its last record only ends the x."""
 
-    Attributes:
-        species: (119,) row of an atomic number in `shell_first`, -1 where the layout has none.
-        channel: (119,) channel of an atomic number.
-        sizes: number of channels, largest numbers of cutoff functions and factors of a shell, of
-            widths and of rows of powers of a group.
-        element_weights: (n, 119) tables of weights by atomic number.
-        shell_first: (n_species + 1,) first shell of each species.
-        shells, fn_codes, factors, radials, groups, bases, widths, steps, terms: see the module;
-            `terms` of a width are padded to a multiple of four with records of column -1.
-    """
-
+    # (119,) row of an atomic number in `shell_first`, -1 where the layout has none
     species: np.ndarray
-    channel: np.ndarray
+    channel: np.ndarray  # (119,) channel of an atomic number
+    # number of channels, largest numbers of cutoff functions and factors of a shell, of widths and
+    # of rows of powers of a group
     sizes: np.ndarray
-    element_weights: np.ndarray
-    shell_first: np.ndarray
+    element_weights: np.ndarray  # (n, 119) tables of weights by atomic number
+    shell_first: np.ndarray  # (n_species + 1,) first shell of each species
+    # shells, fn_codes, factors, radials, groups, bases, widths, steps, terms: see the module;
+    # `terms` of a width are padded to a multiple of four with records of column -1
     shells: np.ndarray
     fn_codes: np.ndarray
     factors: np.ndarray

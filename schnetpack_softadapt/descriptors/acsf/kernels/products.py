@@ -96,22 +96,16 @@ def values(plan, pairs, start, stop, g):
 
 
 class _Sums(NamedTuple):
-    """Per triple of a chunk, (CHUNK,): sums over functions, see above.
+    """Per triple of a chunk, (CHUNK,): sums over functions, see above."""
 
-    Attributes:
-        value, slope: P and P' of one width.
-        total: W P; turn: W P'; square: W P dphi/ds_2; stretch: W P dphi/ds_1 / 2; over all widths.
-        cross: B; common: the part of a_j and a_k that is the same.
-    """
-
-    value: np.ndarray
-    slope: np.ndarray
-    total: np.ndarray
-    turn: np.ndarray
-    square: np.ndarray
-    stretch: np.ndarray
-    cross: np.ndarray
-    common: np.ndarray
+    value: np.ndarray  # P and P' of one width
+    slope: np.ndarray  # P and P' of one width
+    total: np.ndarray  # W P
+    turn: np.ndarray  # W P'
+    square: np.ndarray  # W P dphi/ds_2
+    stretch: np.ndarray  # W P dphi/ds_1 / 2; over all widths
+    cross: np.ndarray  # B
+    common: np.ndarray  # the part of a_j and a_k that is the same
 
 
 @njit(nogil=True)
@@ -357,16 +351,10 @@ def vjp(plan, pairs, start, stop, grad_g, grad_r):
 
 
 class _Tangents(NamedTuple):
-    """Changes of the neighbours, (m,), and of triples, (CHUNK,).
+    """Changes of the neighbours, (m,), and of triples, (CHUNK,)."""
 
-    Attributes:
-        x, y, z: v / r; log_r: d log r = n . v / r; square: d(r^2); by_r: d(r^2) / r;
-            by_cut: d(r^2) dlog f_c/d(r^2).
-        cosine: dc; cross: (v_j n_k / r_j + v_k n_j / r_k) r_j r_k.
-        cuts, squares, distances: sums of by_cut, square and by_r over the distances of a triple.
-        value, slope: the two weights.
-    """
-
+    # x, y, z: v / r; log_r: d log r = n . v / r; square: d(r^2); by_r: d(r^2) / r; by_cut: d(r^2)
+    # dlog f_c/d(r^2).
     x: np.ndarray
     y: np.ndarray
     z: np.ndarray
@@ -374,13 +362,14 @@ class _Tangents(NamedTuple):
     square: np.ndarray
     by_r: np.ndarray
     by_cut: np.ndarray
-    cosine: np.ndarray
-    cross: np.ndarray
+    cosine: np.ndarray  # dc
+    cross: np.ndarray  # (v_j n_k / r_j + v_k n_j / r_k) r_j r_k
+    # cuts, squares, distances: sums of by_cut, square and by_r over the distances of a triple
     cuts: np.ndarray
     squares: np.ndarray
     distances: np.ndarray
-    value: np.ndarray
-    slope: np.ndarray
+    value: np.ndarray  # the two weights
+    slope: np.ndarray  # the two weights
 
 
 @njit(nogil=True)

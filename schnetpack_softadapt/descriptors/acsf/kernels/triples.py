@@ -51,27 +51,20 @@ CHUNK = 512  # triples handled at a time: their arrays stay in the first-level c
 
 
 class Triples(NamedTuple):
-    """Triples (i, j, k) of one central atom, a chunk at a time.
+    """Triples (i, j, k) of one central atom, a chunk at a time."""
 
-    Attributes:
-        index: (CHUNK,) j * 65536 + k.
-        cosine: (CHUNK,) cos(theta_jik); s: (CHUNK,) r_jk^2, Ang^2.
-        cut, slope: (CHUNK,) f_c(r_jk) and d log f_c/ds, of narrow groups.
-        product: (CHUNK,) product of the cutoff functions.
-        sum1, sum2: (CHUNK,) sums of the distances and of their squares.
-        weights: (n_widths, CHUNK) W of each width.
-        rows: (n_rows, CHUNK) ones, (1 + cos)/2, (1 - cos)/2, exponentials, powers of these.
-    """
-
-    index: np.ndarray
-    cosine: np.ndarray
-    s: np.ndarray
+    index: np.ndarray  # (CHUNK,) j * 65536 + k
+    cosine: np.ndarray  # (CHUNK,) cos(theta_jik)
+    s: np.ndarray  # (CHUNK,) r_jk^2, Ang^2
+    # cut, slope: (CHUNK,) f_c(r_jk) and d log f_c/ds, of narrow groups
     cut: np.ndarray
     slope: np.ndarray
-    product: np.ndarray
+    product: np.ndarray  # (CHUNK,) product of the cutoff functions
+    # sum1, sum2: (CHUNK,) sums of the distances and of their squares
     sum1: np.ndarray
     sum2: np.ndarray
-    weights: np.ndarray
+    weights: np.ndarray  # (n_widths, CHUNK) W of each width
+    # (n_rows, CHUNK) ones, (1 + cos)/2, (1 - cos)/2, exponentials, powers of these
     rows: np.ndarray
 
 

@@ -37,23 +37,17 @@ _TINY_SQUARE = 1e-12  # Ang^2, keeps coinciding atoms finite, as in the referenc
 
 
 class Sorted(NamedTuple):
-    """Neighbours within the cutoffs by atom and channel, each channel padded to whole groups.
+    """Neighbours within the cutoffs by atom and channel, each channel padded to whole groups."""
 
-    Attributes:
-        first: (N C + 1,) slots of channel c of atom i are first[i C + c] to first[i C + c + 1].
-        pair: (n_slots,) row of the pair list, -1 in padding.
-        rows: (N,) element of each atom.
-        row_j: (n_slots,) element of the neighbour.
-        geometry: (9, n_slots): unit vector (its padding 0), 1/r, sin theta, cos theta, dtheta/dr,
-            f_c weight and its derivative by r.
-        densities: (N, C, H, 2) sums of u, real and imaginary parts, without the atom itself.
-    """
-
+    # (N C + 1,) slots of channel c of atom i are first[i C + c] to first[i C + c + 1]
     first: np.ndarray
-    pair: np.ndarray
-    rows: np.ndarray
-    row_j: np.ndarray
+    pair: np.ndarray  # (n_slots,) row of the pair list, -1 in padding
+    rows: np.ndarray  # (N,) element of each atom
+    row_j: np.ndarray  # (n_slots,) element of the neighbour
+    # (9, n_slots): unit vector (its padding 0), 1/r, sin theta, cos theta, dtheta/dr, f_c weight
+    # and its derivative by r
     geometry: np.ndarray
+    # (N, C, H, 2) sums of u, real and imaginary parts, without the atom itself
     densities: np.ndarray
 
 

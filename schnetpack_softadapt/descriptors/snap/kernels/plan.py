@@ -31,24 +31,6 @@ _HALF = np.dtype(
 class Plan(NamedTuple):
     """Tables of one descriptor; C channels, H numbers in the half, F in whole matrices.
 
-    Attributes:
-        species: (119,) row of each element, -1 for those that are not known.
-        channel: (n_elements,) channel of a neighbour.
-        pair: (n_elements, n_elements, 4) see `Bispectrum.pair_table`.
-        options: rfac0, rmin0, whether to switch at the cutoff, whether inside too.
-        sizes: twojmax, C, H, F, number of components.
-        self_terms, factors, isolated: see `Bispectrum`.
-        row_first: (p, j) place of row p of level j in the half.
-        level_first: (twojmax + 1,) place of each level in whole matrices.
-        half: of each number in the half: its place in the whole, that of its mirror image, the
-            sign there; `scale` see below; `weight`, how often it counts in a sum over the whole;
-            and what a turn of the matrix does: the coefficients of its left and right neighbours in
-            the row, and of itself.
-        products: with a last one that ends the others; `first1`, `first2` are places in the
-            densities, `first_coupling` one in `couplings`.
-        values, outputs, terms: what a product is used for, see `clebsch.Uses`.
-        couplings: Clebsch-Gordan coefficients.
-
     The loops compute v = u / scale, scale[j, p, q] = sqrt((j - q)! q! / (j - p)! / p!), for then no
     square roots are left in the recursion:
 
@@ -56,22 +38,29 @@ class Plan(NamedTuple):
         v_j[p, q] = b v_{j-1}[p - 1, q] + a v_{j-1}[p - 1, q - 1]
     """
 
-    species: np.ndarray
-    channel: np.ndarray
-    pair: np.ndarray
+    species: np.ndarray  # (119,) row of each element, -1 for those that are not known
+    channel: np.ndarray  # (n_elements,) channel of a neighbour
+    pair: np.ndarray  # (n_elements, n_elements, 4) see `Bispectrum.pair_table`
+    # rfac0, rmin0, whether to switch at the cutoff, whether inside too
     options: tuple[float, float, bool, bool]
-    sizes: tuple[int, int, int, int, int]
-    self_terms: np.ndarray
-    factors: np.ndarray
-    isolated: np.ndarray
-    row_first: np.ndarray
-    level_first: np.ndarray
+    sizes: tuple[int, int, int, int, int]  # twojmax, C, H, F, number of components
+    self_terms: np.ndarray  # see `Bispectrum`
+    factors: np.ndarray  # see `Bispectrum`
+    isolated: np.ndarray  # see `Bispectrum`
+    row_first: np.ndarray  # (p, j) place of row p of level j in the half
+    level_first: np.ndarray  # (twojmax + 1,) place of each level in whole matrices
+    # of each number in the half: its place in the whole, that of its mirror image, the sign there;
+    # `scale` see below; `weight`, how often it counts in a sum over the whole; and what a turn of
+    # the matrix does: the coefficients of its left and right neighbours in the row, and of itself
     half: np.ndarray
+    # with a last one that ends the others; `first1`, `first2` are places in the densities,
+    # `first_coupling` one in `couplings`
     products: np.ndarray
+    # values, outputs, terms: what a product is used for, see `clebsch.Uses`
     values: np.ndarray
     outputs: np.ndarray
     terms: np.ndarray
-    couplings: np.ndarray
+    couplings: np.ndarray  # Clebsch-Gordan coefficients
 
 
 def _half(twojmax: int, level_first: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,11 +1,13 @@
-"""CPU time of cluster expansions: energy, forces and stress by the ASE calculator and by LAMMPS.
+"""CPU time of SNAP potentials and cluster expansions: by the ASE calculator and by LAMMPS.
 
-Both run in turns on the same crystals, which move a little at every step; us per atom and step,
-the median over the turns. LAMMPS rebuilds its neighbour list when it must, like the calculator.
+Energy, forces and stress, in turns on the same crystals, which move a little at every step; us per
+atom and step, the median over the turns. LAMMPS rebuilds its neighbour list when it must, like the
+calculator.
 
-    python tests/benchmarks/ace.py [--potential Cu.ace] [--turns 5] [--json FILE]
+    python tests/benchmarks/pair_styles.py snap|pace [--potential FILE] [--turns 5] [--json FILE]
 
-With an `lmp` on PATH that has ML-PACE beside ours; the potential is `Cu-PBE-core-rep.ace`.
+With an `lmp` on PATH (the program itself) that has ML-SNAP or ML-PACE beside ours; the potential is
+a published one of copper for `pair_style pace`, `Cu-PBE-core-rep.ace`.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import time
 from pathlib import Path
 
 parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+parser.add_argument("style", choices=("snap", "pace"))
 parser.add_argument("--potential", metavar="FILE", help="a published potential of copper")
 parser.add_argument("--turns", type=int, default=5)
 parser.add_argument("--steps", type=int, default=10)
@@ -34,6 +37,7 @@ from schnetpack.atomistic import PairwiseDistances, Strain  # noqa: E402
 
 from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator  # noqa: E402
 from schnetpack_softadapt.deploy.exchange.pace import read_pace, write_pace  # noqa: E402
+from schnetpack_softadapt.deploy.exchange.snap import read_snap  # noqa: E402
 from schnetpack_softadapt.descriptors.ace import ClusterExpansion  # noqa: E402
 from schnetpack_softadapt.model import (  # noqa: E402
     ACE,
@@ -42,20 +46,28 @@ from schnetpack_softadapt.model import (  # noqa: E402
     ForcesAndStress,
 )
 
-#: name: (crystal, lattice constant, elements, functions, Ang)
+#: name: (crystal, lattice constant, copies, elements, twojmax or number of functions, Ang)
 SYSTEMS = {
-    "Cu, 751": ("fcc", 3.61, ("Cu",), 751, 7.4),
-    "Mo, 100": ("bcc", 3.16, ("Mo",), 100, 5.0),
-    "Mo, 700": ("bcc", 3.16, ("Mo",), 700, 5.0),
-    "W-Be, 300": ("bcc", 3.16, ("Be", "W"), 300, 4.8),
+    "snap": {
+        "Mo 2J=6": ("bcc", 3.16, 8, ("Mo",), 6, 4.6),
+        "Mo 2J=8": ("bcc", 3.16, 8, ("Mo",), 8, 4.73),
+        "W-Be 2J=8": ("bcc", 3.16, 8, ("W", "Be"), 8, 4.8123),
+        "Ge 2J=8": ("diamond", 5.76, 5, ("Ge",), 8, 5.5),
+    },
+    "pace": {
+        "Cu, 751": ("fcc", 3.61, 4, ("Cu",), 751, 7.4),
+        "Mo, 100": ("bcc", 3.16, 5, ("Mo",), 100, 5.0),
+        "Mo, 700": ("bcc", 3.16, 5, ("Mo",), 700, 5.0),
+        "W-Be, 300": ("bcc", 3.16, 5, ("W", "Be"), 300, 4.8),
+    },
 }
 LAMMPS = """
 units metal
 atom_modify map array
 read_data structure.data
 mass * 50.0
-pair_style pace
-pair_coeff * * {file} {elements}
+pair_style {style}
+pair_coeff * * {files} {elements}
 velocity all create 300 1
 fix 1 all nve
 timestep 0.0001
@@ -67,8 +79,21 @@ print done append done
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
-def model_of(elements: tuple[str, ...], n_functions: int, cutoff: float) -> DescriptorPotential:
-    """Two densities with small random coefficients."""
+def bispectrum(folder: Path, elements: tuple[str, ...], twojmax: int, cutoff: float):
+    """A potential with small random coefficients, and its files."""
+    n = {6: 30, 8: 55}[twojmax]
+    lines = [f"{len(elements)} {n + 1}"]
+    rng = np.random.default_rng(0)
+    for element in elements:
+        lines += [f"{element} 0.5 1.0", *map(repr, (rng.normal(size=n + 1) * 1e-4).tolist())]
+    path = folder / "x.snapcoeff"
+    path.write_text("\n".join(lines) + "\n")
+    path.with_suffix(".snapparam").write_text(f"rcutfac {cutoff}\ntwojmax {twojmax}\n")
+    return read_snap(path), "x.snapcoeff x.snapparam"
+
+
+def expansion(folder: Path, elements: tuple[str, ...], n_functions: int, cutoff: float):
+    """Two densities with small random coefficients, and their file."""
     d = ClusterExpansion(elements, cutoff, "chebyshev", n_functions=n_functions, l_weight=0.5)
     networks = ElementalAtomwise(
         n_in=d.n_columns, elements=elements, n_hidden=(2,), activation="finnis_sinclair"
@@ -82,18 +107,19 @@ def model_of(elements: tuple[str, ...], n_functions: int, cutoff: float) -> Desc
     with torch.no_grad():
         networks.weights[0].mul_(1e-6)
     model.metadata["units"] = {"energy": "eV", "forces": "eV/Ang", "length": "Ang"}
-    return model.eval()
+    write_pace(model.eval(), folder / "x.yace")
+    return model, "x.yace"
 
 
 class Lammps:
     """LAMMPS waiting for steps to do."""
 
-    def __init__(self, folder: Path, file: Path, elements: tuple[str, ...]):
+    def __init__(self, folder: Path, files: str, elements: tuple[str, ...]):
         self.done, self.finished = folder / "done", 0
         self.process = subprocess.Popen(
             ["lmp", "-log", "none", "-screen", "none"], stdin=subprocess.PIPE, text=True, cwd=folder
         )
-        self.send(LAMMPS.format(file=file, elements=" ".join(elements)))
+        self.send(LAMMPS.format(style=args.style, files=files, elements=" ".join(elements)))
 
     def send(self, text: str) -> float:
         """CPU seconds of some commands, the last of which appends a line to `done`."""
@@ -103,7 +129,7 @@ class Lammps:
         self.finished += 1
         while not self.done.exists() or self.done.read_text().count("\n") < self.finished:
             if self.process.poll() is not None:
-                raise SystemExit("lmp ended: does it have ML-PACE?")
+                raise SystemExit(f"lmp ended: does it have ML-{args.style.upper()}?")
             time.sleep(0.01)
         return self.seconds() - before
 
@@ -120,22 +146,23 @@ class Lammps:
 
 def compare(name: str, folder: Path) -> dict:
     """us per atom and step of both."""
-    crystal, a, elements, n_functions, cutoff = SYSTEMS.get(name, SYSTEMS["Cu, 751"])
-    atoms = bulk(elements[0], crystal, a=a, cubic=True).repeat(4 if crystal == "fcc" else 5)
+    systems = SYSTEMS[args.style]
+    crystal, a, copies, elements, size, cutoff = systems.get(name) or systems["Cu, 751"]
+    atoms = bulk(elements[0], crystal, a=a, cubic=True).repeat(copies)
     rng = np.random.default_rng(1)
     if len(elements) > 1:
-        atoms.symbols = rng.choice(elements, len(atoms), p=[0.2, 0.8])
+        atoms.symbols = rng.choice(elements, len(atoms), p=[0.8, 0.2])
     atoms.positions += rng.normal(scale=0.05, size=atoms.positions.shape)
-    if name in SYSTEMS:
-        model, file = model_of(elements, n_functions, cutoff), folder / "x.yace"
-        write_pace(model, file)
+    if name not in systems:
+        files = str(Path(args.potential).resolve())
+        model = read_pace(files)
     else:
-        file = Path(args.potential).resolve()
-        model = read_pace(file)
+        make = bispectrum if args.style == "snap" else expansion
+        model, files = make(folder, elements, size, cutoff)
     write(folder / "structure.data", atoms, format="lammps-data", specorder=list(elements))
     atoms.calc = SoftAdaptCalculator(model)
     atoms.get_forces()
-    other = Lammps(folder, file, elements) if shutil.which("lmp") else None
+    other = Lammps(folder, files, elements) if shutil.which("lmp") else None
     theirs, ours, n = [], [], args.steps * len(atoms)
     for _ in range(args.turns):
         start = time.process_time()
@@ -156,8 +183,8 @@ def compare(name: str, folder: Path) -> dict:
 def main() -> None:
     """Print the table."""
     rows = []
-    print("| potential | atoms | ours, us/atom | pace, us/atom | ratio |\n|---|---|---|---|---|")
-    for name in ([Path(args.potential).stem] if args.potential else []) + [*SYSTEMS]:
+    print("| potential | atoms | ours, us/atom | LAMMPS, us/atom | ratio |\n|---|---|---|---|---|")
+    for name in ([Path(args.potential).stem] if args.potential else []) + [*SYSTEMS[args.style]]:
         with tempfile.TemporaryDirectory() as folder:
             row = {"potential": name, **compare(name, Path(folder))}
         rows.append(row)
