@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 from ase import units
 from ase.cell import Cell
+from fits import RIGHT_STRESS, by_group, split_by_group, subcommand
 
 from schnetpack_softadapt.data.database import write_database
 from schnetpack_softadapt.data.dataset import read_database
@@ -36,13 +37,7 @@ from schnetpack_softadapt.data.formats.format import ImportOptions, read_files
 from schnetpack_softadapt.data.importing.checks import leave_out_placeholder_stress, raise_problems
 from schnetpack_softadapt.data.importing.sources import find_sources
 from schnetpack_softadapt.data.importing.stress_labels import StressRepair, repair
-from schnetpack_softadapt.data.splitting import (
-    Split,
-    load_split,
-    save_split,
-    seeded_order,
-    split_path,
-)
+from schnetpack_softadapt.data.splitting import Split, load_split, save_split, split_path
 from schnetpack_softadapt.data.structures import Structure
 from schnetpack_softadapt.quantities import QUANTITIES
 from schnetpack_softadapt.reports.errors import error_rows
@@ -50,15 +45,9 @@ from schnetpack_softadapt.reports.predictions import Predictions
 from schnetpack_softadapt.training.predictions import prediction_arrays, write_predictions
 from schnetpack_softadapt.training.text_table import text_table
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 FILES = ("wbe.extxyz.xz", "w.extxyz.xz")
-FRACTIONS = (0.7, 0.1, 0.2)  # train, val, test
 LEAST_OF_A_GROUP = 5
-
-#: groups whose stresses are in the unit that the files state; all others lack this factor
-RIGHT_STRESS = ("slice_sample", "gamma_surface")
-STRESS_FACTOR = 1e3
+STRESS_FACTOR = 1e3  # of all groups but RIGHT_STRESS
 
 POTENTIAL = "WBe_Wood_PRB2019"
 ELEMENTS = ("W", "Be")
@@ -143,14 +132,6 @@ def work_ratio(structures: Iterable[Structure], least_ev: float = 0.02) -> tuple
     return (float(np.median(ratios)), len(ratios)) if ratios else (float("nan"), 0)
 
 
-def by_group(structures: Sequence[Structure], seed: int) -> Iterable[np.ndarray]:
-    """Indices of the structures of each group, in random order."""
-    groups = np.array([s.group for s in structures])
-    for group in np.unique(groups):
-        members = np.flatnonzero(groups == group)
-        yield members[seeded_order(len(members), seed)]
-
-
 def prepare(args: argparse.Namespace) -> None:
     structures = read_all()
     if args.stress:
@@ -161,21 +142,16 @@ def prepare(args: argparse.Namespace) -> None:
         share = args.n / len(structures)
         parts = [
             members[: max(LEAST_OF_A_GROUP, round(share * len(members)))]
-            for members in by_group(structures, args.seed)
+            for members in by_group([s.group for s in structures], args.seed)
         ]
         structures = [structures[k] for k in np.sort(np.concatenate(parts))]
     raise_problems(structures)
-    subsets = [[], [], []]
-    for members in by_group(structures, args.seed):
-        # at least one for testing where there are two
-        ends = np.ceil(np.cumsum(FRACTIONS)[:2] * len(members) - 0.5).astype(int)
-        for subset, part in zip(subsets, np.split(members, ends), strict=True):
-            subset += part.tolist()
     args.folder.mkdir(parents=True, exist_ok=True)
     path = args.folder / "wbe.db"
     provenance = "W-Be, Phys. Rev. B 99, 184305 and npj Comput. Mater. 8, 189"
     fingerprint = write_database(path, structures, provenance, overwrite=True)
-    split = Split(*(sorted(subset) for subset in subsets), fingerprint=fingerprint)
+    subsets = split_by_group([s.group for s in structures], args.seed)
+    split = Split(*subsets, fingerprint=fingerprint)
     save_split(split_path(path), split)
     n_stress = sum(s.stress is not None for s in structures)
     print(
@@ -299,20 +275,13 @@ def table(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(required=True)
-    command = commands.add_parser("prepare")
-    command.add_argument("folder", type=Path)
+    command = subcommand(commands, prepare)
     command.add_argument("--n", type=int, help="about so many structures, of all groups")
     command.add_argument("--max-atoms", type=int, help="only structures that are no larger")
     command.add_argument("--stress", action="store_true", help="only structures with a stress")
     command.add_argument("--seed", type=int, default=0)
-    command.set_defaults(run=prepare)
-    command = commands.add_parser("snap")
-    command.add_argument("folder", type=Path)
-    command.set_defaults(run=snap)
-    command = commands.add_parser("table")
-    command.add_argument("folder", type=Path)
-    command.add_argument("runs", type=Path, nargs="*")
-    command.set_defaults(run=table)
+    subcommand(commands, snap)
+    subcommand(commands, table).add_argument("runs", type=Path, nargs="*")
     args = parser.parse_args()
     args.run(args)
 
