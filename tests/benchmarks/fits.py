@@ -66,6 +66,11 @@ def fit(folder: Path, database: Path, overrides: Sequence[str]) -> dict:
     return json.loads((folder / "metrics.json").read_text())
 
 
+def short(x: float, digits: int = 3) -> str:
+    """A number with so many digits, without powers of ten up to a million."""
+    return f"{float(f'{x:.{digits}g}'):g}"
+
+
 def print_table(head: Sequence, rows: Iterable[Sequence]) -> None:
     """In Markdown."""
     print(f"| {' | '.join(map(str, head))} |\n{'|---' * len(head)}|")

@@ -37,6 +37,7 @@ from fits import (
     plain_ticks,
     print_table,
     save_picture,
+    short,
     split_by_group,
     subcommand,
 )
@@ -63,16 +64,15 @@ NETWORK = ["experiment=recommended_softadapt", "model/representation=snap", *COM
 NETWORK += ["model.representation.scaling=sigma"]
 RMSE = {"energy": "energy_rmse_meV_per_atom", "forces": "forces_rmse_meV_per_Ang"}
 UNITS = {"energy": "meV/atom", "forces": "meV/Å"}
-TWOJMAX = "model.representation.parameters.twojmax="
+TWOJMAX = "model.representation.parameters.twojmax"
 MAIN = ("linear", "quadratic", "A1", "recipe")
 MODELS = {
-    **{f"linear {j}": ["experiment=snap_linear", *COMMON, TWOJMAX + j] for j in "248"},
-    "linear": ["experiment=snap_linear", *COMMON],
-    **{f"quadratic {j}": ["experiment=snap_quadratic", *COMMON, TWOJMAX + j] for j in "48"},
-    "quadratic": ["experiment=snap_quadratic", *COMMON],
-    **{name: [*NETWORK, f"globals.n_hidden={name}"] for name in ("A1", "A3", "A5", "B1", "B3")},
-    "recipe": ["experiment=recommended_softadapt", "data.weights=null"],
+    f"{kind} {j}".removesuffix(" 6"): [f"experiment=snap_{kind}", *COMMON, f"{TWOJMAX}={j}"]
+    for kind, sizes in (("linear", "2468"), ("quadratic", "468"))
+    for j in sizes
 }
+MODELS |= {a: [*NETWORK, f"globals.n_hidden={a}"] for a in ("A1", "A3", "A5", "B1", "B3")}
+MODELS["recipe"] = ["experiment=recommended_softadapt", "data.weights=null"]
 
 
 def teacher():
@@ -325,49 +325,46 @@ def rms(x: np.ndarray) -> float:
     return float(np.sqrt((x**2).mean()))
 
 
-def mae(x: np.ndarray) -> float:
-    return float(np.abs(x).mean())
-
-
 def mean_rms(runs: list, test: str, quantity: str) -> float:
     """Of all seeds; NaN without any."""
     return float(np.mean([rms(x[f"{test}, {quantity}"]) for x in runs])) if runs else np.nan
+
+
+def spread_of(runs: list, test: str, quantity: str) -> str:
+    """Mean and standard deviation over the seeds, of energies with the mean absolute error."""
+
+    def of(function) -> str:
+        values = [function(x[f"{test}, {quantity}"]) for x in runs]
+        deviation = f" ± {short(np.std(values, ddof=1), 2)}" if len(runs) > 1 else ""
+        return f"{short(np.mean(values))}{deviation}"
+
+    absolute = f" ({of(lambda x: np.abs(x).mean())})" if quantity == "energy" else ""
+    return of(rms) + absolute
 
 
 def table(args: argparse.Namespace) -> None:
     found, out = results(args.folder), args.pictures or args.folder
     whole = {key[:2]: runs for key, runs in found.items() if not key[2]}
     whole = {key: whole[key] for key in itertools.product(MODELS, ALL_SETS) if key in whole}
-    print("\nTest RMSE (of energies MAE), meV/atom and meV/Ang, mean +- standard deviation\n")
+    print("\nRMSE (MAE), meV/atom and meV/Ang, mean and standard deviation of the seeds\n")
     rows = []
     for (model, name), runs in whole.items():
-        cells = []
-        for test in SETS if name != "dft" else ["test"]:
-            for f, q in (rms, "energy"), (mae, "energy"), (rms, "forces"):
-                values = [f(x[f"{test}, {q}"]) for x in runs]
-                cells.append(f"{np.mean(values):.3g} +- {np.std(values):.2g}")
-            cells[-3:-1] = [f"{cells[-3]} ({cells[-2]})"]
-        rows.append([model, runs[0]["parameters"], name, len(runs), *cells])
+        train = " / ".join(short(mean_rms(runs, "train", q)) for q in UNITS)
+        tests = [(t, q) for t in (("test",) if name == "dft" else SETS) for q in UNITS]
+        cells = [spread_of(runs, *test) for test in tests]
+        rows.append([model, runs[0]["parameters"], name, len(runs), train, *cells])
     columns = [f"{test}: {q}" for test in SETS for q in UNITS]
-    print_table(["model", "parameters", "trained on", "seeds", *columns], rows)
-    print("\nFamilies: RMSE of expert set with / without the family / entropy set\n")
+    print_table(["model", "parameters", "trained on", "seeds", "training", *columns], rows)
+    print("\nRMSE on families: expert set with / without the family / entropy set\n")
     unseen, rows = test_structures(args.folder, 0), []
     for q, family in itertools.product(UNITS, FAMILIES):
         cells = []
         for model in MAIN:
             runs = (found[model, *source] for source in sources(family))
-            cells.append(" / ".join(f"{mean_rms(x, family, q):.3g}" for x in runs))
+            cells.append(" / ".join(short(mean_rms(x, family, q)) for x in runs))
         scale = 1e3 * rms(np.concatenate([s.forces for s in unseen[family]]))
-        rows.append([q, family, len(unseen[family]), f"{scale:.3g}", *cells])
+        rows.append([q, family, len(unseen[family]), short(scale), *cells])
     print_table(["", "family", "structures", "RMS force", *MAIN], rows)
-    print("\nAgainst parameters: RMSE on training structures / expert / entropy test structures\n")
-    rows = []
-    for (model, name), runs in whole.items():
-        if name in SETS:
-            errors = ([mean_rms(runs, t, q) for t in ("train", *SETS)] for q in UNITS)
-            cells = (" / ".join(f"{x:.3g}" for x in three) for three in errors)
-            rows.append([model, name, runs[0]["parameters"], *cells])
-    print_table(["model", "trained on", "parameters", *UNITS], rows)
     save_picture(out / "transfer_errors.png", _draw_errors, whole)
     save_picture(out / "transfer_families.png", _draw_families, found)
     save_picture(out / "transfer_freedom.png", _draw_freedom, whole)
@@ -435,6 +432,7 @@ def _draw_freedom(whole):
             axes.loglog(n, train, markers[kind] + ":", markerfacecolor="none", **style)
         axes.set_title(f"{q} of the {test} set, {UNITS[q]}")
         axes.set_xlabel("parameters")
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], 1.0))  # some fit all energies exactly
         plain_ticks(axes.yaxis)
     entries = [("-", CYCLE[k], f"trained on {name}") for k, name in enumerate(SETS)]
     entries += [(":", "grey", "errors of training (open)")]
