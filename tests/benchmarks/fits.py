@@ -15,6 +15,18 @@ FRACTIONS = (0.7, 0.1, 0.2)  # train, val, test
 RIGHT_STRESS = ("slice_sample", "gamma_surface")
 
 
+def published_snap():
+    """The potential of M. A. Wood et al., Phys. Rev. B 99, 184305 (2019), with its ZBL."""
+    from shared import shared_path
+
+    from schnetpack_softadapt.deploy.exchange.snap import read_snap
+    from schnetpack_softadapt.model import ZBL
+
+    model = read_snap(shared_path("reference/snap/WBe_Wood_PRB2019.snapcoeff"))
+    model.postprocessors.append(ZBL.of_elements([4, 74], inner=4.0, outer=4.8))
+    return model
+
+
 def subcommand(commands, run: Callable, folder: bool = True) -> argparse.ArgumentParser:
     """The parser of a function of the same name, most with a folder."""
     command = commands.add_parser(run.__name__)

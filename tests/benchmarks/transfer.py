@@ -36,6 +36,7 @@ from fits import (
     legend,
     plain_ticks,
     print_table,
+    published_snap,
     save_picture,
     short,
     split_by_group,
@@ -44,7 +45,6 @@ from fits import (
 
 SETS = ("expert", "entropy")
 ALL_SETS = (*SETS, "mixed", "dft")
-TEACHER = "WBe_Wood_PRB2019"
 LEAST_OF_A_GROUP, MORE = 3, 12
 #: groups of the expert set that are left out together
 FAMILIES = {
@@ -75,19 +75,6 @@ MODELS |= {a: [*NETWORK, f"globals.n_hidden={a}"] for a in ("A1", "A3", "A5", "B
 MODELS["recipe"] = ["experiment=recommended_softadapt", "data.weights=null"]
 
 
-def teacher():
-    """The published SNAP with its ZBL, as an ASE calculator."""
-    from shared import shared_path
-
-    from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator
-    from schnetpack_softadapt.deploy.exchange.snap import read_snap
-    from schnetpack_softadapt.model import ZBL
-
-    model = read_snap(shared_path(f"reference/snap/{TEACHER}.snapcoeff"))
-    model.postprocessors.append(ZBL.of_elements([4, 74], inner=4.0, outer=4.8))
-    return SoftAdaptCalculator(model)
-
-
 def expert_structures(n: int, seed: int) -> tuple[list, list]:
     """About n structures of all groups, with the labels of DFT, and some more of each."""
     from shared import shared_path
@@ -115,6 +102,7 @@ def first_atoms(path: str, n: int) -> list:
 def prepare(args: argparse.Namespace) -> None:
     from schnetpack_softadapt.data.database import write_database
     from schnetpack_softadapt.data.structures import Structure
+    from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator
 
     expert, more = expert_structures(args.n, args.seed)
     n_atoms = sum(map(len, expert))
@@ -125,7 +113,7 @@ def prepare(args: argparse.Namespace) -> None:
     if args.ordered:
         sets["mixed"] = entropy[::2]
         sets["mixed"] += first_atoms(args.ordered, n_atoms - sum(map(len, entropy[::2])))
-    calculator = teacher()
+    calculator = SoftAdaptCalculator(published_snap())
 
     def labelled(atoms, label: bool) -> Structure:
         group = atoms.info["group"]
@@ -142,7 +130,7 @@ def prepare(args: argparse.Namespace) -> None:
     for name, frames in sets.items():
         structures = [labelled(atoms, name != "dft") for atoms in frames]
         path = args.folder / f"{name}.db"
-        text = f"{name} set of W, labels of {TEACHER if name != 'dft' else 'DFT'}"
+        text = f"{name} set of W, labels of {'DFT' if name == 'dft' else 'the published SNAP'}"
         write_database(path, structures, text, overwrite=True)
         print(f"{path}: {len(structures)} structures, {sum(s.n_atoms for s in structures)} atoms")
 
