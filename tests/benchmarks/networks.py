@@ -29,6 +29,7 @@ import re
 import subprocess
 import sys
 from collections import defaultdict
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -204,7 +205,8 @@ def nve_lammps(model: Path) -> list[float]:
     found = []
     with TemporaryDirectory() as name:
         folder = Path(name) / "potential"
-        command(["export", str(model), "--out", str(folder), "--format", "lammps"])
+        with redirect_stdout(sys.stderr):
+            command(["export", str(model), "--out", str(folder), "--format", "lammps"])
         style = [
             line
             for line in (folder / "in.lammps").read_text().splitlines()
@@ -251,8 +253,12 @@ def _draw_nve(results: dict[str, list[float]]):
 
     figure = new_figure(6.0, 4.0)
     axes = figure.subplots()
-    for k, (name, found) in enumerate(results.items()):
-        axes.loglog(TIME_STEPS, 1e3 * np.array(found), "o-", color=CYCLE[k % 8], label=name)
+    models = list(dict.fromkeys(name.split(", ")[0] for name in results))
+    for name, found in results.items():  # LAMMPS as open squares, so that ASE is seen below
+        style = {"marker": "s", "linestyle": "", "markersize": 10, "markerfacecolor": "none"}
+        colour = CYCLE[models.index(name.split(", ")[0]) % 8]
+        style = style if name.endswith("LAMMPS") else {"marker": "o"}
+        axes.loglog(TIME_STEPS, 1e3 * np.array(found), color=colour, label=name, **style)
     first = 1e3 * min(found[0] for found in results.values()) / 2
     square = [first * (t / TIME_STEPS[0]) ** 2 for t in TIME_STEPS]
     axes.loglog(TIME_STEPS, square, "--", color="grey", label="slope 2")
