@@ -22,17 +22,18 @@ mean of |H(t) - H(0)| / N against the time step.
 """
 
 import argparse
+import itertools
 import json
 import lzma
 import re
 import subprocess
 import sys
 from collections import defaultdict
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from fits import RIGHT_STRESS, fit, legend, plain_ticks, print_table, save_picture, subcommand
 
 ERRORS = {
     "energy, meV/atom": "energy_rmse_meV_per_atom",
@@ -42,8 +43,6 @@ ERRORS = {
 TIME_STEPS = (0.5, 1.0, 2.0, 5.0, 10.0)  # fs
 DURATION, SAMPLES, TEMPERATURE = 7500.0, 1000, 3000.0  # fs, -, K
 HIGHEST = 5.0  # eV/atom above the lowest
-#: groups of W whose stresses are in the unit that the file states; others are 1000 times too small
-RIGHT_STRESS = ("slice_sample", "gamma_surface")
 
 
 def small_w(n: int, max_atoms: int) -> list[str]:
@@ -97,14 +96,10 @@ def prepare(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from schnetpack_softadapt.api import run_spktrain
-
     for twojmax in args.twojmax:  # so that all networks share one store
         for model in args.models:
             name = f"{model}_{twojmax}{args.tag and '_'}{args.tag}"
-            folder = args.folder.absolute() / "runs" / args.data / name
-            if (folder / "metrics.json").exists():
-                continue
+            folder = args.folder / "runs" / args.data / name
             experiment = [f"experiment={model}"]
             if re.fullmatch("[AB][1-5]", model):
                 kind = f"experiment=snap_network_{model[0].lower()}"
@@ -112,19 +107,10 @@ def run(args: argparse.Namespace) -> None:
                 if args.recipe:
                     kind = ["experiment=recommended_softadapt", "model/representation=snap"]
                     experiment = [*kind, "globals.cutoff=5", f"globals.n_hidden={model}"]
-            run_spktrain(
-                [
-                    *experiment,
-                    f"model.representation.parameters.twojmax={twojmax}",
-                    f"data.datapath={args.folder.absolute() / args.data}.db",
-                    f"run.path={folder.parent}",
-                    f"run.id={folder.name}",
-                    "logger=acsf_quiet",
-                    "print_config=false",
-                    *args.overrides,
-                ]
-            )
-            print(name, json.loads((folder / "metrics.json").read_text())["test"], flush=True)
+            experiment.append(f"model.representation.parameters.twojmax={twojmax}")
+            overrides = [*experiment, *args.overrides]
+            metrics = fit(folder, args.folder / f"{args.data}.db", overrides)
+            print(name, metrics["test"], flush=True)
 
 
 def table(args: argparse.Namespace) -> None:
@@ -142,21 +128,12 @@ def table(args: argparse.Namespace) -> None:
         row |= {"epochs": metrics["epochs"], "s": metrics["wall_s"]}
         rows.append(row | {k: metrics["test"].get(key, np.nan) for k, key in ERRORS.items()})
     rows.sort(key=lambda r: (r["data"], r["tag"], r["D"], r["model"]))
-    print(f"| {' | '.join(rows[0])} |\n{'|---' * len(rows[0])}|")
-    for row in rows:
-        cells = [f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()]
-        print(f"| {' | '.join(cells)} |")
-    if args.picture:
-        from schnetpack_softadapt.files import write_file
-        from schnetpack_softadapt.reports.style import png_bytes
-
-        drawn = [r for r in rows if r["data"] == "W" and not r["tag"]]
-        write_file(args.picture, png_bytes(_draw, drawn))
+    print_table(rows[0], (row.values() for row in rows))
+    drawn = [r for r in rows if r["data"] == "W" and not r["tag"]]
+    save_picture(args.picture, _draw, drawn)
 
 
 def _draw(rows: list[dict]):
-    from matplotlib.ticker import LogLocator
-
     from schnetpack_softadapt.reports.style import CYCLE, new_figure
 
     figure = new_figure(10.0, 3.6)
@@ -170,18 +147,14 @@ def _draw(rows: list[dict]):
                 x, y = [r["coefficients"] for r in mine], [r[error] for r in mine]
                 axes.loglog(x, y, f"{marker}-", color=CYCLE[k], markersize=5, linewidth=1)
         axes.xaxis.set_minor_formatter("")
-        axes.yaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0)))
-        axes.yaxis.set_minor_formatter("{x:g}")
-        axes.yaxis.set_major_formatter("{x:g}")
+        plain_ticks(axes.yaxis)
         axes.set_xlim(10, 4e4 if max(r["coefficients"] for r in rows) > 2e3 else 2e3)
         axes.set_xlabel("coefficients")
         axes.set_title(error)
-    for k, size in enumerate(sizes):
-        figure.axes[0].plot([], [], color=CYCLE[k], label=f"D = {size}")
-    for kind, marker in markers.items():
-        if any(row["model"].rstrip("12345") == kind for row in rows):
-            figure.axes[0].plot([], [], marker, color="grey", label=kind.replace("_", " "))
-    figure.legend(loc="outside right center", fontsize=10)
+    entries = [("-", CYCLE[k], f"D = {size}") for k, size in enumerate(sizes)]
+    there = {row["model"].rstrip("12345") for row in rows}
+    entries += [(m, "grey", kind.replace("_", " ")) for kind, m in markers.items() if kind in there]
+    legend(figure, entries, loc="outside right center", fontsize=10)
     return figure
 
 
@@ -232,7 +205,8 @@ def nve_lammps(model: Path) -> list[float]:
     found = []
     with TemporaryDirectory() as name:
         folder = Path(name) / "potential"
-        command(["export", str(model), "--out", str(folder), "--format", "lammps"])
+        with redirect_stdout(sys.stderr):
+            command(["export", str(model), "--out", str(folder), "--format", "lammps"])
         style = [
             line
             for line in (folder / "in.lammps").read_text().splitlines()
@@ -262,20 +236,16 @@ def nve_lammps(model: Path) -> list[float]:
 def nve(args: argparse.Namespace) -> None:
     results = {}
     engines = {"ASE": nve_ase} | ({"LAMMPS": nve_lammps} if args.lammps else {})
-    print(f"| model | code | {' | '.join(f'{t:g} fs' for t in TIME_STEPS)} | slope to 2 fs |")
-    print("|---" * (len(TIME_STEPS) + 3) + "|")
-    for model in args.models:
-        for code, engine in engines.items():
+
+    def rows():
+        for model, (code, engine) in itertools.product(args.models, engines.items()):
             found = results[f"{model.name}, {code}"] = engine(model)
             slope = np.polyfit(np.log(TIME_STEPS[:3]), np.log(found[:3]), 1)[0]
-            cells = " | ".join(f"{1e3 * x:.3g}" for x in found)
-            print(f"| {model.name} | {code} | {cells} | {slope:.2f} |", flush=True)
-    print("\nmean |H(t) - H(0)| / N, meV/atom")
-    if args.picture:
-        from schnetpack_softadapt.files import write_file
-        from schnetpack_softadapt.reports.style import png_bytes
+            yield model.name, code, *(f"{1e3 * x:.3g}" for x in found), f"{slope:.2f}"
 
-        write_file(args.picture, png_bytes(_draw_nve, results))
+    print("mean |H(t) - H(0)| / N, meV/atom\n")
+    print_table(["model", "code", *(f"{t:g} fs" for t in TIME_STEPS), "slope to 2 fs"], rows())
+    save_picture(args.picture, _draw_nve, results)
 
 
 def _draw_nve(results: dict[str, list[float]]):
@@ -283,8 +253,12 @@ def _draw_nve(results: dict[str, list[float]]):
 
     figure = new_figure(6.0, 4.0)
     axes = figure.subplots()
-    for k, (name, found) in enumerate(results.items()):
-        axes.loglog(TIME_STEPS, 1e3 * np.array(found), "o-", color=CYCLE[k % 8], label=name)
+    models = list(dict.fromkeys(name.split(", ")[0] for name in results))
+    for name, found in results.items():  # LAMMPS as open squares, so that ASE is seen below
+        style = {"marker": "s", "linestyle": "", "markersize": 10, "markerfacecolor": "none"}
+        colour = CYCLE[models.index(name.split(", ")[0]) % 8]
+        style = style if name.endswith("LAMMPS") else {"marker": "o"}
+        axes.loglog(TIME_STEPS, 1e3 * np.array(found), color=colour, label=name, **style)
     first = 1e3 * min(found[0] for found in results.values()) / 2
     square = [first * (t / TIME_STEPS[0]) ** 2 for t in TIME_STEPS]
     axes.loglog(TIME_STEPS, square, "--", color="grey", label="slope 2")
@@ -297,28 +271,20 @@ def _draw_nve(results: dict[str, list[float]]):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(required=True)
-    command = commands.add_parser("prepare")
-    command.add_argument("folder", type=Path)
+    command = subcommand(commands, prepare)
     command.add_argument("--n", type=int, default=240)
     command.add_argument("--max-atoms", type=int, default=54)
-    command.set_defaults(run=prepare)
-    command = commands.add_parser("run")
-    command.add_argument("folder", type=Path)
+    command = subcommand(commands, run)
     command.add_argument("--data", default="W", choices=("W", "Mo", "Si"))
     command.add_argument("--models", nargs="+", required=True)
     command.add_argument("--twojmax", nargs="+", type=int, default=[4, 6, 8])
     command.add_argument("--recipe", action="store_true")
     command.add_argument("--tag", default="")
-    command.set_defaults(run=run)
-    command = commands.add_parser("table")
-    command.add_argument("folder", type=Path)
-    command.add_argument("--picture", type=Path)
-    command.set_defaults(run=table)
-    command = commands.add_parser("nve")
+    subcommand(commands, table).add_argument("--picture", type=Path)
+    command = subcommand(commands, nve, folder=False)
     command.add_argument("models", nargs="+", type=Path)
     command.add_argument("--picture", type=Path)
     command.add_argument("--lammps", action="store_true")
-    command.set_defaults(run=nve)
     argv = [*sys.argv[1:], "--"]
     args = parser.parse_args(argv[: argv.index("--")])
     args.overrides = argv[argv.index("--") + 1 : -1]

