@@ -8,6 +8,9 @@ worker, however that ends.
 
 import contextlib
 import importlib
+import itertools
+import json
+import logging
 import os
 import pickle
 import queue
@@ -40,6 +43,9 @@ SECONDS_PER_BATCH = 2.0
 LARGEST_BATCH = 500
 #: batches that wait or run at once where the number of workers is not known, or changes
 IN_FLIGHT = 64
+PATIENCE = 15.0  # s, for a scheduler to answer
+
+LOST = "the executor's scheduler or pool is lost; what is finished is kept, start again to go on"
 
 Spec = str | Mapping | Executor
 
@@ -92,7 +98,7 @@ def open_executor(spec: Spec) -> Iterator[Executor]:
             yield local
         finally:
             local.shutdown(wait=False, cancel_futures=True)
-            _kill_children()
+            _kill_children(_place())
         return
     try:
         from distributed import Client
@@ -101,20 +107,29 @@ def open_executor(spec: Spec) -> Iterator[Executor]:
     where = settings["dask"]
     with contextlib.ExitStack() as stack:
         if where.endswith(".json"):
-            client = stack.enter_context(Client(scheduler_file=where))
+            address = json.loads(Path(where).read_text(encoding="utf-8"))["address"]
         elif "://" in where:
-            client = stack.enter_context(Client(where))
+            address = where
         else:
             cluster = import_object(where, "cluster")(**settings.get("arguments", {}))
             stack.enter_context(cluster).scale(settings.get("workers", 1))
-            client = stack.enter_context(Client(cluster))
+            address = cluster
+        try:
+            client = stack.enter_context(Client(address, timeout=PATIENCE))
+        except OSError as error:
+            raise ConnectionError(f"executor {where}: no scheduler answers ({error})") from error
         executor = client.get_executor(pure=False)
         try:
             yield executor
         finally:
-            executor.shutdown(wait=False)
-            with contextlib.suppress(Exception):  # workers that are gone need not be told
-                client.run(_kill_children)
+            if client.status == "running":
+                with contextlib.suppress(Exception):  # workers that are gone need not be told
+                    executor.shutdown(wait=False)
+                    client.run(_kill_children, _place())
+            else:  # dask logs many tracebacks of a scheduler that is gone
+                logging.disable(logging.CRITICAL)
+                stack.callback(logging.disable, logging.NOTSET)
+                client.close()
 
 
 def _settings(spec: str | Mapping) -> dict:
@@ -166,6 +181,9 @@ def run_all(
 
     Yields:
         name, result, None; or name, None, reason.
+
+    Raises:
+        ConnectionError: the executor takes no tasks any more, as when its scheduler was killed.
     """
     waiting: list = list(tasks)[::-1]
     size, seconds = 1, []
@@ -182,13 +200,18 @@ def run_all(
                 fair = max(1, len(waiting) // (2 * (width or in_flight)))
                 n = min(size, fair, LARGEST_BATCH)
                 batch = [single.pop()] if single else [waiting.pop() for _ in range(n)]
-                future = executor.submit(
-                    _run_batch, function, [args for _, args in batch], timeout, retries, home
-                )
+                inputs = [args for _, args in batch]
+                try:
+                    future = executor.submit(_run_batch, function, inputs, timeout, retries, home)
+                except Exception as error:  # each kind of executor has an error of its own
+                    raise ConnectionError(f"{LOST} ({_reason(error)})") from error
                 batches[future] = batch
             done, _ = wait(batches, return_when=FIRST_COMPLETED)
-            for future in done:
+            # what is done goes first: the reader may not come back after an error
+            for future in sorted(done, key=Future.cancelled):
                 batch = batches.pop(future)
+                if future.cancelled():  # not by us
+                    raise ConnectionError(LOST)
                 try:
                     results, duration = future.result()
                 except Exception as error:  # the worker is lost, not the task
@@ -237,23 +260,23 @@ class _Child:
     all: "list[_Child]" = []  # noqa: RUF012
     lock = threading.Lock()
 
-    def __init__(self, number: int):
-        self.number, self.is_busy, self.is_over = number, True, False
+    def __init__(self, home: tuple, number: int):
+        self.home, self.is_busy, self.is_over = home, True, False
         self.process: subprocess.Popen | None = None
+        host, process, _ = _place()
+        at_home = (host, process) == home[:2]
+        self.number, self.name = number, str(number) if at_home else f"{host}-{process}-{number}"
 
     @classmethod
     def idle(cls, home: tuple) -> "_Child":
-        """One that has nothing to do, else a new one; with a name and a directory."""
+        """One of the same home that has nothing to do, else a new one."""
         with cls.lock:
-            child = next((c for c in cls.all if not c.is_busy), None)
+            child = next((c for c in cls.all if c.home == home and not c.is_busy), None)
             if child is None:
-                child = cls(len(cls.all))
+                taken = {c.number for c in cls.all}
+                child = cls(home, next(k for k in itertools.count() if k not in taken))
                 cls.all.append(child)
             child.is_busy = True
-        host, process, _ = _place()
-        at_home = (host, process) == home[:2]
-        child.name = str(child.number) if at_home else f"{host}-{process}-{child.number}"
-        child.directory = home[2] if os.path.isdir(home[2]) else None
         return child
 
     def run(self, function: Callable, args: tuple, timeout: float | None) -> tuple:
@@ -289,7 +312,7 @@ class _Child:
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
             start_new_session=True,
-            cwd=self.directory,
+            cwd=self.home[2] if os.path.isdir(self.home[2]) else None,
         )
         theirs.close()
         self.function, self.connection = None, Connection(ours.detach())
@@ -303,9 +326,11 @@ class _Child:
             process.wait()
 
 
-def _kill_children() -> None:
+def _kill_children(home: tuple) -> None:
+    """End what works for a process; others may use the same workers."""
     with _Child.lock:
-        children, _Child.all = _Child.all, []
+        children = [c for c in _Child.all if c.home[:2] == home[:2]]
+        _Child.all = [c for c in _Child.all if c not in children]
     for child in children:
         child.is_over = True  # its thread may want to go on
         child.kill()

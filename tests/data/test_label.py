@@ -1,10 +1,12 @@
 """`spk-softadapt label`: any calculator or command, anywhere; accidents stay single."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -217,32 +219,59 @@ def test_formats_and_what_stays_of_a_structure():
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
-def test_dask_loses_a_worker_and_the_parent_and_goes_on():
-    distributed = pytest.importorskip("distributed")
-    lattice = np.linspace(3.4, 3.9, 24)
+def test_dask_loses_a_worker_the_parent_and_the_scheduler_and_goes_on(capfd):
+    pytest.importorskip("distributed")
+    lattice = np.linspace(3.4, 3.9, 30)
     write("in.extxyz", coppers(*lattice))
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50
-    ) as cluster:
-        command = ["label", "in.extxyz", "--calculator", "calculators:Odd", "--out", "out.extxyz"]
-        command += ["--calculator-args", '{"seconds": 0.1}']
-        command += ["--executor", f"dask:{cluster.scheduler_address}"]
-        code = f"from schnetpack_softadapt.cli.main import main; main({command!r})"
-        parent = subprocess.Popen([sys.executable, "-c", code])
-        journal = Path("out.extxyz.journal")
-        wait_for(lambda: journal.exists() and len(journal.read_bytes().splitlines()) > 2, parent)
+    journal = Path("out.extxyz.journal")
+
+    def n_kept() -> int:
+        return len(journal.read_bytes().splitlines()) if journal.exists() else 0
+
+    command = ["label", "in.extxyz", "--calculator", "calculators:Odd", "--out", "out.extxyz"]
+    command += ["--calculator-args", '{"seconds": 0.1}', "--executor"]
+    code = f"from schnetpack_softadapt.cli.main import main; main({[*command, 'dask:s.json']!r})"
+    dask = [sys.executable, "-m", "dask"]
+    about_worker = ["--nworkers", "2", "--nthreads", "1", "--no-dashboard"]
+    with contextlib.ExitStack() as stack:
+
+        def start(*text: str) -> subprocess.Popen:
+            process = subprocess.Popen(text, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            stack.callback(process.wait)
+            stack.callback(process.terminate)
+            return process
+
+        where = ["--host", "127.0.0.1", "--port", "0", "--scheduler-file", "s.json"]
+        scheduler = start(*dask, "scheduler", *where, "--no-dashboard")
+        wait_for(Path("s.json").exists, scheduler)
+        start(*dask, "worker", "--scheduler-file", "s.json", *about_worker)
+        parent = start(sys.executable, "-c", code)
+        wait_for(lambda: n_kept() > 2, parent)
         child, worker, _ = Path("calculations.log").read_text().split()[-3:]
         os.kill(int(worker), signal.SIGKILL)  # the nanny starts another
         wait_for(lambda: not is_alive(int(child)))
-        n = len(journal.read_bytes().splitlines())
-        wait_for(lambda: len(journal.read_bytes().splitlines()) > n + 2, parent)
+        n = n_kept()
+        wait_for(lambda: n_kept() > n + 2, parent)
         parent.kill()
         parent.wait()
-        n_kept, n_before = len(journal.read_bytes().splitlines()), len(calculations())
-        assert n_kept < len(lattice)
-        assert main(command) == 0
-        # and two, perhaps, that the workers had in hand
-        assert 0 <= len(calculations()) - n_before - (len(lattice) - n_kept) <= 2
+        n = n_kept()
+        assert n < len(lattice)
+
+        def kill_scheduler() -> None:
+            wait_for(lambda: n_kept() > n + 2)
+            scheduler.kill()
+
+        threading.Thread(target=kill_scheduler).start()
+        assert main([*command, "dask:s.json"]) == 2
+        scheduler.wait()
+    errors = capfd.readouterr().err
+    assert errors.splitlines()[-1].endswith("what is finished is kept, start again to go on")
+    assert "Traceback" not in errors
+    n, n_before = n_kept(), len(calculations())
+    assert n < len(lattice)
+    assert main([*command, "local:1"]) == 0
+    # and, perhaps, two that the workers had in hand
+    assert 0 <= len(calculations()) - n_before - (len(lattice) - n) <= 2
     assert_emt(read("out.extxyz", ":"), lattice)
     assert not any("error" in line for line in journal.read_text().splitlines())
 
