@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from ase.build import bulk, molecule
-from schnetpack import atomistic
 
 from schnetpack_softadapt.model import ACSF, DescriptorPotential, ElementalAtomwise, ForcesAndStress
 
@@ -20,7 +19,6 @@ def test_spkmd_with_and_without_a_cell(tmp_path, stress):
     representation = ACSF(4.0, elements, grid={"n_radial": 4, "n_angular_widths": 1, "zetas": [1]})
     model = DescriptorPotential(
         representation,
-        input_modules=[atomistic.Strain(), atomistic.PairwiseDistances()],
         output_modules=[
             ElementalAtomwise(representation.descriptor.n_functions, elements, n_hidden=[4]),
             ForcesAndStress(calc_stress=stress),
