@@ -4,7 +4,7 @@ import logging
 import sys
 from pathlib import Path
 
-from schnetpack_softadapt.cli.arguments import add_output, read_structure
+from schnetpack_softadapt.cli.arguments import add_model, add_output, chosen, read_structure
 
 __all__ = ["COMMANDS"]
 
@@ -57,8 +57,7 @@ def _train(args) -> None:
     from schnetpack_softadapt.api import train
 
     names = ["model", "out", "epochs", "max_time", "seed", "cutoff", "weighting", "device"]
-    settings = {name: getattr(args, name) for name in [*names, "start_from"]}
-    run = train(args.database, *args.overrides, **settings)
+    run = train(args.database, *args.overrides, **chosen(args, *names, "start_from"))
     print(f"model {run.folder / 'best_model'}; `spk-softadapt report {run.folder}` makes pictures")
 
 
@@ -134,8 +133,7 @@ def add_select_functions(commands) -> None:
 def _select_functions(args) -> None:
     from schnetpack_softadapt.cli.select_functions import select_functions
 
-    names = ("n", "min_range", "max_correlation")
-    thresholds = {name: getattr(args, name) for name in names}
+    thresholds = chosen(args, "n", "min_range", "max_correlation")
     print(select_functions(args.path, args.out, args.overrides, args.histograms, **thresholds))
 
 
@@ -189,8 +187,7 @@ def _select(args) -> None:
     from schnetpack_softadapt.cli.select_structures import select_structures
 
     names = ("n", "method", "known", "by", "descriptor", "models")
-    arguments = {name: getattr(args, name) for name in names}
-    print(select_structures(args.files, args.out, **arguments))
+    print(select_structures(args.files, args.out, **chosen(args, *names)))
 
 
 def add_predict(commands) -> None:
@@ -200,12 +197,7 @@ def add_predict(commands) -> None:
         description="Predict the structures of a file that `import` reads, or of a database. Where"
         " they have labels, a table of the errors is printed.",
     )
-    parser.add_argument(
-        "model",
-        metavar="MODEL",
-        help="best_model or run directory (a pickle, which can execute code: only what you trust),"
-        " or n2p2 folder (text)",
-    )
+    add_model(parser)
     parser.add_argument("structures", metavar="FILE", help="structures")
     add_output(
         parser,
@@ -213,8 +205,6 @@ def add_predict(commands) -> None:
         "extended XYZ with predictions and labels (energy_ref..), or *.npz (default: none)",
     )
     parser.add_argument("--device", default="cpu", help="default: cpu")
-    parser.add_argument("--energy-unit", help="of a model that does not state it")
-    parser.add_argument("--position-unit", help="likewise")
     parser.set_defaults(run=_predict)
 
 
@@ -222,8 +212,7 @@ def _predict(args) -> None:
     from schnetpack_softadapt.api import predict
 
     names = ("out", "device", "energy_unit", "position_unit")
-    arguments = {name: getattr(args, name) for name in names}
-    print(predict(args.model, args.structures, **arguments))
+    print(predict(args.model, args.structures, **chosen(args, *names)))
 
 
 def add_info(commands) -> None:
@@ -296,12 +285,7 @@ def add_check(commands) -> None:
         " equation of state, elastic constants, frequencies at Gamma and the energy deviation in"
         " NVE against the time step. Exit status 1 if a check is not passed.",
     )
-    parser.add_argument(
-        "model",
-        metavar="MODEL",
-        help="best_model or run directory (a pickle, which can execute code: check only what you"
-        " trust), or n2p2 folder (text)",
-    )
+    add_model(parser)
     parser.add_argument("structure", metavar="STRUCTURE", help="a file that ASE reads")
     add_output(
         parser,
@@ -324,8 +308,6 @@ def add_check(commands) -> None:
         help="options, such as nve.temperature=600 nve.time_steps=0.5,1,2 relax.fmax=1e-4"
         " phonons.delta=0.02; `--set all` lists them",
     )
-    parser.add_argument("--energy-unit", help="of a model that does not state it")
-    parser.add_argument("--position-unit", help="likewise")
     parser.set_defaults(run=_check)
 
 
@@ -336,8 +318,7 @@ def _check(args) -> int:
 
     options = read_options(args.set)
     atoms = read_structure(args.structure)
-    units = {"energy_unit": args.energy_unit, "position_unit": args.position_unit}
-    atoms.calc = SoftAdaptCalculator(args.model, **units)
+    atoms.calc = SoftAdaptCalculator(args.model, **chosen(args, "energy_unit", "position_unit"))
     results = run_checks(atoms, args.only or CHECKS, args.out, options)
     print(summary(results))
     return int(any(not r.get("ok", True) for r in results.values()))

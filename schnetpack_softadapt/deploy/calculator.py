@@ -15,7 +15,6 @@ from ase.outputs import Properties
 from schnetpack.interfaces import SpkCalculator
 from torch import nn
 
-from schnetpack_softadapt.deploy.committee import mean_and_spread
 from schnetpack_softadapt.deploy.evaluate import (
     BatchModel,
     ComposedModels,
@@ -257,7 +256,7 @@ class SoftAdaptCalculator(SpkCalculator):
         if "stress" in properties:
             self._check_stress(structure)
         members = [self._to_ase(p) for p in self._predictions(structure)]
-        results = members[0] if len(members) == 1 else mean_and_spread(members)
+        results = members[0] if len(members) == 1 else _mean_and_spread(members)
         if not math.isfinite(results["energy"]):
             raise ValueError(
                 f"the energy is {results['energy']}: atoms on top of each other, or a model whose"
@@ -316,6 +315,26 @@ class SoftAdaptCalculator(SpkCalculator):
         """ASE's standard properties; the committee's spread is not one of them."""
         standard = [name for name in self.implemented_properties if name in self.results]
         return Properties({name: self.results[name] for name in standard})
+
+
+def _mean_and_spread(
+    predictions: Sequence[dict[str, float | np.ndarray]],
+) -> dict[str, float | np.ndarray]:
+    """Mean of each property over several models, and its spread as `<name>_std`.
+
+    The spread is the standard deviation sqrt(mean_k (x_k - mean)^2) of every number: a measure of
+    the model's uncertainty, not its error (all may be wrong in the same way).
+
+    Args:
+        predictions: results of each model; only properties that all of them have are kept.
+    """
+    results: dict[str, float | np.ndarray] = {}
+    for name in [n for n in predictions[0] if all(n in p for p in predictions)]:
+        values = np.stack([np.asarray(p[name]) for p in predictions])
+        mean, spread = values.mean(axis=0), values.std(axis=0)
+        results[name] = mean if values.ndim > 1 else float(mean)
+        results[f"{name}_std"] = spread if values.ndim > 1 else float(spread)
+    return results
 
 
 def _structure(atoms: Atoms) -> Geometry:

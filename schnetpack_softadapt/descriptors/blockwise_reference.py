@@ -29,7 +29,6 @@ class BlockwiseReference(Engine):
     """Base of engines that have `_block`, the values of some atoms; derivatives are autograd's.
 
     Args:
-        descriptor: the parameters.
         is_exact: values keep their graph.
     """
 

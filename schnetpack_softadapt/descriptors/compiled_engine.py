@@ -72,10 +72,6 @@ class CompiledPairs(NamedTuple):
 class CompiledEngine(Engine):
     """Base of the engines of single families, which set `kernels`.
 
-    Args:
-        descriptor: the parameters.
-        plan: what the kernels need of these.
-
     Raises:
         ImportError: numba is told not to compile.
     """

@@ -14,9 +14,6 @@ __all__ = ["ElementIndex"]
 class ElementIndex(nn.Module):
     """Maps atomic numbers to rows 0, 1, ... of per-element parameters, elements ascending.
 
-    Args:
-        elements: atomic numbers or symbols that a model knows.
-
     Raises:
         UnknownElementError: what is no chemical element.
         ValueError: an element given twice.

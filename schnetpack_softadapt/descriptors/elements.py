@@ -27,8 +27,6 @@ def check_elements(numbers: Iterable[int], known: Iterable[int], where: str = ""
     """Refuse elements that a model was not made for.
 
     Args:
-        numbers: atomic numbers.
-        known: atomic numbers of the model.
         where: what has them, such as "structure 3".
 
     Raises:

@@ -13,11 +13,6 @@ __all__ = ["choose_engine"]
 def choose_engine(descriptor: Descriptor, device: str, name: str) -> Engine:
     """That of `kernels.engine` or of `reference` in the package of the descriptor's class.
 
-    Args:
-        descriptor: hashable.
-        device: "cpu", "cuda".
-        name: "auto", "kernels" or "reference".
-
     Raises:
         ValueError: an unknown name, or "kernels" for a device other than the CPU.
         ImportError: "kernels" with NUMBA_DISABLE_JIT.

@@ -39,7 +39,6 @@ def sample_values(
     """Values (n, `n_functions`) of at most `n_atoms` atoms of each element, drawn from all alike.
 
     Args:
-        descriptor: what is computed.
         structures: numbers (N,), positions (N, 3) in Ang, cell (3, 3) and pbc (3,) of each.
         n_atoms: size of a sample. The same atoms are drawn each time.
 

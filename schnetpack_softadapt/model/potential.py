@@ -50,6 +50,7 @@ class DescriptorPotential(NeuralNetworkPotential):
     `reads_neighbors = False` itself.
 
     Args:
+        input_modules: `Strain` and `PairwiseDistances` if not given.
         start_from: a smaller model, or one of the same size, whose energies this one has before
             training, see `model.start`: the last step of a ladder, or a model that new data refine.
 
@@ -61,8 +62,17 @@ class DescriptorPotential(NeuralNetworkPotential):
     #: a list, lest it become a part of this model; None once the model has started
     _start: list[nn.Module] | None = None
 
-    def __init__(self, *args, start_from: nn.Module | None = None, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        representation: nn.Module,
+        input_modules: Sequence[nn.Module] | None = None,
+        *args,
+        start_from: nn.Module | None = None,
+        **kwargs,
+    ):
+        if input_modules is None:
+            input_modules = [atomistic.Strain(), atomistic.PairwiseDistances()]
+        super().__init__(representation, input_modules, *args, **kwargs)
         self._start = None if start_from is None else [start_from]
         self.metadata: dict = {}
         self._build_networks()

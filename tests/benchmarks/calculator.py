@@ -27,7 +27,7 @@ import torch  # noqa: E402
 from ase import Atoms  # noqa: E402
 from ase.build import bulk, mx2  # noqa: E402
 from environment import write_result  # noqa: E402
-from schnetpack.atomistic import Atomwise, Forces, PairwiseDistances, Strain  # noqa: E402
+from schnetpack.atomistic import Atomwise, Forces, PairwiseDistances  # noqa: E402
 from schnetpack.interfaces import AtomsConverter, SpkCalculator  # noqa: E402
 from schnetpack.model import NeuralNetworkPotential  # noqa: E402
 from schnetpack.representation import SchNet  # noqa: E402
@@ -84,7 +84,6 @@ def acsf_model(atoms: Atoms, functions: Layout | None = None) -> DescriptorPoten
     elements = sorted(set(atoms.get_chemical_symbols()))
     model = DescriptorPotential(
         representation=ACSF(layout=functions or layout(elements)),
-        input_modules=[Strain(), PairwiseDistances()],
         output_modules=[
             ElementalAtomwise(n_hidden=(16, 16)),
             ForcesAndStress(calc_forces=True, calc_stress=True),

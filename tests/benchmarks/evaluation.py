@@ -136,7 +136,6 @@ def our_model(system: System, dtype: torch.dtype) -> DescriptorPotential:
     elements = system.layout.elements
     model = DescriptorPotential(
         representation=ACSF(layout=system.layout),
-        input_modules=[Strain(), PairwiseDistances()],
         output_modules=[
             ElementalAtomwise(n_hidden=(16, 16)),
             ForcesAndStress(calc_forces=True, calc_stress=True),

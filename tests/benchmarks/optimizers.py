@@ -21,7 +21,6 @@ import pytorch_lightning as pl
 import torch
 from ase import units
 from environment import describe_machine, describe_versions
-from schnetpack import atomistic
 from schnetpack.transform import CastTo32
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
@@ -98,7 +97,6 @@ def measure(database: Path, folder: Path, case: tuple, limit: float) -> dict:
     )
     model = DescriptorPotential(
         representation=ACSF(cutoff=CUTOFF),
-        input_modules=[atomistic.Strain(), atomistic.PairwiseDistances()],
         output_modules=[ElementalAtomwise(n_hidden=[16, 16]), ForcesAndStress(True, True)],
     )
     task = SoftAdaptTask(

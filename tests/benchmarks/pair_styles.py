@@ -33,7 +33,6 @@ import torch  # noqa: E402
 from ase.build import bulk  # noqa: E402
 from ase.io import write  # noqa: E402
 from environment import write_result  # noqa: E402
-from schnetpack.atomistic import PairwiseDistances, Strain  # noqa: E402
 
 from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator  # noqa: E402
 from schnetpack_softadapt.deploy.exchange.pace import read_pace, write_pace  # noqa: E402
@@ -100,7 +99,6 @@ def expansion(folder: Path, elements: tuple[str, ...], n_functions: int, cutoff:
     )
     model = DescriptorPotential(
         representation=ACE(descriptor=d, scaling="none"),
-        input_modules=[Strain(), PairwiseDistances()],
         output_modules=[networks, ForcesAndStress(calc_forces=True, calc_stress=True)],
         input_dtype_str="float64",
     ).double()

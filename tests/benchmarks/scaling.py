@@ -167,7 +167,6 @@ def measure_training(job: dict) -> dict:
     """Seconds of reading, building the store and an epoch; memory; size of the store."""
     import torch
     from evaluation import molybdenum_functions
-    from schnetpack.atomistic import PairwiseDistances, Strain
     from schnetpack.transform import CastTo32
 
     from schnetpack_softadapt.data.datamodule import SoftAdaptDataModule
@@ -203,7 +202,6 @@ def measure_training(job: dict) -> dict:
         times.append(now())
         model = DescriptorPotential(
             representation=ACSF(layout=layout),
-            input_modules=[Strain(), PairwiseDistances()],
             output_modules=[ElementalAtomwise(n_hidden=(16, 16)), ForcesAndStress(True, True)],
         )
         model.initialize_transforms(data)

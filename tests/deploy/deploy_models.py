@@ -4,7 +4,6 @@ import numpy as np
 import torch
 from ase import Atoms
 from ase.build import bulk, mx2
-from schnetpack.atomistic import PairwiseDistances, Strain
 
 from schnetpack_softadapt import properties as keys
 from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
@@ -65,7 +64,6 @@ def make_model(
     )
     model = DescriptorPotential(
         representation=ACSF(layout=layout, scaling=scaling),
-        input_modules=[Strain(), PairwiseDistances()],
         output_modules=[networks, ForcesAndStress(calc_forces=True, calc_stress=stress)],
     ).double()
     for bias in networks.biases:

@@ -26,7 +26,6 @@ from schnetpack.representation import SchNet
 
 from schnetpack_softadapt.data.neighborlist import NeighborList
 from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator, StressNotDefinedError
-from schnetpack_softadapt.deploy.committee import mean_and_spread
 from schnetpack_softadapt.deploy.evaluate import ComposedModels
 from schnetpack_softadapt.deploy.exchange.n2p2 import write_potential
 from schnetpack_softadapt.deploy.extrapolation import ExtrapolationError
@@ -521,7 +520,7 @@ def test_committee_of_different_models():
     assert mixed.get_potential_energy() == pytest.approx(np.mean(energies), abs=1e-10)
     assert mixed.calc.results["energy_std"] == pytest.approx(np.std(energies), abs=1e-10)
     with pytest.raises(ValueError, match="at least one model"):
-        mean_and_spread([])
+        SoftAdaptCalculator([])
 
 
 # --- extrapolation

@@ -12,7 +12,6 @@ import torch
 from ase.neighborlist import neighbor_list
 from deploy_models import make_layout, make_model, mo, mote2
 from schnetpack import properties
-from schnetpack.atomistic import PairwiseDistances, Strain
 
 from schnetpack_softadapt.cli.main import main
 from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator
@@ -165,7 +164,6 @@ def test_networks_on_bispectrum_components(tmp_path):
     networks = ElementalAtomwise(n_hidden="B2", activation="softplus", fit_shifts=False)
     model = DescriptorPotential(
         representation=SNAP(4.5, elements, scaling="sigma", parameters={"twojmax": 2}),
-        input_modules=[Strain(), PairwiseDistances()],
         output_modules=[networks, ForcesAndStress(calc_forces=True, calc_stress=True)],
     ).double()
     for bias in networks.biases:

@@ -11,7 +11,6 @@ from ase.build import bulk
 from ase.io import read
 from ase.units import bar
 from exported import CRYSTAL, calculated, lammps_step
-from schnetpack.atomistic import PairwiseDistances, Strain
 from shared import shared_path
 
 from schnetpack_softadapt import properties as keys
@@ -84,7 +83,6 @@ def trained(descriptor, n_densities=1, postprocessors=(), seed=3):
     )
     model = DescriptorPotential(
         representation=ACE(descriptor=descriptor, scaling="sigma"),
-        input_modules=[Strain(), PairwiseDistances()],
         output_modules=[networks, ForcesAndStress(calc_forces=True, calc_stress=True)],
         postprocessors=list(postprocessors),
         input_dtype_str="float64",

@@ -9,7 +9,6 @@ from ase import Atoms
 from ase.io import read
 from ase.units import bar
 from exported import CRYSTAL, calculated, lammps_step
-from schnetpack.atomistic import PairwiseDistances, Strain
 from shared import shared_path
 
 from schnetpack_softadapt.deploy.exchange.export import export_potential
@@ -143,7 +142,6 @@ def fitted(quadratic, postprocessors=()):
     )
     model = DescriptorPotential(
         representation=SNAP(descriptor=descriptor, scaling="sigma"),
-        input_modules=[Strain(), PairwiseDistances()],
         output_modules=[networks, ForcesAndStress(calc_forces=True, calc_stress=True)],
         postprocessors=list(postprocessors),
         input_dtype_str="float64",

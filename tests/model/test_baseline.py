@@ -9,6 +9,7 @@ from ase import Atoms, units
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.md.verlet import VelocityVerlet
+from emt_data import data_module, labelled
 from schnetpack import properties
 from schnetpack.atomistic import Atomwise, PairwiseDistances, Strain
 from schnetpack.interfaces import AtomsConverter
@@ -16,7 +17,7 @@ from schnetpack.model import NeuralNetworkPotential
 from torch import nn
 
 from schnetpack_softadapt import properties as keys
-from schnetpack_softadapt.data.datamodule import SoftAdaptDataModule
+from schnetpack_softadapt.data.database import write_database
 from schnetpack_softadapt.data.neighborlist import NeighborList
 from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator
 from schnetpack_softadapt.deploy.exchange.n2p2.model import from_model
@@ -117,7 +118,6 @@ def potential(zbl, elements=("Cu", "Au"), fade=True, seed=0):
     )
     model = DescriptorPotential(
         representation=ACSF(CUTOFF, elements, grid={"n_radial": 3}),
-        input_modules=[Strain(), PairwiseDistances()],
         output_modules=[networks, ForcesAndStress(True, True)],
         postprocessors=[zbl],
     ).double()
@@ -253,7 +253,6 @@ def emt_model(baseline, representation=None):
     return DescriptorPotential(
         representation=representation
         or ACSF(CUTOFF, grid={"n_radial": 3, "n_angular_widths": 1, "zetas": [1]}),
-        input_modules=[Strain(), PairwiseDistances()],
         output_modules=[ElementalAtomwise(n_hidden=[4]), ForcesAndStress(True, True)],
         postprocessors=[baseline],
     )
@@ -261,40 +260,14 @@ def emt_model(baseline, representation=None):
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory):
-    from schnetpack.data import ASEAtomsData
-
     path = tmp_path_factory.mktemp("data") / "cuau.db"
-    labels = {"energy": "eV", "forces": "eV/Ang", "stress": "eV/Ang/Ang/Ang"}
-    data = ASEAtomsData.create(str(path), distance_unit="Ang", property_unit_dict=labels)
-    structures = [crystal(seed, 0.02 * seed) for seed in range(10)]
-    rows = []
-    for atoms in structures:
-        atoms.calc = EMT()
-        rows.append(
-            {
-                "energy": np.array([atoms.get_potential_energy()]),
-                "forces": atoms.get_forces(),
-                "stress": atoms.get_stress(voigt=False)[None],
-            }
-        )
-    data.add_systems(property_list=rows, atoms_list=structures)
+    structures = [labelled(crystal(seed, 0.02 * seed)) for seed in range(10)]
+    write_database(path, structures, provenance="EMT")
     return path
 
 
 def data(path, store=False):
-    datamodule = SoftAdaptDataModule(
-        str(path),
-        batch_size=4,
-        num_train=6,
-        num_val=2,
-        num_test=2,
-        splitting="random",
-        split_file=None,
-        store=store,
-        transforms=[NeighborList(CUTOFF)],
-    )
-    datamodule.setup()
-    return datamodule
+    return data_module(path, CUTOFF, 6, 2, 2, splitting="random", store=store)
 
 
 @pytest.mark.parametrize("store", [True, False], ids=["store", "no store"])

@@ -62,7 +62,6 @@ def potential(elements=SYMBOLS, representation=None, response=None, seed=0, **kw
     )
     model = DescriptorPotential(
         representation=representation or ACSF(CUTOFF, elements, grid={"n_radial": 3}),
-        input_modules=kwargs.pop("input_modules", [Strain(), PairwiseDistances()]),
         output_modules=[networks, response or ForcesAndStress(True, True)],
         **kwargs,
     ).double()

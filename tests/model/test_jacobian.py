@@ -6,15 +6,11 @@ import numpy as np
 import pytest
 import torch
 from ase.build import bulk
-from ase.calculators.emt import EMT
+from emt_data import data_module, labelled
 from schnetpack import properties
-from schnetpack.atomistic import PairwiseDistances, Strain
 
 from schnetpack_softadapt import properties as keys
 from schnetpack_softadapt.data.database import write_database
-from schnetpack_softadapt.data.datamodule import SoftAdaptDataModule
-from schnetpack_softadapt.data.neighborlist import NeighborList
-from schnetpack_softadapt.data.structures import Structure
 from schnetpack_softadapt.model import (
     ACSF,
     DescriptorPotential,
@@ -38,12 +34,7 @@ def alloy(seed):
     if seed % 2:
         atoms.set_cell(atoms.cell.array[[1, 0, 2]])  # left-handed
     atoms.rattle(0.1, seed=seed)
-    atoms.calc = EMT()
-    stress = atoms.get_stress(voigt=False)
-    energy, forces = atoms.get_potential_energy(), atoms.get_forces()
-    return Structure(
-        atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc, energy, forces, stress
-    )
+    return labelled(atoms)
 
 
 @pytest.fixture(scope="module")
@@ -55,22 +46,10 @@ def database(tmp_path_factory):
 
 def potential_and_batch(database, stress=True, seed=0, **network):
     torch.manual_seed(seed)
-    datamodule = SoftAdaptDataModule(
-        str(database),
-        batch_size=5,
-        num_train=5,
-        num_val=3,
-        num_test=1,
-        split_file=None,
-        transforms=[NeighborList(CUTOFF)],
-        num_workers=0,
-        store=True,
-        store_dtype="float64",
-    )
-    datamodule.setup()
+    stored = {"store": True, "store_dtype": "float64"}
+    datamodule = data_module(database, CUTOFF, 5, 3, 1, batch_size=5, **stored)
     model = DescriptorPotential(
         representation=ACSF(cutoff=CUTOFF, grid={"n_radial": 3, "n_angular_widths": 1}),
-        input_modules=[Strain(), PairwiseDistances()],
         output_modules=[ElementalAtomwise(**network), ForcesAndStress(True, stress)],
     )
     model.initialize_transforms(datamodule)

@@ -4,18 +4,16 @@ import numpy as np
 import pytest
 import torch
 from ase.build import bulk
-from ase.calculators.emt import EMT
+from emt_data import data_module, labelled
 from schnetpack import properties
-from schnetpack.atomistic import Aggregation, PairwiseDistances, Strain, ZBLRepulsionEnergy
+from schnetpack.atomistic import Aggregation, PairwiseDistances, ZBLRepulsionEnergy
 from schnetpack.interfaces import SpkCalculator
 from schnetpack.nn import CosineCutoff
 from torch import nn
 
 from schnetpack_softadapt import properties as keys
 from schnetpack_softadapt.data.database import write_database
-from schnetpack_softadapt.data.datamodule import SoftAdaptDataModule
 from schnetpack_softadapt.data.neighborlist import NeighborList
-from schnetpack_softadapt.data.structures import Structure
 from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator
 from schnetpack_softadapt.model import ACSF, DescriptorPotential, ElementalAtomwise, ForcesAndStress
 
@@ -53,10 +51,7 @@ def structures():
     for seed in range(10):
         atoms = bulk("Cu", cubic=True)
         atoms.rattle(0.1, seed=seed)
-        atoms.calc = EMT()
-        arrays = atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc
-        energy, stress = atoms.get_potential_energy(), atoms.get_stress(voigt=False)
-        result.append(Structure(*arrays, energy, atoms.get_forces(), stress))
+        result.append(labelled(atoms))
     return result
 
 
@@ -68,18 +63,7 @@ def database(tmp_path_factory, structures):
 
 
 def data(database, store):
-    datamodule = SoftAdaptDataModule(
-        database,
-        num_train=6,
-        num_val=2,
-        num_test=2,
-        split_file=None,
-        store=store,
-        store_dtype="float64",
-        transforms=[NeighborList(CUTOFF)],
-    )
-    datamodule.setup()
-    return datamodule
+    return data_module(database, CUTOFF, 6, 2, 2, store=store, store_dtype="float64")
 
 
 def potential(datamodule, extra, added):
@@ -87,7 +71,6 @@ def potential(datamodule, extra, added):
     model = DescriptorPotential(
         # plain torch: not to wait for the compiler
         representation=ACSF(CUTOFF, grid={"n_radial": 3}, backend="reference"),
-        input_modules=[Strain(), PairwiseDistances()],
         output_modules=[
             ElementalAtomwise(n_hidden=[4], output_key="network"),
             extra,

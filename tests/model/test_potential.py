@@ -8,11 +8,11 @@ import pytest
 import torch
 from ase import Atoms, units
 from ase.build import bulk
-from ase.calculators.emt import EMT
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.md.verlet import VelocityVerlet
+from emt_data import data_module, labelled
 from schnetpack import properties
-from schnetpack.atomistic import PairwiseDistances, Strain
+from schnetpack.atomistic import PairwiseDistances
 from schnetpack.data import AtomsDataModule
 from schnetpack.interfaces import SpkCalculator
 from schnetpack.model import NeuralNetworkPotential
@@ -36,19 +36,6 @@ CUTOFF = 4.5
 GRID = {"n_radial": 4}
 
 
-def label(atoms):
-    atoms.calc = EMT()
-    return Structure(
-        atoms.numbers,
-        atoms.positions,
-        atoms.cell.array,
-        atoms.pbc,
-        atoms.get_potential_energy(),
-        atoms.get_forces(),
-        atoms.get_stress(voigt=False),
-    )
-
-
 def alloy(seed, n=2):
     rng = np.random.default_rng(seed)
     atoms = bulk("Cu", cubic=True).repeat((n, 1, 1))
@@ -62,33 +49,20 @@ def alloy(seed, n=2):
 @pytest.fixture(scope="module")
 def database(tmp_path_factory):
     path = tmp_path_factory.mktemp("potential") / "alloy.db"
-    write_database(path, [label(alloy(k)) for k in range(12)], provenance="EMT")
+    write_database(path, [labelled(alloy(k)) for k in range(12)], provenance="EMT")
     return path
 
 
 def data(database, cls=SoftAdaptDataModule, **kwargs):
     if cls is SoftAdaptDataModule:
         kwargs = {"store": False, **kwargs}
-    module = cls(
-        str(database),
-        batch_size=3,
-        num_train=8,
-        num_val=2,
-        num_test=2,
-        split_file=None,
-        transforms=[NeighborList(CUTOFF)],
-        num_workers=0,
-        **kwargs,
-    )
-    module.setup()
-    return module
+    return data_module(database, CUTOFF, 8, 2, 2, cls, batch_size=3, **kwargs)
 
 
 def potential(datamodule=None, **kwargs):
     torch.manual_seed(0)
     model = DescriptorPotential(
         representation=ACSF(cutoff=CUTOFF, grid=GRID, **kwargs.pop("representation", {})),
-        input_modules=[Strain(), PairwiseDistances()],
         output_modules=[
             ElementalAtomwise(n_hidden=[8, 8], per_atom_output_key=keys.atomic_energies),
             ForcesAndStress(True, True),
@@ -283,7 +257,7 @@ def test_stock_data_module(database):
     # the shifts are a start as from our data module: EMT's energies, to 0.1 eV per atom
     atoms = alloy(3)
     shifts = float(networks.shifts.shift[atoms.numbers].sum())
-    assert abs(shifts - label(atoms).energy) < 0.1 * len(atoms)
+    assert abs(shifts - labelled(atoms).energy) < 0.1 * len(atoms)
     by_modules = NeuralNetworkPotential.forward(stock.eval(), batch_of([atoms]))["energy"].item()
     assert evaluate(stock, atoms)["energy"][0] == pytest.approx(by_modules, rel=1e-12)
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from ase.build import bulk
-from schnetpack.atomistic import PairwiseDistances, Strain
 
 from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator
 from schnetpack_softadapt.descriptors.ace import ClusterExpansion
@@ -27,7 +26,6 @@ def potential(n_functions=12, elements=("Mo",), scaling="sigma", cutoff=4.0, see
     )
     model = DescriptorPotential(
         representation=DescriptorRepresentation(descriptor, scaling),
-        input_modules=[Strain(), PairwiseDistances()],
         output_modules=[networks, ForcesAndStress(True, True)],
     ).double()
     for parameter in networks.parameters():

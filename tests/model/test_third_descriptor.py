@@ -12,9 +12,8 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from ase.build import bulk
-from ase.calculators.emt import EMT
 from ase.calculators.fd import calculate_numerical_forces
-from schnetpack.atomistic import PairwiseDistances, Strain
+from emt_data import labelled
 from schnetpack.model import NeuralNetworkPotential
 from schnetpack.transform import CastTo32
 from torch.optim import Adam
@@ -22,7 +21,6 @@ from torch.optim import Adam
 from schnetpack_softadapt.data.database import write_database
 from schnetpack_softadapt.data.datamodule import SoftAdaptDataModule
 from schnetpack_softadapt.data.neighborlist import NeighborList
-from schnetpack_softadapt.data.structures import Structure
 from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator
 from schnetpack_softadapt.deploy.evaluate import ComposedModels
 from schnetpack_softadapt.deploy.exchange.n2p2 import write_potential
@@ -114,14 +112,8 @@ def alloy(seed, rattle=0.08):
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory):
-    structures = []
-    for atoms in map(alloy, range(14)):
-        atoms.calc = EMT()
-        arrays = atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc
-        energy, stress = atoms.get_potential_energy(), atoms.get_stress(voigt=False)
-        structures.append(Structure(*arrays, energy, atoms.get_forces(), stress))
     path = tmp_path_factory.mktemp("third") / "alloy.db"
-    write_database(path, structures, provenance="EMT")
+    write_database(path, [labelled(alloy(k)) for k in range(14)], provenance="EMT")
     return path
 
 
@@ -129,7 +121,6 @@ def train(database, folder, optimizer, store, epochs=3):
     pl.seed_everything(3, verbose=False)
     model = DescriptorPotential(
         representation=DescriptorRepresentation(SmoothDistances()),
-        input_modules=[Strain(), PairwiseDistances()],
         output_modules=[ElementalAtomwise(n_hidden=[5, 4]), ForcesAndStress(True, True)],
     )
     task = SoftAdaptTask(

@@ -8,7 +8,6 @@ import pytest
 import torch
 import toy_runs
 from ase.calculators.fd import calculate_numerical_forces
-from schnetpack import atomistic
 
 from schnetpack_softadapt.api import load
 from schnetpack_softadapt.cli.main import main as spk_softadapt
@@ -33,7 +32,6 @@ def task(select=SELECT):
     torch.manual_seed(0)
     model = DescriptorPotential(
         representation=ACSF(toy_runs.CUTOFF, grid=GRID, select=select),
-        input_modules=[atomistic.Strain(), atomistic.PairwiseDistances()],
         output_modules=[ElementalAtomwise(n_hidden=[4, 3]), ForcesAndStress(True, True)],
     )
     return toy_runs.toy_task(model)

@@ -8,7 +8,6 @@ import h5py
 import numpy as np
 import torch
 from ase.build import bulk, molecule
-from schnetpack import atomistic
 
 from schnetpack_softadapt.model import ACSF, DescriptorPotential, ElementalAtomwise, ForcesAndStress
 
@@ -35,7 +34,6 @@ def test_spkmd_with_and_without_a_cell(tmp_path):
         representation = ACSF(4.0, elements, grid=grid)
         model = DescriptorPotential(
             representation,
-            input_modules=[atomistic.Strain(), atomistic.PairwiseDistances()],
             output_modules=[
                 ElementalAtomwise(representation.descriptor.n_functions, elements, n_hidden=[4]),
                 ForcesAndStress(calc_stress=stress),

@@ -127,7 +127,6 @@ def acsf_model(seed=0, select=None, **networks):
         representation=ACSF(
             CUTOFF, grid={"n_radial": 3, "n_angular_widths": 1, "zetas": [1]}, select=select
         ),
-        input_modules=[atomistic.Strain(), atomistic.PairwiseDistances()],
         output_modules=[
             ElementalAtomwise(**(networks or {"n_hidden": [4, 3]})),
             ForcesAndStress(True, True),

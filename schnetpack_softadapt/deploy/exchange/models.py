@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 import torch
 from ase.data import atomic_numbers, chemical_symbols
-from schnetpack.atomistic import PairwiseDistances, Strain
 from torch import nn
 
 from schnetpack_softadapt import properties as keys
@@ -47,7 +46,6 @@ def made_model(
     """The potential (float64, energies, forces and stress, eV and Ang) of these parts."""
     model = DescriptorPotential(
         representation=representation,
-        input_modules=[Strain(), PairwiseDistances()],
         output_modules=[networks, ForcesAndStress(calc_forces=True, calc_stress=True)],
         postprocessors=[] if baseline is None else [baseline],
         input_dtype_str="float64",

@@ -102,8 +102,6 @@ class Counted:
     Args:
         structures: fetched by one thread, in order.
         structure_first: (S + 1,) first row of each structure.
-        n_jobs: threads.
-        progress: show progress bars.
 
     Attributes:
         block_first: (rows + 1,) first block of each row.
@@ -262,7 +260,6 @@ def batch_arrays(
 
     Args:
         dtype: "float32" or "float64".
-        threads: threads to use.
     """
     first = np.cumsum([0, *(len(s.numbers) for s in structures)])
     rows = min(_portion_rows(engine.descriptor), max(LEAST_ROWS, -(-int(first[-1]) // threads)))

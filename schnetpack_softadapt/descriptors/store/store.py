@@ -239,13 +239,11 @@ class DescriptorStore:
             folder: where stores lie.
             structures: with `numbers` (n,), `positions` (n, 3), `cell` (3, 3), `pbc` (3,); any
                 sequence, also one that reads them from disk.
-            descriptor: what is computed.
             dtype: "float32", "float64", "float16" or "auto", of the values on disk; they are
                 computed in float64. "float16": 16 bits for each derivative by positions, float32
                 for all else. "auto": a store that is there, else float32 if it fits into budget,
                 disk and memory, else float16.
             n_jobs: threads; all cores by default.
-            progress: show a progress bar with the rate in atoms/s.
             database: the file that holds the structures.
             budget: bytes that a new store may have; by default what is free on the disk.
 

@@ -70,11 +70,8 @@ def _gather(plan, neighbors, start, stop, whole):
 
 
 @njit(**INLINE)
-def _element(plan, product, whole, p, q):
-    """Z[p, q] of a product of `Plan.products`, of eight atoms."""
-    couplings = plan.couplings[product.first_coupling :]
-    j1, first1, j2, first2 = product.j1, product.first1, product.j2, product.first2
-    p, q = p + product.shift, q + product.shift
+def _element(whole, couplings, j1, first1, j2, first2, p, q):
+    """Z[p - shift, q - shift] of eight atoms."""
     zr = zi = splat(0.0)
     low, high = max(0, q - j2), min(j1, q)
     for p1 in range(max(0, p - j2), min(j1, p) + 1):
@@ -109,11 +106,21 @@ def values(plan, neighbors, start, stop, b):
             last = plan.products[k + 1].first_value
             if product.first_value == last:
                 continue
-            j = product.j
+            j, shift = product.j, product.shift
+            couplings = plan.couplings[product.first_coupling :]
             for p in range(j // 2 + 1):
                 n = p + 1 if 2 * p == j else j + 1
                 for q in range(n):
-                    zr, zi = _element(plan, product, whole, p, q)
+                    zr, zi = _element(
+                        whole,
+                        couplings,
+                        product.j1,
+                        product.first1,
+                        product.j2,
+                        product.first2,
+                        p + shift,
+                        q + shift,
+                    )
                     weight = 1.0 if 2 * p == j and q == p else 2.0
                     zr, zi = mul(splat(weight), zr), mul(splat(weight), zi)
                     for v in range(product.first_value, last):
@@ -136,7 +143,8 @@ def _adjoint(plan, whole, gradient, y):
     y[:] = 0.0
     for k in range(len(plan.products) - 1):
         product = plan.products[k]
-        j = product.j
+        j, shift = product.j, product.shift
+        couplings = plan.couplings[product.first_coupling :]
         first, last = product.first_output, plan.products[k + 1].first_output
         for o in range(first, last):
             factor = splat(0.0)
@@ -147,7 +155,16 @@ def _adjoint(plan, whole, gradient, y):
         for p in range(j // 2 + 1):
             place = plan.row_first[p, j]
             for q in range(p + 1 if 2 * p == j else j + 1):
-                zr, zi = _element(plan, product, whole, p, q)
+                zr, zi = _element(
+                    whole,
+                    couplings,
+                    product.j1,
+                    product.first1,
+                    product.j2,
+                    product.first2,
+                    p + shift,
+                    q + shift,
+                )
                 for o in range(first, last):
                     factor = load(factors, (o - first) * LANES)
                     out = (plan.outputs[o].channel * n_half + place + q) * 16
@@ -304,12 +321,22 @@ def _turn_products(plan, whole, row, turned):
     at = 0
     for k in range(len(plan.products) - 1):
         product = plan.products[k]
-        j = product.j
+        j, shift = product.j, product.shift
+        couplings = plan.couplings[product.first_coupling :]
         for p in range(j // 2 + 1):
             n = p + 1 if 2 * p == j else j + 1
             row[: (j + 1) * 16] = 0.0
             for q in range(n):
-                zr, zi = _element(plan, product, whole, p, q)
+                zr, zi = _element(
+                    whole,
+                    couplings,
+                    product.j1,
+                    product.first1,
+                    product.j2,
+                    product.first2,
+                    p + shift,
+                    q + shift,
+                )
                 store(row, q * 16, zr)
                 store(row, q * 16 + 8, zi)
             _turn_row(plan, plan.row_first[p, j], j, row, turned[at * 64 :])
