@@ -328,7 +328,7 @@ def table(args: argparse.Namespace) -> None:
     for (model, name), runs in whole.items():
         train = " / ".join(fits.short(mean_rms(runs, "train", q)) for q in UNITS)
         tests = [(t, q) for t in (("test",) if name == "dft" else SETS) for q in UNITS]
-        cells = [spread_of(runs, *test) for test in tests]
+        cells = [*(spread_of(runs, *test) for test in tests), "", ""][:4]
         rows.append([model, runs[0]["parameters"], name, len(runs), train, *cells])
     columns = [f"{test}: {q}" for test in SETS for q in UNITS]
     fits.print_table(["model", "parameters", "trained on", "seeds", "training", *columns], rows)
@@ -409,8 +409,9 @@ def _draw_freedom(whole):
             axes.loglog(n, train, markers[kind] + ":", markerfacecolor="none", **style)
         axes.set_title(f"{q} of the {test} set, {UNITS[q]}")
         axes.set_xlabel("parameters")
-        axes.set_ylim(bottom=max(axes.get_ylim()[0], 1.0))  # some fit all energies exactly
         fits.plain_ticks(axes.yaxis)
+    for axes in figure.axes:  # some fit all energies exactly
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], 1.0))
     entries = [("-", CYCLE[k], f"trained on {name}") for k, name in enumerate(SETS)]
     entries += [(":", "grey", "errors of training (open)")]
     entries += [(marker, "grey", kind) for kind, marker in markers.items()]
