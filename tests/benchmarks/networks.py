@@ -207,26 +207,20 @@ def nve_lammps(model: Path) -> list[float]:
         folder = Path(name) / "potential"
         with redirect_stdout(sys.stderr):
             command(["export", str(model), "--out", str(folder), "--format", "lammps"])
-        style = [
-            line
-            for line in (folder / "in.lammps").read_text().splitlines()
-            if line.startswith(("pair_style", "pair_coeff"))
-        ]
+        lines = (folder / "in.lammps").read_text().splitlines()
+        style = "\n".join(line for line in lines if line.startswith(("pair_style", "pair_coeff")))
         write_lammps_data(folder / "w.data", crystal(), velocities=True, units="metal", masses=True)
         for step in TIME_STEPS:
             n = round(DURATION / step)
             every = max(1, n // SAMPLES)
-            lines = ["units metal", "boundary p p p", "atom_modify map array"]
-            lines += ["read_data w.data", *style, "fix 1 all nve", f"timestep {step / 1000}"]
-            lines += ["thermo_style custom step etotal", "thermo_modify format float %.15g"]
-            lines += [f"thermo {every}", f"run {n}"]
-            (folder / "nve.lammps").write_text("\n".join(lines) + "\n")
-            subprocess.run(
-                ["lmp", "-in", "nve.lammps", "-screen", "none"],
-                cwd=folder,
-                check=True,
-                timeout=3600,
+            (folder / "nve.lammps").write_text(
+                "units metal\nboundary p p p\natom_modify map array\nread_data w.data\n"
+                f"{style}\nfix 1 all nve\ntimestep {step / 1000}\n"
+                "thermo_style custom step etotal\nthermo_modify format float %.15g\n"
+                f"thermo {every}\nrun {n}\n"
             )
+            command_line = ["lmp", "-in", "nve.lammps", "-screen", "none"]
+            subprocess.run(command_line, cwd=folder, check=True, timeout=3600)
             log = (folder / "log.lammps").read_text()
             h = np.array(re.findall(r"^\s*\d+\s+(-?\d+\.\d+)\s*$", log, re.MULTILINE), dtype=float)
             found.append(float(np.abs(h - h[0]).mean() / 16))
