@@ -43,7 +43,9 @@ SECONDS_PER_BATCH = 2.0
 LARGEST_BATCH = 500
 #: batches that wait or run at once where the number of workers is not known, or changes
 IN_FLIGHT = 64
-PATIENCE = 15.0  # s, for a scheduler to answer
+PATIENCE = 15.0  # s, for a scheduler to answer, or a worker to come
+
+logger = logging.getLogger(__name__)
 
 LOST = "the executor's scheduler or pool is lost; what is finished is kept, start again to go on"
 
@@ -111,9 +113,13 @@ def open_executor(spec: Spec) -> Iterator[Executor]:
         elif "://" in where:
             address = where
         else:
-            cluster = import_object(where, "cluster")(**settings.get("arguments", {}))
-            stack.enter_context(cluster).scale(settings.get("workers", 1))
-            address = cluster
+            made = import_object(where, "cluster")
+            try:
+                address = made(**settings.get("arguments", {}))
+                stack.callback(_close, address)
+                _keep_size(address, settings.get("workers", 1), stack)
+            except Exception as error:  # queues have all sorts of complaints
+                raise ValueError(f"executor {where}: {_reason(error)}") from error
         try:
             client = stack.enter_context(Client(address, timeout=PATIENCE))
         except OSError as error:
@@ -130,6 +136,37 @@ def open_executor(spec: Spec) -> Iterator[Executor]:
                 logging.disable(logging.CRITICAL)
                 stack.callback(logging.disable, logging.NOTSET)
                 client.close()
+
+
+def _keep_size(cluster, n: int, stack: contextlib.ExitStack) -> None:
+    """Start workers, and others in the place of those whose jobs end, as all do some time."""
+
+    async def fill() -> None:
+        while len(cluster.worker_spec) < n:
+            cluster.worker_spec.update(cluster.new_worker_spec())
+        await cluster  # submits those that are missing, and raises what the queue says
+
+    def size() -> None:
+        cluster.sync(fill) if hasattr(cluster, "worker_spec") else cluster.scale(n)
+
+    def keep() -> None:
+        for k in itertools.count():
+            if over.wait(PATIENCE):
+                break
+            if k == 0 and not cluster.scheduler_info["workers"]:
+                logger.warning("no worker yet: look at the queue, and at the output of the jobs")
+            with contextlib.suppress(Exception):  # the others go on
+                size()
+
+    size()
+    over = threading.Event()
+    stack.callback(over.set)
+    threading.Thread(target=keep, daemon=True).start()
+
+
+def _close(cluster) -> None:
+    with contextlib.suppress(Exception):  # as of jobs that never were
+        cluster.close()
 
 
 def _settings(spec: str | Mapping) -> dict:

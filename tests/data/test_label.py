@@ -19,6 +19,7 @@ from ase.calculators.emt import EMT
 from ase.io import read, write
 
 from schnetpack_softadapt.cli.main import main
+from schnetpack_softadapt.data import executors
 from schnetpack_softadapt.data.dataset import read_database
 from schnetpack_softadapt.data.executors import open_executor
 from schnetpack_softadapt.data.generate.label import label, read_geometries
@@ -276,12 +277,47 @@ def test_dask_loses_a_worker_the_parent_and_the_scheduler_and_goes_on(capfd):
     assert not any("error" in line for line in journal.read_text().splitlines())
 
 
-def test_a_cluster_by_the_name_of_its_class():
-    pytest.importorskip("distributed")
-    Path("cluster.yaml").write_text(
-        "dask: distributed:LocalCluster\nworkers: 1\narguments: {n_workers: 0, processes: false,"
-        " threads_per_worker: 2, dashboard_address: null}\n"
-    )
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("distributed:LocalCluster", {"n_workers": 0, "processes": False, "threads_per_worker": 2}),
+        ("dask_jobqueue.local:LocalCluster", {"cores": 1, "memory": "1GB"}),
+    ],
+)
+def test_a_cluster_by_the_name_of_its_class(name, arguments):
+    pytest.importorskip(name.split(".")[0].split(":")[0])
+    settings = {"dask": name, "workers": 1, "arguments": arguments}
+    Path("cluster.yaml").write_text(json.dumps(settings))
     structures = dict(enumerate(coppers(3.6, 3.7)))
     result = label(structures, EMT_NAME, "a.extxyz", executor="cluster.yaml")
     assert_emt(result.labelled, (3.6, 3.7))
+
+
+def test_workers_whose_time_is_over_are_replaced(monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    dask = pytest.importorskip("dask")
+    monkeypatch.setattr(executors, "PATIENCE", 0.2)
+    clusters = []
+
+    class Brief(distributed.LocalCluster):
+        def __init__(self):
+            clusters.append(self)
+            super().__init__(0, processes=False, dashboard_address=None, silence_logs=50)
+
+    monkeypatch.setattr(distributed, "Brief", Brief, raising=False)
+    journal, over = Path("a.extxyz.journal"), threading.Event()
+
+    def end_worker() -> None:
+        wait_for(lambda: journal.exists() and journal.read_bytes())
+        (worker,) = clusters[0].workers.values()
+        clusters[0].sync(worker.close)
+        if not over.wait(30):
+            clusters[0].close()
+
+    threading.Thread(target=end_worker).start()
+    structures = dict(enumerate(coppers(*np.linspace(3.5, 3.9, 8))))
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "100ms"}):
+        calculator = ("calculators:Odd", "a.extxyz", {"seconds": 0.1})
+        result = label(structures, *calculator, executor={"dask": "distributed:Brief"})
+    over.set()
+    assert_emt(result.labelled, np.linspace(3.5, 3.9, 8))
