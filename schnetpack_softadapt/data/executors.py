@@ -273,15 +273,10 @@ def _run_batch(
     function: Callable, inputs: list[tuple], timeout: float | None, retries: int, home: tuple
 ) -> tuple[list, float]:
     """What a worker does: (result, reason) of each input, and the time that it took."""
-    start, results = time.perf_counter(), []
+    start = time.perf_counter()
     child = _Child.idle(home)
     try:
-        for args in inputs:
-            for _ in range(retries + 1):
-                result, reason = child.run(function, args, timeout)
-                if reason is None:
-                    break
-            results.append((result, reason))
+        results = child.run(function, inputs, timeout, retries)
     finally:
         child.is_busy = False
     return results, time.perf_counter() - start
@@ -316,27 +311,43 @@ class _Child:
             child.is_busy = True
         return child
 
-    def run(self, function: Callable, args: tuple, timeout: float | None) -> tuple:
-        """Result and None, or None and the reason why there is none."""
-        try:
-            if self.process is None:
-                self._start()
-            if self.function is not function:  # what it imports is not the time of a task
-                self.connection.send((function, None, self.name))
-                self.connection.recv()
-                self.function = function
-            self.connection.send((function, args, self.name))
-            if self.connection.poll(timeout):
-                return self.connection.recv()
-            reason = f"took longer than {timeout:g} s"
-        except (EOFError, OSError):
-            if self.is_over:
-                raise CancelledError from None
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(1.0)  # for its own exit code
-            reason = f"the process of the calculation died (exit code {self.process.poll()})"
-        self.kill()
-        return None, reason
+    def run(
+        self, function: Callable, inputs: list[tuple], timeout: float | None, retries: int
+    ) -> list[tuple]:
+        """Result and None, or None and the reason why there is none, of each input."""
+        results, n_tries, is_at_work = [], 0, False
+        while len(results) < len(inputs):
+            try:
+                if self.process is None:
+                    self._start()
+                if self.function is not function:  # what it imports is not the time of a task
+                    self.connection.send((function, [], 0, 0, self.name))
+                    if reason := self.connection.recv():
+                        return [(None, reason)] * len(inputs)
+                    self.function = function
+                if not is_at_work:  # all at once, so that it waits for nobody
+                    left = inputs[len(results) :]
+                    self.connection.send((function, left, retries, n_tries, self.name))
+                    is_at_work = True
+                if self.connection.poll(timeout):
+                    answer = self.connection.recv()
+                else:
+                    answer, is_at_work = (None, f"took longer than {timeout:g} s"), False
+            except (EOFError, OSError):
+                if self.is_over:
+                    raise CancelledError from None
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(1.0)  # for its own exit code
+                code = self.process.poll()
+                answer = None, f"the process of the calculation died (exit code {code})"
+                is_at_work = False
+            if not is_at_work:
+                self.kill()
+            n_tries += 1
+            if answer[1] is None or n_tries > retries:
+                results.append(answer)
+                n_tries = 0
+        return results
 
     def _start(self) -> None:
         if self.is_over:
@@ -388,11 +399,22 @@ def _serve(descriptor: int) -> None:
     threading.Thread(target=listen, daemon=True).start()
     for task in iter(tasks.get, None):
         try:
-            function, args, worker = pickle.loads(task)
-            answer = (None if args is None else function(*args, worker=worker)), None
-        except Exception as error:  # calculators raise anything at all
-            answer = None, _reason(error)
-        connection.send(answer)
+            function, inputs, retries, n_tries, worker = pickle.loads(task)
+        except Exception as error:  # the module of the function cannot be imported
+            connection.send(_reason(error))
+            continue
+        if not inputs:
+            connection.send(None)
+        for args in inputs:
+            for _ in range(n_tries, retries + 1):
+                try:
+                    answer = function(*args, worker=worker), None
+                except Exception as error:  # calculators raise anything at all
+                    answer = None, _reason(error)
+                connection.send(answer)
+                if answer[1] is None:
+                    break
+            n_tries = 0
 
 
 def _reason(error: Exception) -> str:

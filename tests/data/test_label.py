@@ -22,6 +22,7 @@ from schnetpack_softadapt.cli.main import main
 from schnetpack_softadapt.data import executors
 from schnetpack_softadapt.data.dataset import read_database
 from schnetpack_softadapt.data.executors import open_executor
+from schnetpack_softadapt.data.generate import labelling
 from schnetpack_softadapt.data.generate.label import label, read_geometries
 from schnetpack_softadapt.data.generate.labelling import COMMAND
 
@@ -127,6 +128,22 @@ def test_retries():
     assert calculations() == ["4.3500"] * 2
     (structure,) = read_database("a.db")
     assert structure.forces.shape == (4, 3)
+
+
+def test_structures_that_go_to_a_worker_together():
+    """One of them kills it: it is tried again and given up, the others are computed once."""
+    inputs = [(atoms, "calculators:Odd", {}) for atoms in coppers(3.6, 4.45, 4.35, 3.7)]
+    home = executors._place()
+    try:
+        results, _ = executors._run_batch(labelling.label, inputs, 20.0, 1, home)
+    finally:
+        executors._kill_children(home)
+    assert calculations() == ["3.6000", *["4.4500"] * 2, *["4.3500"] * 2, "3.7000"]
+    reasons = [reason for _, reason in results]
+    assert reasons == [None, "the process of the calculation died (exit code 7)", None, None]
+    for (labels, _), (atoms, _, _) in zip(results, inputs, strict=True):
+        atoms.calc = EMT()
+        assert labels is None or labels["energy"] == atoms.get_potential_energy()
 
 
 def test_what_a_calculation_started_ends_with_it():
