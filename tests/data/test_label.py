@@ -48,7 +48,7 @@ class Odd(EMT):
         if a > 4.4 and not os.path.exists("died"):
             open("died", "w").close()
             os._exit(7)
-        if a > 4.3 and not os.path.exists("tried"):
+        if 4.3 < a < 4.4 and not os.path.exists("tried"):
             open("tried", "w").close()
             raise RuntimeError("did not converge")
         time.sleep(self.seconds)
