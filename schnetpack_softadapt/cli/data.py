@@ -161,7 +161,6 @@ def add_generate(commands) -> None:
     )
     parser.add_argument("--seed", type=int, metavar="N", help="of all random numbers (default: 0)")
     _add_labelling(parser)
-    parser.add_argument("--jobs", type=int, metavar="N", help="the same as --executor local:N")
     parser.add_argument("--dry-run", action="store_true", help="only say what would be made")
     diverse = parser.add_argument_group(
         "--method entropy",
@@ -190,13 +189,14 @@ def _generate_diverse(args) -> int:
     from schnetpack_softadapt.data.generate.entropy import generate_diverse, read_entropy_recipe
 
     names = ("prototypes", "strain", "sigma", "supercell", "vacancies", "calculator", "dry_run")
+    names += ("timeout", "retries")
     for name in names:
         if getattr(args, name):
             raise ValueError(f"--method entropy takes no {name.replace('_', '-')}")
     if args.out is None:
         raise ValueError("give --out, the file to write")
     recipe = read_entropy_recipe(args.config, vars(args))
-    generate_diverse(recipe, args.out, args.jobs or 1, args.overwrite, sys.stderr.isatty())
+    generate_diverse(recipe, args.out, args.executor, args.overwrite, sys.stderr.isatty())
     return 0
 
 
@@ -224,7 +224,7 @@ def _generate_grid(args) -> int:
 
 def _add_labelling(parser: argparse.ArgumentParser) -> None:
     """Options of whatever labels structures."""
-    group = parser.add_argument_group("labels")
+    group = parser.add_argument_group("calculations")
     group.add_argument(
         "--calculator",
         metavar="MODULE:NAME",
@@ -238,6 +238,7 @@ def _add_labelling(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--executor",
+        default="local:1",
         metavar="WHERE",
         help="local:N (processes here; set OMP_NUM_THREADS to their threads), dask:ADDRESS, or a"
         " YAML file, such as one with `dask: dask_jobqueue:SLURMCluster`, `workers: 20` and"
@@ -250,14 +251,7 @@ def _add_labelling(parser: argparse.ArgumentParser) -> None:
 
 
 def _labelling(args) -> dict:
-    if getattr(args, "jobs", None) is not None:
-        if args.executor is not None:
-            raise ValueError("--jobs N stands for --executor local:N; give one of them")
-        if args.jobs < 1:
-            raise ValueError(f"--jobs is a number of processes from 1 on, not {args.jobs}")
-        args.executor = f"local:{args.jobs}"
-    executor = args.executor or "local:1"
-    return {"executor": executor, "timeout": args.timeout, "retries": args.retries}
+    return {"executor": args.executor, "timeout": args.timeout, "retries": args.retries}
 
 
 def add_label(commands) -> None:

@@ -43,7 +43,9 @@ SECONDS_PER_BATCH = 2.0
 LARGEST_BATCH = 500
 #: batches that wait or run at once where the number of workers is not known, or changes
 IN_FLIGHT = 64
-PATIENCE = 15.0  # s, for a scheduler to answer
+PATIENCE = 15.0  # s, for a scheduler to answer, or a worker to come
+
+logger = logging.getLogger(__name__)
 
 LOST = "the executor's scheduler or pool is lost; what is finished is kept, start again to go on"
 
@@ -111,9 +113,13 @@ def open_executor(spec: Spec) -> Iterator[Executor]:
         elif "://" in where:
             address = where
         else:
-            cluster = import_object(where, "cluster")(**settings.get("arguments", {}))
-            stack.enter_context(cluster).scale(settings.get("workers", 1))
-            address = cluster
+            made = import_object(where, "cluster")
+            try:
+                address = made(**settings.get("arguments", {}))
+                stack.callback(_close, address)
+                _keep_size(address, settings.get("workers", 1), stack)
+            except Exception as error:  # queues have all sorts of complaints
+                raise ValueError(f"executor {where}: {_reason(error)}") from error
         try:
             client = stack.enter_context(Client(address, timeout=PATIENCE))
         except OSError as error:
@@ -130,6 +136,37 @@ def open_executor(spec: Spec) -> Iterator[Executor]:
                 logging.disable(logging.CRITICAL)
                 stack.callback(logging.disable, logging.NOTSET)
                 client.close()
+
+
+def _keep_size(cluster, n: int, stack: contextlib.ExitStack) -> None:
+    """Start workers, and others in the place of those whose jobs end, as all do some time."""
+
+    async def fill() -> None:
+        while len(cluster.worker_spec) < n:
+            cluster.worker_spec.update(cluster.new_worker_spec())
+        await cluster  # submits those that are missing, and raises what the queue says
+
+    def size() -> None:
+        cluster.sync(fill) if hasattr(cluster, "worker_spec") else cluster.scale(n)
+
+    def keep() -> None:
+        for k in itertools.count():
+            if over.wait(PATIENCE):
+                break
+            if k == 0 and not cluster.scheduler_info["workers"]:
+                logger.warning("no worker yet: look at the queue, and at the output of the jobs")
+            with contextlib.suppress(Exception):  # the others go on
+                size()
+
+    size()
+    over = threading.Event()
+    stack.callback(over.set)
+    threading.Thread(target=keep, daemon=True).start()
+
+
+def _close(cluster) -> None:
+    with contextlib.suppress(Exception):  # as of jobs that never were
+        cluster.close()
 
 
 def _settings(spec: str | Mapping) -> dict:
@@ -236,15 +273,10 @@ def _run_batch(
     function: Callable, inputs: list[tuple], timeout: float | None, retries: int, home: tuple
 ) -> tuple[list, float]:
     """What a worker does: (result, reason) of each input, and the time that it took."""
-    start, results = time.perf_counter(), []
+    start = time.perf_counter()
     child = _Child.idle(home)
     try:
-        for args in inputs:
-            for _ in range(retries + 1):
-                result, reason = child.run(function, args, timeout)
-                if reason is None:
-                    break
-            results.append((result, reason))
+        results = child.run(function, inputs, timeout, retries)
     finally:
         child.is_busy = False
     return results, time.perf_counter() - start
@@ -279,27 +311,43 @@ class _Child:
             child.is_busy = True
         return child
 
-    def run(self, function: Callable, args: tuple, timeout: float | None) -> tuple:
-        """Result and None, or None and the reason why there is none."""
-        try:
-            if self.process is None:
-                self._start()
-            if self.function is not function:  # what it imports is not the time of a task
-                self.connection.send((function, None, self.name))
-                self.connection.recv()
-                self.function = function
-            self.connection.send((function, args, self.name))
-            if self.connection.poll(timeout):
-                return self.connection.recv()
-            reason = f"took longer than {timeout:g} s"
-        except (EOFError, OSError):
-            if self.is_over:
-                raise CancelledError from None
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(1.0)  # for its own exit code
-            reason = f"the process of the calculation died (exit code {self.process.poll()})"
-        self.kill()
-        return None, reason
+    def run(
+        self, function: Callable, inputs: list[tuple], timeout: float | None, retries: int
+    ) -> list[tuple]:
+        """Result and None, or None and the reason why there is none, of each input."""
+        results, n_tries, is_at_work = [], 0, False
+        while len(results) < len(inputs):
+            try:
+                if self.process is None:
+                    self._start()
+                if self.function is not function:  # what it imports is not the time of a task
+                    self.connection.send((function, [], 0, 0, self.name))
+                    if reason := self.connection.recv():
+                        return [(None, reason)] * len(inputs)
+                    self.function = function
+                if not is_at_work:  # all at once, so that it waits for nobody
+                    left = inputs[len(results) :]
+                    self.connection.send((function, left, retries, n_tries, self.name))
+                    is_at_work = True
+                if self.connection.poll(timeout):
+                    answer = self.connection.recv()
+                else:
+                    answer, is_at_work = (None, f"took longer than {timeout:g} s"), False
+            except (EOFError, OSError):
+                if self.is_over:
+                    raise CancelledError from None
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(1.0)  # for its own exit code
+                code = self.process.poll()
+                answer = None, f"the process of the calculation died (exit code {code})"
+                is_at_work = False
+            if not is_at_work:
+                self.kill()
+            n_tries += 1
+            if answer[1] is None or n_tries > retries:
+                results.append(answer)
+                n_tries = 0
+        return results
 
     def _start(self) -> None:
         if self.is_over:
@@ -351,11 +399,22 @@ def _serve(descriptor: int) -> None:
     threading.Thread(target=listen, daemon=True).start()
     for task in iter(tasks.get, None):
         try:
-            function, args, worker = pickle.loads(task)
-            answer = (None if args is None else function(*args, worker=worker)), None
-        except Exception as error:  # calculators raise anything at all
-            answer = None, _reason(error)
-        connection.send(answer)
+            function, inputs, retries, n_tries, worker = pickle.loads(task)
+        except Exception as error:  # the module of the function cannot be imported
+            connection.send(_reason(error))
+            continue
+        if not inputs:
+            connection.send(None)
+        for args in inputs:
+            for _ in range(n_tries, retries + 1):
+                try:
+                    answer = function(*args, worker=worker), None
+                except Exception as error:  # calculators raise anything at all
+                    answer = None, _reason(error)
+                connection.send(answer)
+                if answer[1] is None:
+                    break
+            n_tries = 0
 
 
 def _reason(error: Exception) -> str:

@@ -64,7 +64,7 @@ class Learning:
     Attributes:
         train: files of labelled structures to begin with.
         test: files of labelled structures that are never trained on.
-        calculator, calculator_args: the teacher, see `journal.label_tasks`.
+        calculator, calculator_args: the teacher, see `label.ToLabel`.
         explore: explorations of each round: `method`, `repeats` and settings of `learn.explore`.
         start: files of structures that these start from; those of `train` if not given.
         executor, timeout, retries: see `executors.run_all`; the time is that of one label, s.

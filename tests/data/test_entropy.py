@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from ase.io import read, write
 from scipy.spatial.distance import cdist
 
 from schnetpack_softadapt.cli.main import main
+from schnetpack_softadapt.data.executors import _kill_children, _place
 from schnetpack_softadapt.data.generate import entropy as module
 from schnetpack_softadapt.data.generate.entropy import (
     EntropyPotential,
@@ -24,6 +27,7 @@ from schnetpack_softadapt.data.generate.entropy import (
     entropy,
     generate_diverse,
     make_structure,
+    read_entropy_recipe,
 )
 from schnetpack_softadapt.descriptors.ambient import ambient_volume, default_descriptor
 from schnetpack_softadapt.descriptors.whitening import Whitening
@@ -36,11 +40,25 @@ RECIPE = EntropyRecipe(
 )
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("entropy")
+    folder.joinpath("small.json").write_text(json.dumps(SMALL))
+    return folder
+
+
 @pytest.fixture(autouse=True)
-def a_small_descriptor(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("small.json").write_text(json.dumps(SMALL))
+def a_small_descriptor(folder, monkeypatch):
+    monkeypatch.chdir(folder)
     monkeypatch.setattr(module, "_SAMPLE", 12)
+
+
+@pytest.fixture(scope="module")
+def make():
+    """All with one process, since each takes seconds to start."""
+    with ThreadPoolExecutor(1) as executor:
+        yield partial(generate_diverse, executor=executor, overwrite=True, say=lambda text: None)
+        _kill_children(_place())
 
 
 @pytest.fixture
@@ -111,24 +129,20 @@ def test_more_diverse_than_a_rattled_crystal_and_less_with_negative_k(potential)
     assert found[-3.0] < found[3.0] - 0.5
 
 
-def test_exclusion_radius_size_and_density(monkeypatch):
+def test_exclusion_radius_size_and_density(make):
     recipe = replace(RECIPE, n=4, min_distance=2.4, k=30.0, density=(0.9, 1.1))
-    for atoms in generate_diverse(recipe, "a.extxyz", say=lambda text: None):
+    for atoms in make(recipe, "a.extxyz"):
         distances = neighbor_pairs(atoms.positions, atoms.cell.array, atoms.pbc, 4.0)[2]
         assert np.linalg.norm(distances, axis=1).min() >= 2.4
         assert 4 <= len(atoms) <= 10
         assert 0.9 <= atoms.get_volume() / len(atoms) / ambient_volume(74) <= 1.1
-    monkeypatch.setattr(module, "_ATTEMPTS", 1)
-    recipe = replace(RECIPE, n=1, min_distance=3.4)
     with pytest.raises(ValueError, match="no room for"):
-        generate_diverse(recipe, "b.extxyz", say=lambda text: None)
+        make(replace(RECIPE, min_distance=3.4, n_atoms=(4, 4)), "b.extxyz")
 
 
-def test_different_from_what_is_known(potential):
-    (alone,) = generate_diverse(replace(RECIPE, n=1), "a.extxyz", say=lambda text: None)
-    (other,) = generate_diverse(
-        replace(RECIPE, n=1, against=["a.extxyz"]), "b.extxyz", say=lambda text: None
-    )
+def test_different_from_what_is_known(potential, make):
+    (alone,) = make(replace(RECIPE, n=1), "c.extxyz")
+    (other,) = make(replace(RECIPE, n=1, against=["c.extxyz"]), "d.extxyz")
     known = module._by_element(potential.engine.descriptor, [alone])
     known = {z: potential.whitening[z](x) for z, x in known.items()}
     judge = EntropyPotential(potential.engine.descriptor, potential.whitening, known=known)
@@ -136,7 +150,7 @@ def test_different_from_what_is_known(potential):
     assert judge.get_property("entropy", other) > judge.get_property("entropy", alone) + 1
 
 
-def test_resumed_after_kill_the_same(monkeypatch):
+def test_resumed_after_kill_the_same_with_any_number_of_processes(monkeypatch, make):
     monkeypatch.setattr(module, "_SAMPLE", 50)  # as the other process has it
     Path("my.yaml").write_text(
         "elements: [W, Be]\nn_atoms: [4, 8]\nanneal_steps: 10\nsteps: 40\ndescriptor: small.json\n"
@@ -144,7 +158,8 @@ def test_resumed_after_kill_the_same(monkeypatch):
     command = ["generate", "--method", "entropy", "--config", "my.yaml", "--seed", "3"]
     program = [sys.executable, "-m", "schnetpack_softadapt.cli.main", *command]
     process = subprocess.Popen(
-        [*program, "--n", "200", "--jobs", "2", "--out", "out.extxyz"], stdout=subprocess.DEVNULL
+        [*program, "--n", "200", "--executor", "local:2", "--out", "out.extxyz"],
+        stdout=subprocess.DEVNULL,
     )
     journal = Path("out.extxyz.journal")
     deadline = time.monotonic() + 300
@@ -163,12 +178,13 @@ def test_resumed_after_kill_the_same(monkeypatch):
     n_kept = len(journal.read_bytes().splitlines()) - 1
     n = str(n_kept + 2)
     assert main([*command, "--n", n, "--out", "out.extxyz"]) == 0
-    assert main([*command, "--n", n, "--out", "straight.extxyz"]) == 0
+    recipe = read_entropy_recipe("my.yaml", {"seed": 3, "n": n_kept + 2})
+    make(recipe, "straight.extxyz")
     assert Path("out.extxyz").read_bytes() == Path("straight.extxyz").read_bytes()
     assert len({a.get_chemical_formula() for a in read("out.extxyz", ":")}) > 1
     # another seed is another set
-    assert main([*command[:-1], "4", "--n", "1", "--out", "out.extxyz"]) == 0
-    assert not np.allclose(read("out.extxyz").cell, read("straight.extxyz").cell)
+    (other,) = make(replace(recipe, seed=4, n=1), "out.extxyz")
+    assert not np.allclose(other.cell, read("straight.extxyz").cell)
 
 
 def _children(pid: int) -> list[int]:
@@ -200,6 +216,7 @@ def test_default_descriptor():
         (["--elements", "W", "--n", "0"], "n must be positive, not 0"),
         (["--elements", "W", "--k", "0"], "k is an energy other than zero"),
         (["--elements", "W", "--calculator", "a:b"], "--method entropy takes no calculator"),
+        (["--elements", "W", "--timeout", "9"], "--method entropy takes no timeout"),
         (["--elements", "W", "--out", "a.db"], "the name must end in .extxyz"),
         (["--elements", "Mo", "--config", "my.yaml"], "does not know Mo"),
         (["--elements", "W", "--against", "nowhere.xyz"], "nowhere.xyz"),
@@ -209,5 +226,6 @@ def test_mistakes(args, message, capsys):
     Path("my.yaml").write_text("descriptor: small.json\n")
     assert main(["generate", "--method", "entropy", "--out", "out.extxyz", *args]) == 2
     assert message in capsys.readouterr().err
-    write("out.extxyz", bulk("W"))
-    assert main(["generate", "--method", "entropy", "--out", "out.extxyz", "--elements", "W"]) == 2
+    write("there.extxyz", bulk("W"))
+    command = ["generate", "--method", "entropy", "--out", "there.extxyz", "--elements", "W"]
+    assert main(command) == 2

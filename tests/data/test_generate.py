@@ -266,7 +266,7 @@ def test_a_database_directly_and_not_over_a_file_of_others():
 def test_results_do_not_depend_on_the_number_of_processes():
     grid = ["--strain", "xx=-0.02:0.02:0.01", "--sigma", 0.05, "--seed", 5]
     assert run(*grid, out="one.extxyz") == 0
-    assert run(*grid, "--jobs", 2, out="two.extxyz") == 0
+    assert run(*grid, "--executor", "local:2", out="two.extxyz") == 0
     assert Path("one.extxyz").read_bytes() == Path("two.extxyz").read_bytes()
     assert run(*grid[:-1], 6, out="other.extxyz") == 0
     assert not same(read("one.extxyz", ":"), read("other.extxyz", ":"))
@@ -284,7 +284,7 @@ def test_what_is_known_is_not_computed_again(capsys):
     arguments = ["--calculator-args", '{"seconds": 0.001}']
     assert run("--strain", "xx=0,0.01,0.02", *arguments, calculator=calculator) == 0
     assert len(log.read_text().splitlines()) == 6
-    assert "3 earlier results are of another geometry or calculator" in capsys.readouterr().out
+    assert "3 earlier results are of other settings" in capsys.readouterr().out
 
 
 def is_alive(process: int) -> bool:
@@ -296,7 +296,7 @@ def is_alive(process: int) -> bool:
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 def test_resumes_after_kill_9():
-    grid = ["--strain", "xx=-0.03:0.03:0.01", "--sigma", "0.05", "--jobs", "2"]
+    grid = ["--strain", "xx=-0.03:0.03:0.01", "--sigma", "0.05", "--executor", "local:2"]
     arguments = ["--calculator-args", '{"seconds": 0.15}']
     command = ["generate", "cu.extxyz", "--calculator", "calculators:Logged", *grid, *arguments]
     command = [*command, "--out", "out.extxyz"]
@@ -442,7 +442,6 @@ def test_two_processes_do_not_write_the_same_file(capsys):
         (["--vacancies", "0.5"], "vacancies is a number of atoms, not 0.5"),
         (["--supercell", "1", "1", "0"], "supercell [1, 1, 0] is not three repetitions"),
         (["--out", "out.dat"], "the name must end in .extxyz"),
-        (["--jobs", "0"], "--jobs is a number of processes"),
         (
             ["--config", "nowhere.yaml"],
             "no file nowhere.yaml, nor a recipe of this name",

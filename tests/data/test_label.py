@@ -19,8 +19,10 @@ from ase.calculators.emt import EMT
 from ase.io import read, write
 
 from schnetpack_softadapt.cli.main import main
+from schnetpack_softadapt.data import executors
 from schnetpack_softadapt.data.dataset import read_database
 from schnetpack_softadapt.data.executors import open_executor
+from schnetpack_softadapt.data.generate import labelling
 from schnetpack_softadapt.data.generate.label import label, read_geometries
 from schnetpack_softadapt.data.generate.labelling import COMMAND
 
@@ -43,9 +45,10 @@ class Odd(EMT):
         a = self.atoms.cell[0, 0]
         if a > 4.5:
             time.sleep(60)
-        if a > 4.4:
+        if a > 4.4 and not os.path.exists("died"):
+            open("died", "w").close()
             os._exit(7)
-        if a > 4.3 and not os.path.exists("tried"):
+        if 4.3 < a < 4.4 and not os.path.exists("tried"):
             open("tried", "w").close()
             raise RuntimeError("did not converge")
         time.sleep(self.seconds)
@@ -126,6 +129,21 @@ def test_retries():
     assert calculations() == ["4.3500"] * 2
     (structure,) = read_database("a.db")
     assert structure.forces.shape == (4, 3)
+
+
+def test_structures_that_go_to_a_worker_together():
+    """One of them kills it, another fails; both are tried again, the others computed once."""
+    inputs = [(atoms, "calculators:Odd", {}) for atoms in coppers(3.6, 4.45, 4.35, 3.7)]
+    home = executors._place()
+    try:
+        results, _ = executors._run_batch(labelling.label, inputs, 20.0, 1, home)
+    finally:
+        executors._kill_children(home)
+    assert calculations() == ["3.6000", *["4.4500"] * 2, *["4.3500"] * 2, "3.7000"]
+    for (labels, reason), (atoms, _, _) in zip(results, inputs, strict=True):
+        atoms.calc = EMT()
+        assert reason is None
+        assert labels["energy"] == atoms.get_potential_energy()
 
 
 def test_what_a_calculation_started_ends_with_it():
@@ -276,12 +294,47 @@ def test_dask_loses_a_worker_the_parent_and_the_scheduler_and_goes_on(capfd):
     assert not any("error" in line for line in journal.read_text().splitlines())
 
 
-def test_a_cluster_by_the_name_of_its_class():
-    pytest.importorskip("distributed")
-    Path("cluster.yaml").write_text(
-        "dask: distributed:LocalCluster\nworkers: 1\narguments: {n_workers: 0, processes: false,"
-        " threads_per_worker: 2, dashboard_address: null}\n"
-    )
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("distributed:LocalCluster", {"n_workers": 0, "processes": False, "threads_per_worker": 2}),
+        ("dask_jobqueue.local:LocalCluster", {"cores": 1, "memory": "1GB"}),
+    ],
+)
+def test_a_cluster_by_the_name_of_its_class(name, arguments):
+    pytest.importorskip(name.split(".")[0].split(":")[0])
+    settings = {"dask": name, "workers": 1, "arguments": arguments}
+    Path("cluster.yaml").write_text(json.dumps(settings))
     structures = dict(enumerate(coppers(3.6, 3.7)))
     result = label(structures, EMT_NAME, "a.extxyz", executor="cluster.yaml")
     assert_emt(result.labelled, (3.6, 3.7))
+
+
+def test_workers_whose_time_is_over_are_replaced(monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    dask = pytest.importorskip("dask")
+    monkeypatch.setattr(executors, "PATIENCE", 0.2)
+    clusters = []
+
+    class Brief(distributed.LocalCluster):
+        def __init__(self):
+            clusters.append(self)
+            super().__init__(0, processes=False, dashboard_address=None, silence_logs=50)
+
+    monkeypatch.setattr(distributed, "Brief", Brief, raising=False)
+    journal, over = Path("a.extxyz.journal"), threading.Event()
+
+    def end_worker() -> None:
+        wait_for(lambda: journal.exists() and journal.read_bytes())
+        (worker,) = clusters[0].workers.values()
+        clusters[0].sync(worker.close)
+        if not over.wait(30):
+            clusters[0].close()
+
+    threading.Thread(target=end_worker).start()
+    structures = dict(enumerate(coppers(*np.linspace(3.5, 3.9, 8))))
+    with dask.config.set({"distributed.deploy.lost-worker-timeout": "100ms"}):
+        calculator = ("calculators:Odd", "a.extxyz", {"seconds": 0.1})
+        result = label(structures, *calculator, executor={"dask": "distributed:Brief"})
+    over.set()
+    assert_emt(result.labelled, np.linspace(3.5, 3.9, 8))

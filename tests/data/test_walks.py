@@ -144,6 +144,31 @@ def test_dynamics_ramp_the_temperature_and_go_on_after_an_interruption(monkeypat
     assert len(made(MD)) == 9
 
 
+def test_walks_are_the_same_in_several_processes():
+    alloy = copper()
+    alloy.symbols[:2] = "Au"
+    settings = [
+        walks.MD([300, 900], 4, 2, ensemble="npt"),
+        walks.MD(600, 4, 2),
+        walks.Swaps(500, 4, 2),
+    ]
+
+    def tasks(folder: str) -> list[walks.Walk]:
+        args = (EMT, {}, 7, Path(folder))
+        return [walks.Walk(str(k), "cu", alloy, s, *args) for k, s in enumerate(settings)]
+
+    here = [walks.walk(task) for task in tasks("here")]
+    there = walks.walk_all(tasks("there"), "local:2")
+    for (frames, end), (others, its_end) in zip(here, there, strict=True):
+        assert end == its_end == "done"
+        assert len(frames) == 2
+        for a, b in zip(frames, others, strict=True):
+            assert a == b
+            assert a.info == b.info
+    for a, b in zip(tasks("here"), tasks("there"), strict=True):
+        assert a.journal.read_bytes() == b.journal.read_bytes()
+
+
 def test_the_dynamics_are_those_of_their_temperature():
     task = walks.Walk("k", "cu", copper().repeat((2, 2, 2)), walks.MD(800, 60, 60, friction=0.2),
                       EMT, {}, 1, Path("w"))  # fmt: skip

@@ -22,11 +22,7 @@ processes or an interruption change no other structure.
 
 import hashlib
 import json
-import multiprocessing
-import os
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -38,9 +34,9 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.data import atomic_numbers, chemical_symbols, covalent_radii
 from ase.optimize import FIRE
 from scipy.spatial.distance import cdist
-from tqdm import tqdm
 
-from schnetpack_softadapt.data.generate.journal import read_journal
+from schnetpack_softadapt.data.executors import Spec
+from schnetpack_softadapt.data.generate.journal import Task, compute, journal_of
 from schnetpack_softadapt.data.generate.recipe import read_settings
 from schnetpack_softadapt.data.importing.checks import closest_contact
 from schnetpack_softadapt.descriptors.ambient import ambient_volume, default_descriptor
@@ -375,7 +371,7 @@ def _by_element(descriptor: Descriptor, structures: Sequence[Atoms]) -> dict[int
 def generate_diverse(
     recipe: EntropyRecipe,
     out: str | Path,
-    n_jobs: int = 1,
+    executor: Spec = "local:1",
     overwrite: bool = False,
     progress: bool = False,
     say: Callable[[str], None] = print,
@@ -387,54 +383,38 @@ def generate_diverse(
     Args:
         recipe: what to make.
         out: extended XYZ, written at the end.
-        n_jobs: number of processes.
+        executor: see `executors.open_executor`; the file is the same with any.
         overwrite: replace an `out` that no earlier run made.
         progress: show a progress bar.
         say: gets the messages for the user.
 
     Raises:
-        ValueError: a wrong name or setting, or another process at work on the same file.
+        ValueError: a wrong name or setting, no room for the atoms of a structure, or another
+            process at work on the same file.
         FileExistsError: `out` exists, and was not made by an earlier run.
     """
     out = Path(out)
-    if out.suffix not in (".extxyz", ".xyz"):
-        raise ValueError(f"--out {out}: the name must end in .extxyz or .xyz")
-    if n_jobs < 1:
-        raise ValueError(f"--jobs is a number of processes from 1 on, not {n_jobs}")
-    journal = out.with_name(out.name + ".journal")
-    if out.exists() and not journal.exists() and not overwrite:
-        raise FileExistsError(
-            f"{out} exists, but no {journal.name}; choose another --out or give --overwrite"
-        )
+    journal = journal_of(out, overwrite)
     potential = make_potential(recipe, say)
     digest = _digest(recipe, potential)
+    given = (recipe, digest, potential.whitening, potential.known)
+    tasks = [Task(str(index), digest, (index, *given)) for index in range(recipe.n)]
     with locked(journal):
-        records, n_bytes = read_journal(journal)
-        done = {int(k): r for k, r in records.items() if r.get("digest") == digest}
-        if len(done) < len(records):
-            say(f"{len(records) - len(done)} earlier structures are of other settings: made anew")
-        missing = [index for index in range(recipe.n) if index not in done]
-        bar = tqdm(
-            _make_all(recipe, potential, missing, n_jobs),
-            desc="generating",
-            unit=" structures",
-            total=recipe.n,
-            initial=recipe.n - len(missing),
-            disable=not progress,
+        records, n_new = compute(
+            _make_one,
+            tasks,
+            journal,
+            executor,
+            may_fail=False,
+            progress="generating" * progress,
+            say=say,
         )
-        with open(journal, "ab") as file, bar:
-            file.truncate(n_bytes)
-            for index, atoms in bar:
-                done[index] = {"key": str(index), "digest": digest, **_to_record(atoms)}
-                file.write(json.dumps(done[index]).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-        structures = [_from_record(done[index]) for index in range(recipe.n)]
+        structures = [_from_record(records[task.key]) for task in tasks]
         with replacing(out) as temporary:
             ase.io.write(temporary, structures, format="extxyz")
     mean = np.mean([atoms.info["entropy"] for atoms in structures])
     say(
-        f"generated    {recipe.n} structures ({len(missing)} of them now),"
+        f"generated    {recipe.n} structures ({n_new} of them now),"
         f" {sum(map(len, structures))} atoms, mean entropy {mean:.3f} a dimension\n"
         f"written      {out}"
     )
@@ -451,7 +431,22 @@ def _digest(recipe: EntropyRecipe, potential: EntropyPotential) -> str:
     return digest.hexdigest()[:16]
 
 
-def _to_record(atoms: Atoms) -> dict:
+_potentials: dict[str, EntropyPotential] = {}
+
+
+def _make_one(
+    index: int, recipe: EntropyRecipe, digest: str, whitening: dict, known: dict, worker: str
+) -> dict:
+    """A structure as a record; what a worker's process does, whose potential stays."""
+    if digest not in _potentials:
+        import torch
+
+        torch.set_num_threads(1)
+        descriptor = recipe.make_descriptor()
+        made = EntropyPotential(descriptor, whitening, recipe.k, recipe.min_distance, known)
+        _potentials.clear()
+        _potentials[digest] = made
+    atoms = make_structure(recipe, index, _potentials[digest])
     arrays = {"numbers": atoms.numbers, "positions": atoms.positions, "cell": atoms.cell.array}
     return {**{name: array.tolist() for name, array in arrays.items()}, "info": atoms.info}
 
@@ -459,44 +454,6 @@ def _to_record(atoms: Atoms) -> dict:
 def _from_record(record: Mapping) -> Atoms:
     geometry = {name: record[name] for name in ("numbers", "positions", "cell")}
     return Atoms(**geometry, pbc=True, info=dict(record["info"]))
-
-
-def _make_all(
-    recipe: EntropyRecipe, potential: EntropyPotential, indices: Sequence[int], n_jobs: int
-) -> Iterator[tuple[int, Atoms]]:
-    """Number and structure, as they come."""
-    if n_jobs == 1 or len(indices) < 2:
-        yield from ((index, make_structure(recipe, index, potential)) for index in indices)
-        return
-    parts = (potential.whitening, potential.known)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(n_jobs, context, _start, (recipe, *parts)) as pool:
-        futures = {pool.submit(_make_one, index): index for index in indices}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-_worker: tuple[EntropyRecipe, EntropyPotential] | None = None
-
-
-def _start(recipe: EntropyRecipe, whitening: dict, known: dict) -> None:
-    """Prepare a worker process, which ends with the one that started it, however that ends."""
-    global _worker
-    import torch
-
-    torch.set_num_threads(1)
-    descriptor = recipe.make_descriptor()
-    potential = EntropyPotential(descriptor, whitening, recipe.k, recipe.min_distance, known)
-    _worker = recipe, potential
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-
-
-def _make_one(index: int) -> Atoms:
-    return make_structure(_worker[0], index, _worker[1])
 
 
 def read_entropy_recipe(config: str | Path | None, options: Mapping) -> EntropyRecipe:

@@ -9,13 +9,11 @@ from pathlib import Path
 from ase import Atoms
 
 from schnetpack_softadapt.data.executors import Spec
-from schnetpack_softadapt.data.generate.journal import (
+from schnetpack_softadapt.data.generate.label import (
     LabelResult,
-    Task,
-    digest,
-    journal_of,
-    label_tasks,
-    write_labelled,
+    ToLabel,
+    label_all,
+    labels_journal,
 )
 from schnetpack_softadapt.data.generate.recipe import Recipe, build, samples
 from schnetpack_softadapt.data.generate.walks import Walk, walk_all
@@ -74,19 +72,16 @@ def generate(
         FileExistsError: `out` exists, and was not made by an earlier run.
     """
     out = Path(out)
-    journal = journal_of(out, recipe.calculator, overwrite)
+    journal = labels_journal(out, recipe.calculator, overwrite)
     say(plan(recipe))
+    about = f"generated from {', '.join(p.name for p in recipe.prototypes)};"
+    about += f" {plan(recipe)}; labels by {recipe.calculator} {recipe.calculator_args}"
     result = LabelResult()
     with locked(journal):
         walked = _walked(recipe, out.with_name(out.name + ".walks"), executor, progress, say)
-        tasks = _tasks(recipe, result, walked)
-        label_tasks(
-            tasks, recipe.calculator, journal, result, executor, timeout, retries, progress, say
-        )
-        provenance = f"generated from {', '.join(p.name for p in recipe.prototypes)};"
-        provenance += f" {plan(recipe)}; labels by {recipe.calculator} {recipe.calculator_args}"
-        write_labelled(out, result, provenance, say)
-    return result
+        todo = _worth_labelling(recipe, result, walked)
+        settings = (executor, timeout, retries, progress, say)
+        return label_all(todo, recipe.calculator, out, journal, result, about, *settings)
 
 
 def _walks(recipe: Recipe, folder: Path) -> list[Walk]:
@@ -124,20 +119,19 @@ def _walked(
     return found
 
 
-def _tasks(
-    recipe: Recipe, result: LabelResult, walked: Sequence[tuple[str, str, Atoms]] = ()
-) -> list[Task]:
-    """What is worth labelling; fills `skipped` of the result."""
+def _worth_labelling(
+    recipe: Recipe, result: LabelResult, walked: Sequence[tuple[str, str, Atoms]]
+) -> list[ToLabel]:
+    """Structures without atoms that are too close; fills `skipped` of the result."""
     arguments = {p.name: {**recipe.calculator_args, **p.calculator_args} for p in recipe.prototypes}
-    tasks = []
+    found = []
     built = ((s.key, s.prototype, build(s, recipe)) for s in samples(recipe))
     for key, prototype, atoms in itertools.chain(built, walked):
         contact = closest_contact(atoms, recipe.min_distance, SHORTEST_OF_COVALENT)
-        if contact is not None:
+        if contact is None:
+            found.append(ToLabel(key, atoms, arguments[prototype], key))
+        else:
             result.skipped[key] = (
                 "atoms {} and {} are {:.3f} Ang apart (less than {:.3f}; --min-distance)"
             ).format(*contact)
-            continue
-        own = arguments[prototype]
-        tasks.append(Task(key, atoms, own, digest(atoms, [recipe.calculator, own])))
-    return tasks
+    return found

@@ -1,89 +1,36 @@
-"""Labelling of many structures that loses no result: a journal, and files of what is labelled."""
+"""Results of many calculations, none of which is lost: each is a line of a journal at once."""
 
-import hashlib
 import json
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-import ase.io
-import numpy as np
-from ase import Atoms
-from ase.calculators.singlepoint import SinglePointCalculator
 from tqdm import tqdm
 
-from schnetpack_softadapt.data.database import write_database
 from schnetpack_softadapt.data.executors import Spec, open_executor, run_all
-from schnetpack_softadapt.data.generate.labelling import import_calculator, label
-from schnetpack_softadapt.data.structures import Structure
-from schnetpack_softadapt.files import replacing
 
-__all__ = [
-    "LabelResult",
-    "Task",
-    "digest",
-    "journal_of",
-    "label_tasks",
-    "read_journal",
-    "write_labelled",
-]
-
-SUFFIXES = (".extxyz", ".xyz", ".db")
+__all__ = ["Task", "compute", "journal_of", "read_journal"]
 
 
 class Task(NamedTuple):
-    """A structure to label; the digest of geometry and calculator tells old labels of others."""
+    """Something to compute: its name, a digest of all that it depends on, and arguments."""
 
     key: str
-    atoms: Atoms
-    calculator_args: dict
     digest: str
+    args: tuple
 
 
-@dataclass
-class LabelResult:
-    """What came of a list of structures.
-
-    Attributes:
-        labelled: structures with labels, all of them, in the order of the list; their
-            `info["calculator"]` is name and arguments, as JSON.
-        n_new: how many of these were labelled now.
-        skipped: key and reason of structures that were not worth labelling.
-        failed: key and reason of structures whose calculation failed.
-    """
-
-    labelled: list[Atoms] = field(default_factory=list)
-    n_new: int = 0
-    skipped: dict[str, str] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        lines = [f"labelled     {len(self.labelled)} ({self.n_new} of them now)"]
-        for name, reasons in (("skipped", self.skipped), ("failed", self.failed)):
-            if reasons:
-                lines.append(f"{name:<12} {len(reasons)}")
-                lines += [f"  {key}: {reason}" for key, reason in list(reasons.items())[:20]]
-                if len(reasons) > 20:
-                    lines.append(f"  and {len(reasons) - 20} more")
-        return "\n".join(lines)
-
-
-def journal_of(out: Path, calculator: str | None, overwrite: bool) -> Path:
-    """Where the results for a file are kept, after a look at what the user gave.
+def journal_of(out: Path, overwrite: bool, suffixes: Sequence[str] = (".extxyz", ".xyz")) -> Path:
+    """Where the results for a file are kept.
 
     Raises:
-        ValueError: no calculator, or a wrong name.
+        ValueError: the file cannot be written under this name.
         FileExistsError: `out` exists, and was not made by an earlier run.
     """
-    if out.suffix not in SUFFIXES:
-        raise ValueError(f"--out {out}: the name must end in {', '.join(SUFFIXES)}")
-    if calculator is None:
-        raise ValueError("no calculator; give --calculator module:name")
-    # a misspelt name is an error now, not once per structure
-    import_calculator(calculator)
+    if out.suffix not in suffixes:
+        raise ValueError(f"--out {out}: the name must end in {', '.join(suffixes)}")
     journal = out.with_name(out.name + ".journal")
     if out.exists() and not journal.exists() and not overwrite:
         raise FileExistsError(
@@ -92,67 +39,47 @@ def journal_of(out: Path, calculator: str | None, overwrite: bool) -> Path:
     return journal
 
 
-def write_labelled(
-    out: Path, result: LabelResult, provenance: str, say: Callable[[str], None]
-) -> None:
-    """Write all that has labels: extended XYZ, or a database in SchNetPack's format.
-
-    Raises:
-        ValueError: nothing could be labelled.
-    """
-    say(str(result))
-    if not result.labelled:
-        raise ValueError(f"no structure could be labelled; {out} is not written")
-    if out.suffix != ".db":
-        with replacing(out) as temporary:
-            ase.io.write(temporary, result.labelled, format="extxyz")
-    else:
-        structures = []
-        for atoms in result.labelled:
-            info = {}
-            if "prototype" in atoms.info:
-                info["strain_state"] = f"{atoms.info['prototype']} {atoms.info['strain_state']}"
-            group = str(atoms.info.get("group", ""))
-            structures.append(Structure.from_atoms(atoms, group, info))
-        write_database(out, structures, provenance=provenance, overwrite=True)
-    say(f"written      {out}")
-
-
-def label_tasks(
+def compute(
+    function: Callable,
     tasks: Sequence[Task],
-    calculator: str,
     journal: Path,
-    result: LabelResult,
     executor: Spec = "local:1",
     timeout: float | None = None,
     retries: int = 0,
-    progress: bool = False,
+    may_fail: bool = True,
+    progress: str = "",
     say: Callable[[str], None] = print,
-) -> None:
-    """Label what a journal has no labels for, and collect what is labelled.
+) -> tuple[dict[str, dict], int]:
+    """Compute what a journal has no results of.
 
     Args:
-        tasks: structures; "{worker}" in a text of their arguments becomes the name of the process,
-            for calculators that write files into a directory of their own.
-        calculator: "module:name" of a class or function that makes one.
-        journal: gets a line for each structure when it is done; the caller holds its lock.
-        result: filled.
+        function: gives a mapping for JSON; see `executors.run_all`.
+        tasks: a result is found again by key and digest.
+        journal: gets a line for each task when it is done; the caller holds its lock.
         executor, timeout, retries: see `executors.run_all`.
-        progress: show a progress bar.
+        may_fail: go on with the others where one fails.
+        progress: what a progress bar says; empty: there is none.
         say: gets the messages for the user.
+
+    Returns:
+        a record of each key, with "error" where the calculation failed, and how many are new.
+
+    Raises:
+        ValueError: a calculation failed that must not.
     """
     records, n_bytes = read_journal(journal)
     n_other = sum(records.get(t.key, {}).get("digest", t.digest) != t.digest for t in tasks)
     if n_other:
-        say(f"{n_other} earlier results are of another geometry or calculator: made anew")
+        say(f"{n_other} earlier results are of other settings: made anew")
     missing = {t.key: t for t in tasks if not _is_done(records.get(t.key), t)}
-    inputs = [(t.key, (t.atoms, calculator, t.calculator_args)) for t in missing.values()]
     with (
         open_executor(executor) as workers,
         open(journal, "ab") as file,
         tqdm(
-            run_all(label, inputs, workers, timeout, retries),
-            desc="labelling",
+            run_all(
+                function, [(t.key, t.args) for t in missing.values()], workers, timeout, retries
+            ),
+            desc=progress,
             unit=" structures",
             total=len(tasks),
             initial=len(tasks) - len(missing),
@@ -161,43 +88,20 @@ def label_tasks(
     ):
         file.truncate(n_bytes)
         n_failed, synced = 0, time.monotonic()
-        for key, labels, reason in bar:
-            record = {"key": key, "digest": missing[key].digest}
-            records[key] = record | ({"error": reason} if labels is None else labels)
+        for key, result, reason in bar:
+            records[key] = {"key": key, "digest": missing[key].digest}
+            records[key] |= {"error": reason} if result is None else result
             file.write(json.dumps(records[key]).encode() + b"\n")
             file.flush()
             if time.monotonic() > synced + 1.0:  # an hour of DFT is worth it, a millisecond not
                 os.fsync(file.fileno())
                 synced = time.monotonic()
-            result.n_new += reason is None
             if reason is not None:
+                if not may_fail:
+                    raise ValueError(reason)
                 n_failed += 1
                 bar.set_postfix(failed=n_failed)
-    for key, atoms, arguments, _ in tasks:
-        record = records[key]
-        if "error" in record:
-            result.failed[key] = record["error"]
-            continue
-        labels = {name: record[name] for name in ("energy", "forces", "stress")}
-        labels = {name: np.array(v) for name, v in labels.items() if v is not None}
-        atoms.calc = SinglePointCalculator(atoms, **labels)
-        about = {"name": calculator, "arguments": arguments}
-        atoms.info["calculator"] = json.dumps(about, sort_keys=True)
-        result.labelled.append(atoms)
-
-
-def digest(atoms: Atoms, calculator: list) -> str:
-    """Of what labels depend on: name and arguments of the calculator, and the structure."""
-    found = hashlib.sha256(json.dumps(calculator, sort_keys=True).encode())
-    found.update(atoms.numbers.astype("<i8").tobytes())
-    for array in (atoms.positions, atoms.cell.array):
-        # to 1e-8 Ang, beyond what differs between machines
-        found.update(np.round(array * 1e8).astype("<i8").tobytes())
-    for name in ("initial_magmoms", "initial_charges"):
-        if atoms.has(name):
-            found.update(atoms.get_array(name).astype("<f8").tobytes())
-    found.update(atoms.pbc.tobytes())
-    return found.hexdigest()[:16]
+    return records, len(missing) - n_failed
 
 
 def read_journal(path: Path) -> tuple[dict[str, dict], int]:

@@ -1,25 +1,77 @@
 """Labels for any list of structures."""
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import ase.io
 import numpy as np
 from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
 
+from schnetpack_softadapt.data.database import write_database
 from schnetpack_softadapt.data.executors import Spec
 from schnetpack_softadapt.data.formats.format import ImportOptions, format_of
-from schnetpack_softadapt.data.generate.journal import (
-    LabelResult,
-    Task,
-    digest,
-    journal_of,
-    label_tasks,
-    write_labelled,
-)
+from schnetpack_softadapt.data.generate.journal import Task, compute, journal_of
+from schnetpack_softadapt.data.generate.labelling import import_calculator
+from schnetpack_softadapt.data.generate.labelling import label as label_one
 from schnetpack_softadapt.data.importing.sources import find_sources
-from schnetpack_softadapt.files import locked
+from schnetpack_softadapt.data.structures import Structure
+from schnetpack_softadapt.files import locked, replacing
 
-__all__ = ["label", "read_geometries"]
+__all__ = ["LabelResult", "ToLabel", "label", "label_all", "labels_journal", "read_geometries"]
+
+
+@dataclass
+class LabelResult:
+    """What came of a list of structures.
+
+    Attributes:
+        labelled: structures with labels, all of them, in the order of the list; their
+            `info["calculator"]` is name and arguments, as JSON.
+        n_new: how many of these were labelled now.
+        skipped: key and reason of structures that were not worth labelling.
+        failed: key and reason of structures whose calculation failed.
+    """
+
+    labelled: list[Atoms] = field(default_factory=list)
+    n_new: int = 0
+    skipped: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f"labelled     {len(self.labelled)} ({self.n_new} of them now)"]
+        for name, reasons in (("skipped", self.skipped), ("failed", self.failed)):
+            if reasons:
+                lines.append(f"{name:<12} {len(reasons)}")
+                lines += [f"  {key}: {reason}" for key, reason in list(reasons.items())[:20]]
+                if len(reasons) > 20:
+                    lines.append(f"  and {len(reasons) - 20} more")
+        return "\n".join(lines)
+
+
+@dataclass
+class ToLabel:
+    """A structure to label.
+
+    Attributes:
+        name: for messages.
+        atoms: the structure.
+        arguments: keyword arguments of the calculator; "{worker}" in a text becomes the name of the
+            process, for calculators that write files into a directory of their own.
+        key: by which its result is found again; the digest if not given.
+    """
+
+    name: str
+    atoms: Atoms
+    arguments: dict
+    key: str | None = None
+
+    def task(self, calculator: str) -> Task:
+        digest = _digest(self.atoms, [calculator, self.arguments])
+        return Task(self.key or digest, digest, (self.atoms, calculator, self.arguments))
 
 
 def label(
@@ -44,7 +96,7 @@ def label(
         calculator: "module:name" of a class or function that makes an ASE calculator, or
             `labelling.COMMAND` for an external program.
         out: extended XYZ, or a database (.db) in SchNetPack's format; written at the end.
-        calculator_args: keyword arguments, see `journal.label_tasks`.
+        calculator_args: keyword arguments, see `ToLabel`.
         executor, timeout, retries: see `executors.run_all`.
         overwrite: replace an `out` that no earlier run made; results in a journal are kept.
         progress: show a progress bar.
@@ -57,20 +109,94 @@ def label(
         FileExistsError: `out` exists, and was not made by an earlier run.
     """
     out, arguments = Path(out), calculator_args or {}
-    journal = journal_of(out, calculator, overwrite)
+    journal = labels_journal(out, calculator, overwrite)
     if not isinstance(structures, Mapping):
         structures = dict(read_geometries(structures))
-    tasks, names = [], {}
-    for name, atoms in structures.items():
-        key = digest(atoms, [calculator, arguments])
-        names.setdefault(key, name)
-        tasks.append(Task(key, atoms, arguments, key))
-    result = LabelResult()
+    todo = [ToLabel(name, atoms, arguments) for name, atoms in structures.items()]
     with locked(journal):
-        label_tasks(tasks, calculator, journal, result, executor, timeout, retries, progress, say)
-        result.failed = {names[key]: reason for key, reason in result.failed.items()}
-        write_labelled(out, result, f"labels by {calculator} {arguments}", say)
+        settings = (executor, timeout, retries, progress, say)
+        about = f"labels by {calculator} {arguments}"
+        return label_all(todo, calculator, out, journal, LabelResult(), about, *settings)
+
+
+def labels_journal(out: Path, calculator: str | None, overwrite: bool) -> Path:
+    """Where the labels for a file are kept, after a look at what the user gave.
+
+    Raises:
+        ValueError: no calculator, or a wrong name.
+        FileExistsError: `out` exists, and was not made by an earlier run.
+    """
+    if calculator is None:
+        raise ValueError("no calculator; give --calculator module:name")
+    # a misspelt name is an error now, not once per structure
+    import_calculator(calculator)
+    return journal_of(out, overwrite, (".extxyz", ".xyz", ".db"))
+
+
+def label_all(
+    structures: Sequence[ToLabel],
+    calculator: str,
+    out: Path,
+    journal: Path,
+    result: LabelResult,
+    provenance: str,
+    executor: Spec,
+    timeout: float | None,
+    retries: int,
+    progress: bool,
+    say: Callable[[str], None],
+) -> LabelResult:
+    """Label what a journal has no labels for, and write all that is labelled.
+
+    `result` is filled; `provenance` goes into a database. See `label` for the others.
+
+    Raises:
+        ValueError: nothing could be labelled.
+    """
+    tasks = [s.task(calculator) for s in structures]
+    settings = (executor, timeout, retries, True, "labelling" * progress, say)
+    records, result.n_new = compute(label_one, tasks, journal, *settings)
+    for s, task in zip(structures, tasks, strict=True):
+        record = records[task.key]
+        if "error" in record:
+            result.failed[s.name] = record["error"]
+            continue
+        labels = {name: record[name] for name in ("energy", "forces", "stress")}
+        labels = {name: np.array(v) for name, v in labels.items() if v is not None}
+        s.atoms.calc = SinglePointCalculator(s.atoms, **labels)
+        about = {"name": calculator, "arguments": s.arguments}
+        s.atoms.info["calculator"] = json.dumps(about, sort_keys=True)
+        result.labelled.append(s.atoms)
+    say(str(result))
+    if not result.labelled:
+        raise ValueError(f"no structure could be labelled; {out} is not written")
+    if out.suffix != ".db":
+        with replacing(out) as temporary:
+            ase.io.write(temporary, result.labelled, format="extxyz")
+    else:
+        found = []
+        for atoms in result.labelled:
+            info = {}
+            if "prototype" in atoms.info:
+                info["strain_state"] = f"{atoms.info['prototype']} {atoms.info['strain_state']}"
+            found.append(Structure.from_atoms(atoms, str(atoms.info.get("group", "")), info))
+        write_database(out, found, provenance=provenance, overwrite=True)
+    say(f"written      {out}")
     return result
+
+
+def _digest(atoms: Atoms, calculator: list) -> str:
+    """Of what labels depend on: name and arguments of the calculator, and the structure."""
+    found = hashlib.sha256(json.dumps(calculator, sort_keys=True).encode())
+    found.update(atoms.numbers.astype("<i8").tobytes())
+    for array in (atoms.positions, atoms.cell.array):
+        # to 1e-8 Ang, beyond what differs between machines
+        found.update(np.round(array * 1e8).astype("<i8").tobytes())
+    for name in ("initial_magmoms", "initial_charges"):
+        if atoms.has(name):
+            found.update(atoms.get_array(name).astype("<f8").tobytes())
+    found.update(atoms.pbc.tobytes())
+    return found.hexdigest()[:16]
 
 
 def read_geometries(files: Sequence[str | Path]) -> Iterator[tuple[str, Atoms]]:
