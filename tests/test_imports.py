@@ -30,7 +30,7 @@ ALLOWED = {
     "training": {"training", "neighbors", "model", "data", "descriptors", "errors", "properties"},
     "reports": {"reports", "neighbors", "model", "training", "data", "properties"},
     "deploy": {"deploy", "neighbors", "training", "model", "descriptors", "data", "properties"},
-    "learn": {"learn", "api", "deploy", "descriptors", "data"},
+    "learn": {"learn", "api", "deploy", "model", "descriptors", "data", "neighbors"},
     "cli": {
         "__version__",
         "api",

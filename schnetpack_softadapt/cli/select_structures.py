@@ -116,17 +116,8 @@ def committee_spread(structures, models) -> np.ndarray:
     Raises:
         ValueError: a structure that a model cannot predict.
     """
-    from tqdm import tqdm
-
     from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator
+    from schnetpack_softadapt.deploy.predict import calculated
 
-    calculator = SoftAdaptCalculator(models)
-    spread = []
-    bar = tqdm(structures, "committee", unit=" structures", delay=2, leave=False, disable=None)
-    for index, structure in enumerate(bar):
-        try:
-            calculator.calculate(structure.to_atoms())
-        except ValueError as error:
-            raise ValueError(f"structure {index}: {error}") from error
-        spread.append(np.linalg.norm(calculator.results["forces_std"], axis=1).max())
-    return np.array(spread)
+    every = calculated(structures, SoftAdaptCalculator(models))
+    return np.array([np.linalg.norm(r["forces_std"], axis=1).max() for r in every])

@@ -2,7 +2,7 @@
 
 import io
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import ase.db
@@ -28,7 +28,7 @@ from schnetpack_softadapt.quantities import (
 )
 from schnetpack_softadapt.training.predictions import prediction_arrays, write_predictions
 
-__all__ = ["labelled_atoms", "predict", "read_structures"]
+__all__ = ["calculated", "labelled_atoms", "predict", "read_structures"]
 
 log = logging.getLogger(__name__)
 
@@ -68,14 +68,7 @@ def predict(
     if not structures:
         raise ValueError("there are no structures to predict")
     calculator = SoftAdaptCalculator(model, **calculator_args)
-    predicted = []
-    bar = tqdm(structures, "predicting", unit=" structures", delay=2, leave=False, disable=None)
-    for index, structure in enumerate(bar):
-        try:
-            calculator.calculate(structure.to_atoms())
-        except ValueError as error:
-            raise ValueError(f"{source} {index}: {error}") from error
-        predicted.append(_values(calculator))
+    predicted = [_values(calculator) for _ in calculated(structures, calculator, source)]
     stress_mask = [
         s.stress is not None and bool(np.isfinite(values.get(STRESS.name, np.nan)).all())
         for s, values in zip(structures, predicted, strict=True)
@@ -92,6 +85,23 @@ def predict(
     elif out is not None:
         _write_extxyz(Path(out), structures, predicted)
     return arrays
+
+
+def calculated(
+    structures: Iterable[Structure], calculator: SoftAdaptCalculator, source: str = "structure"
+) -> Iterator[dict]:
+    """The calculator's results for one structure after the other, with a bar.
+
+    Raises:
+        ValueError: a structure cannot be predicted, with its number.
+    """
+    bar = tqdm(structures, "predicting", unit=" structures", delay=2, leave=False, disable=None)
+    for index, structure in enumerate(bar):
+        try:
+            calculator.calculate(structure.to_atoms())
+        except ValueError as error:
+            raise ValueError(f"{source} {index}: {error}") from error
+        yield calculator.results
 
 
 def read_structures(path: str | Path) -> list[Structure]:

@@ -1,8 +1,8 @@
-"""Where a committee goes, and how far its members agree there.
+"""Where models go, and how sure they are there.
 
-An explorer is a function (start, models, seed, folder, **settings) -> structures: `start` is a
-structure with labels, `models` are the paths of the committee, `folder` is its own. Others are
-added to `EXPLORERS`; their settings are the keywords of the function.
+An explorer is a function (start, driver, seed, folder, **settings) -> structures: `start` is where
+it starts from, `driver` names a calculator with `forces_std` and its arguments, `folder` is its
+own. Others are added to `EXPLORERS`; their settings are the keywords of the function.
 """
 
 import inspect
@@ -20,34 +20,37 @@ from schnetpack_softadapt.data.generate.entropy import (
     make_potential,
     make_structure,
 )
+from schnetpack_softadapt.data.generate.labelling import import_calculator
 from schnetpack_softadapt.data.generate.walks import MD, Swaps, Walk, walk
 from schnetpack_softadapt.data.importing.checks import closest_contact
-from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator
 from schnetpack_softadapt.files import replacing
 
-__all__ = ["EXPLORERS", "check_explorer", "explore"]
+__all__ = ["EXPLORERS", "check_explorer", "driver", "explore"]
 
 SHORTEST_OF_COVALENT = 0.6  # closer atoms are not worth a label
-COMMITTEE = "schnetpack_softadapt:SoftAdaptCalculator"
+Driver = tuple[str, dict]
 
 
-def _md(start: Atoms, models: Sequence[str], seed: int, folder: Path, **settings) -> list[Atoms]:
+def driver(models: Sequence[str]) -> Driver:
+    """Calculator whose `forces_std` is the spread of a committee, or of one linear model."""
+    if len(models) > 1:
+        return "schnetpack_softadapt:SoftAdaptCalculator", {"model": [*models]}
+    return "schnetpack_softadapt.learn.posterior:PosteriorCalculator", {"model": models[0]}
+
+
+def _md(start: Atoms, driver: Driver, seed: int, folder: Path, **settings) -> list[Atoms]:
     """Molecular dynamics; see `data.generate.walks.MD`, also of NPT, ramps and `stop`."""
-    task = Walk("md", "", start, MD(**settings), COMMITTEE, {"model": [*models]}, seed, folder)
-    return walk(task)[0]
+    return walk(Walk("md", "", start, MD(**settings), *driver, seed, folder))[0]
 
 
-def _swaps(start: Atoms, models: Sequence[str], seed: int, folder: Path, **settings) -> list[Atoms]:
+def _swaps(start: Atoms, driver: Driver, seed: int, folder: Path, **settings) -> list[Atoms]:
     """Exchanges of elements; see `data.generate.walks.Swaps`."""
-    task = Walk(
-        "swaps", "", start, Swaps(**settings), COMMITTEE, {"model": [*models]}, seed, folder
-    )
-    return walk(task)[0]
+    return walk(Walk("swaps", "", start, Swaps(**settings), *driver, seed, folder))[0]
 
 
 def _strain(
     start: Atoms,
-    models: Sequence[str],
+    driver: Driver,
     seed: int,
     folder: Path,
     strain: float = 0.05,
@@ -65,7 +68,7 @@ def _strain(
     return found
 
 
-def _entropy(start: Atoms, models: Sequence[str], seed: int, folder: Path, **settings) -> list:
+def _entropy(start: Atoms, driver: Driver, seed: int, folder: Path, **settings) -> list[Atoms]:
     """Diverse structures of the elements; see `data.generate.entropy.EntropyRecipe`."""
     elements = [chemical_symbols[z] for z in sorted(set(start.numbers))]
     recipe = EntropyRecipe(**{"elements": elements, "n": 5, "seed": seed, **settings})
@@ -90,7 +93,7 @@ def check_explorer(settings: Mapping) -> None:
     if method not in EXPLORERS:
         raise ValueError(f"explore: method {method!r} is none of {', '.join(EXPLORERS)}")
     make, given = _SETTINGS.get(method, (EXPLORERS[method], {}))
-    names = set(inspect.signature(make).parameters) - {"start", "models", "seed", "folder"}
+    names = set(inspect.signature(make).parameters) - {"start", "driver", "seed", "folder"}
     for name in sorted(set(settings) - names):
         raise ValueError(f"explore: {method} has no {name!r}; it has {', '.join(sorted(names))}")
     if method in _SETTINGS:
@@ -102,16 +105,17 @@ def explore(
 ) -> None:
     """One exploration; structures with `info["spread"]` go to a file, which stays if it is there.
 
-    The spread is the largest of the atoms' |standard deviation of the force| over the members,
-    eV/Ang. Structures with atoms too close to each other are left out.
+    The spread is the largest of the atoms' |standard deviation of the force|, eV/Ang. Structures
+    with atoms too close to each other are left out.
     """
     if path.exists():
         return
     logging.getLogger("schnetpack_softadapt.deploy.extrapolation").setLevel(logging.ERROR)
     settings = {k: v for k, v in settings.items() if k != "repeats"}
     method = settings.pop("method")
-    found, calculator = [], SoftAdaptCalculator(list(models))
-    for atoms in EXPLORERS[method](start, models, seed, path.parent, **settings):
+    found, (name, arguments) = [], driver(models)
+    calculator = import_calculator(name)(**arguments)
+    for atoms in EXPLORERS[method](start, (name, arguments), seed, path.parent, **settings):
         if closest_contact(atoms, None, SHORTEST_OF_COVALENT) is None:
             calculator.calculate(atoms)
             spread = np.linalg.norm(calculator.results["forces_std"], axis=1).max()

@@ -41,17 +41,26 @@ from schnetpack_softadapt.data.dataset import read_database
 from schnetpack_softadapt.data.executors import open_executor, run_all
 from schnetpack_softadapt.data.generate.label import label
 from schnetpack_softadapt.data.generate.labelling import import_calculator
-from schnetpack_softadapt.data.select.select import select, structure_rows
+from schnetpack_softadapt.data.select.select import Rows, select, structure_rows
+from schnetpack_softadapt.data.splitting import Split, load_split, save_split, split_path
 from schnetpack_softadapt.data.structures import Structure
 from schnetpack_softadapt.deploy.predict import read_structures
 from schnetpack_softadapt.descriptors.ambient import default_descriptor
 from schnetpack_softadapt.files import locked, write_file
 from schnetpack_softadapt.learn.explore import check_explorer, explore
+from schnetpack_softadapt.learn.posterior import PosteriorCalculator, write_posterior
 
 __all__ = ["Learning", "learn", "read_learning"]
 
 #: models that can start from the weights of others
 STARTING = ("acsf", "ace")
+#: models that know their own uncertainty
+LINEAR = ("linear", "quadratic")
+# energies that are fewer than coefficients are met exactly, and likelihood would give them all
+FEW_LABELS = (
+    "task/weighting=fixed",
+    "task.weighting.weights={energy: 0.05, forces: 0.9, stress: 0.05}",
+)
 #: name of the file that a training leaves in its end
 DONE = "trained"
 CHOICES = ("uncertain", "random")
@@ -114,10 +123,12 @@ class Learning:
         for name in ("train", "test", "start"):
             value = getattr(self, name)
             setattr(self, name, [value] if isinstance(value, str) else list(value))
-        for name, least in (("members", 2), ("n", 1), ("pool", 1), ("rounds", 1)):
+        for name, least in (("members", 1), ("n", 1), ("pool", 1), ("rounds", 1)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} is a whole number from {least} on, not {value!r}")
+        if self.members == 1 and self.model.get("model") not in LINEAR:
+            raise ValueError(f"members: one model alone is {' or '.join(LINEAR)}; give 2 or more")
         if not 0 < self.uncertain < self.hopeless:
             raise ValueError("uncertain and hopeless are spreads (eV/Ang), positive and ascending")
         if self.choose not in CHOICES:
@@ -271,13 +282,21 @@ class _Round:
             raise ValueError(f"round {self.number}, {what}: {'; '.join(failed)}")
 
     def _train(self, n: int) -> None:
+        is_alone, database = self.settings.members == 1, self.folder / "train.db"
+        if is_alone:  # a solution needs no validation, but there must be one: the very first
+            split = Split(train=[*range(1, n)], val=[0], test=[])
+            save_split(split_path(database), split, replace=False)
         tasks = []
         for k, folder in enumerate(self.models):
             # its own first weights, validation structures and order
-            options = {"seed": 1 + k + self.settings.seed, "num_val": max(1, n // 10)}
+            options = {"seed": 1 + k + self.settings.seed}
+            options["num_val"] = 1 if is_alone else max(1, n // 10)
             options |= {"num_test": 0, **self.settings.model}
             overrides = ["data.num_train=null", f"data.split_seed={k}"]
-            overrides += options.pop("overrides", [])
+            given = options.pop("overrides", [])
+            if options.get("model") in LINEAR and "weighting" not in f"{[*options, *given]}":
+                overrides += FEW_LABELS
+            overrides += given
             if self.number and self.settings.refine is not False:
                 if options.get("model", "acsf") in STARTING:
                     last = self.out / f"round-{self.number - 1:02}" / f"member-{k}"
@@ -286,9 +305,8 @@ class _Round:
                 if isinstance(self.settings.refine, dict):
                     options |= self.settings.refine
                     overrides += options.pop("overrides", [])
-            tasks.append(
-                (Path(folder).name, (str(self.folder / "train.db"), folder, overrides, options))
-            )
+            arguments = (str(database), folder, overrides, options, is_alone)
+            tasks.append((Path(folder).name, arguments))
         self._map(_train_member, tasks, "members")
 
     def _test(self, path: Path) -> None:
@@ -300,11 +318,15 @@ class _Round:
         # from what was labelled last each round would be a step farther from what is visited
         files = self.settings.start or self.settings.train
         starts = [s.to_atoms() for f in files for s in read_structures(f)]
+        # each as often as any other, in the order of chance
+        order = np.random.default_rng(self.settings.seed).permutation(len(starts))
+        first = self.number * sum(settings.get("repeats", 1) for settings in self.settings.explore)
         tasks, paths = [], []
         for i, settings in enumerate(self.settings.explore):
             for repeat in range(settings.get("repeats", 1)):
                 rng = np.random.default_rng([self.settings.seed, self.number, i, repeat])
-                start, seed = starts[rng.integers(len(starts))], int(rng.integers(2**31))
+                start = starts[order[(first + len(tasks)) % len(starts)]]
+                seed = int(rng.integers(2**31))
                 path = self.folder / "explored" / f"{i}-{repeat}" / "visited.extxyz"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 paths.append(path)
@@ -321,22 +343,30 @@ class _Round:
             )
             return [visited[k] for k in order[: self.settings.n]]
         wanted = (spreads > self.settings.uncertain) & (spreads < self.settings.hopeless)
-        order = np.argsort(-np.where(wanted, spreads, -1.0), kind="stable")
-        return [
-            visited[k] for k in order[: min(self.settings.pool * self.settings.n, wanted.sum())]
-        ]
+        order = np.argsort(-np.where(wanted, spreads, -1.0), kind="stable")[: wanted.sum()]
+        most = self.settings.pool * self.settings.n if self.settings.members > 1 else None
+        return [visited[k] for k in order[:most]]
 
     def _select(self, path: Path, candidates: list[Atoms], known: list[Structure]) -> None:
-        model = api.load(self.models[0])
-        descriptor = getattr(getattr(model, "representation", None), "descriptor", None)
-        descriptor = descriptor or default_descriptor(
-            {z for s in known for z in s.numbers.tolist()}
-        )
-        new = [Structure.from_atoms(atoms) for atoms in candidates]
-        rows, known_rows = structure_rows(new, descriptor, known=known)
-        chosen = select(rows, min(self.settings.n, len(new)), "farthest", known_rows)
-        frames = [candidates[k] for k in chosen]
-        ase.io.write(path, frames, format="extxyz")
+        n = min(self.settings.n, len(candidates))
+        if self.settings.choose == "random":
+            chosen = range(n)
+        elif self.settings.members == 1:  # the known rows have A = 1 there
+            calculator = PosteriorCalculator(self.models[0])
+            rows = [calculator.whitened(atoms) for atoms in candidates]
+            owner = np.repeat(np.arange(len(rows)), [len(x) for x in rows])
+            known_rows = np.eye(rows[0].shape[1])
+            chosen = select(Rows(np.concatenate(rows), owner), n, "leverage", known_rows)
+        else:
+            model = api.load(self.models[0])
+            descriptor = getattr(getattr(model, "representation", None), "descriptor", None)
+            descriptor = descriptor or default_descriptor(
+                {int(z) for s in known for z in s.numbers}
+            )
+            new = [Structure.from_atoms(atoms) for atoms in candidates]
+            rows, known_rows = structure_rows(new, descriptor, known=known)
+            chosen = select(rows, n, "farthest", known_rows)
+        ase.io.write(path, [candidates[k] for k in chosen], format="extxyz")
 
 
 def _once(path: Path, make: Callable[[Path], object]) -> Path:
@@ -359,7 +389,12 @@ def _gather(files: Sequence[str], path: Path) -> None:
 
 
 def _train_member(
-    database: str, folder: str, overrides: list[str], options: dict, worker: str = ""
+    database: str,
+    folder: str,
+    overrides: list[str],
+    options: dict,
+    is_alone: bool,
+    worker: str = "",
 ) -> None:
     """Train, or go on with, one model; what is printed goes to a file beside its folder."""
     if (Path(folder) / DONE).exists():
@@ -370,6 +405,10 @@ def _train_member(
             os.dup2(log.fileno(), stream)
         try:
             api.train(database, *overrides, out=folder, **options)
+            if is_alone:
+                structures = read_database(database)
+                fitted = load_split(Path(folder) / "split.npz", len(structures)).train
+                write_posterior(folder, [structures[k] for k in fitted])
         finally:
             for stream, before in shown:
                 os.dup2(before, stream)

@@ -1,5 +1,11 @@
 """`spk-softadapt learn`: what the loop trains on, when it ends, and that it goes on."""
 
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,6 +23,7 @@ from schnetpack_softadapt.data.dataset import read_database
 from schnetpack_softadapt.data.executors import _kill_children, _place
 from schnetpack_softadapt.learn import loop
 from schnetpack_softadapt.learn.loop import Learning, _is_over, learn
+from schnetpack_softadapt.learn.posterior import PosteriorCalculator
 
 SETTINGS = {
     "train": "start.extxyz",
@@ -30,12 +37,13 @@ SETTINGS = {
         "overrides": ["model.representation.grid.n_radial=4"],
     },
     "explore": [
-        {"method": "md", "temperature": [300, 900], "steps": 8, "every": 4, "stop": 5.0},
+        {"method": "md", "temperature": [300, 900], "steps": 8, "every": 4, "stop": 1e-9},
         {"method": "strain", "strain": 0.05, "sigma": 0.2, "n": 6},
     ],
     "uncertain": 1e-4,
     "hopeless": 1e6,  # models of two epochs know nothing
     "n": 4,
+    "pool": 1,
     "rounds": 2,
 }
 
@@ -85,7 +93,9 @@ def test_two_rounds_interrupted_between_them(tmp_path, monkeypatch):
         assert np.array_equal(structure.forces, old.forces)
     chosen = read(first / "selected.extxyz", ":")
     visited = [a for p in sorted(first.glob("explored/*/visited.extxyz")) for a in read(p, ":")]
-    assert 1 + 6 <= len(visited) <= 3 + 6  # dynamics end where the members differ
+    assert len(visited) == 1 + 6  # dynamics end where the members differ: at once
+    spreads = [sorted(a.info["spread"] for a in some) for some in (chosen, visited)]
+    assert spreads[0] == spreads[1][-4:]
     for atoms, structure in zip(chosen, more[8:], strict=True):
         assert any(np.array_equal(atoms.positions, other.positions) for other in visited)
         assert structure.positions == pytest.approx(atoms.positions)
@@ -100,6 +110,73 @@ def test_two_rounds_interrupted_between_them(tmp_path, monkeypatch):
         config = Path(f"out/round-01/member-{k}/config.yaml").read_text()
         assert f"round-00/member-{k}" in config
     assert rows["spread"][0] > 1e-4
+
+
+LINEAR = {
+    **SETTINGS,
+    "members": 1,
+    "model": {
+        "model": "linear",
+        "cutoff": 4.0,
+        "overrides": ["model.representation.parameters.n_functions=12"],
+    },
+    "explore": [{"method": "md", "temperature": 600, "steps": 60, "every": 2, "repeats": 2}],
+    "n": 3,
+}
+
+
+def children(pid: int) -> list[int]:
+    """Processes that its threads have started."""
+    files = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for file in files for child in file.read_text().split()]
+
+
+def test_killed_and_started_again(tmp_path, monkeypatch):
+    """A linear model, whose uncertainty is its own; parent and children end in an exploration."""
+    monkeypatch.chdir(tmp_path)
+    write("start.extxyz", labelled(8, 0.02, 0))
+    write("test.extxyz", labelled(3, 0.1, 1))
+    Path("learn.yaml").write_text(yaml.safe_dump({**LINEAR, "executor": "local:1"}))
+    command = [sys.executable, "-m", "schnetpack_softadapt.cli.main", "learn", "learn.yaml"]
+    with open("log", "w") as log:
+        process = subprocess.Popen(
+            [*command, "--out", "killed"], stdout=log, stderr=log, start_new_session=True
+        )
+    with ThreadPoolExecutor(1) as executor, ThreadPoolExecutor(1) as beside:
+        settings = Learning(**LINEAR, executor=executor)
+        whole = beside.submit(learn, settings, "whole", say=lambda text: None)
+        walks = Path("killed/round-00/explored")
+        while len([*walks.glob("*/*.jsonl")]) < 2 and process.poll() is None:
+            time.sleep(0.01)
+        victims = children(process.pid)
+        process.kill()
+        process.wait()
+        assert victims
+        for pid in victims:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        assert [path.parent.name for path in walks.glob("*/visited.extxyz")] == ["0-0"]
+        trained = Path("killed/round-00/member-0/trained").stat().st_mtime_ns
+        whole = whole.result()
+        again = learn(settings, "killed", say=lambda text: None)
+        _kill_children()
+    assert Path("killed/round-00/member-0/trained").stat().st_mtime_ns == trained
+    pd.testing.assert_frame_equal(again, whole, rtol=1e-6)
+    assert whole["labels"].tolist() == [3, 0]
+    # of what the model knows least, first the structure of the largest leverage
+    chosen = read("whole/round-00/selected.extxyz", ":")
+    paths = sorted(Path("whole/round-00/explored").glob("*/visited.extxyz"))
+    visited = [a for path in paths for a in read(path, ":")]
+    calculator = PosteriorCalculator("whole/round-00/member-0")
+    largest = [(calculator.whitened(atoms) ** 2).sum(1).max() for atoms in visited]
+    assert np.array_equal(chosen[0].positions, visited[np.argmax(largest)].positions)
+    # all are trained on but the first of all
+    config = Path("whole/round-01/member-0")
+    with np.load(config / "split.npz") as split:
+        assert split["val_idx"].tolist() == [0]
+        assert split["train_idx"].tolist() == [*range(1, 11)]
+    history = pd.read_csv(config / "history.csv")
+    assert history["weight_forces"].item() == pytest.approx(0.9)
 
 
 def test_the_end():
@@ -125,7 +202,8 @@ def test_the_end():
     [
         ({"colour": 1}, "unknown setting 'colour'"),
         ({"test": None}, "no setting 'test'"),
-        ({"members": 1}, "members is a whole number from 2 on"),
+        ({"members": 0}, "members is a whole number from 1 on"),
+        ({"members": 1}, "one model alone is linear or quadratic"),
         ({"explore": [{"method": "walk"}]}, "method 'walk' is none of md, swaps, strain, entropy"),
         ({"explore": [{"method": "strain", "eps": 1}]}, "strain has no 'eps'; it has n, sigma"),
         ({"explore": [{"method": "md", "temperature": -1}]}, "md: temperature is"),
