@@ -9,8 +9,8 @@ from engine_calls import KernelCalls, ReferenceCalls
 
 from schnetpack_softadapt.descriptors.acsf.grids import default_layout
 from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
+from schnetpack_softadapt.descriptors.element_index import ElementIndex
 from schnetpack_softadapt.descriptors.elements import (
-    ElementIndex,
     UnknownElementError,
     atomic_number,
     check_elements,
