@@ -292,6 +292,8 @@ def _label(args) -> int:
     if not isinstance(arguments, dict):
         raise ValueError("--calculator-args are keyword arguments by name")
     if args.shell_command is not None:
+        if not args.shell_command.strip():
+            raise ValueError("--command is empty")
         if args.calculator is not None:
             raise ValueError("give --calculator or --command, not both")
         args.calculator, arguments = COMMAND, {"command": args.shell_command, **arguments}

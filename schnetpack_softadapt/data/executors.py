@@ -49,6 +49,9 @@ logger = logging.getLogger(__name__)
 
 LOST = "the executor's scheduler or pool is lost; what is finished is kept, start again to go on"
 
+ADDRESSES = "tcp://host:8786, a scheduler's file.json, or a class of clusters as module:name"
+EXAMPLES = "local:4, dask:tcp://host:8786, a YAML file"
+
 Spec = str | Mapping | Executor
 
 
@@ -109,15 +112,18 @@ def open_executor(spec: Spec) -> Iterator[Executor]:
     where = settings["dask"]
     with contextlib.ExitStack() as stack:
         if where.endswith(".json"):
-            address = json.loads(Path(where).read_text(encoding="utf-8"))["address"]
+            try:
+                address = json.loads(Path(where).read_text(encoding="utf-8"))["address"]
+            except (ValueError, KeyError, TypeError):
+                raise ValueError(f"executor {where}: not the file of a scheduler of dask") from None
         elif "://" in where:
             address = where
         else:
             made = import_object(where, "cluster")
             try:
-                address = made(**settings.get("arguments", {}))
+                address = made(**settings["arguments"])
                 stack.callback(_close, address)
-                _keep_size(address, settings.get("workers", 1), stack)
+                _keep_size(address, settings["workers"], stack)
             except Exception as error:  # queues have all sorts of complaints
                 raise ValueError(f"executor {where}: {_reason(error)}") from error
         try:
@@ -171,30 +177,38 @@ def _close(cluster) -> None:
 
 def _settings(spec: str | Mapping) -> dict:
     """A setting as a mapping with "local" or "dask"."""
-    text = "local:4, dask:tcp://host:8786, a YAML file"
+    given = spec
     if isinstance(spec, str):
         kind, _, value = spec.partition(":")
         if kind in ("local", "dask"):
             spec = {kind: value}
         elif not Path(spec).is_file():
-            raise ValueError(f"executor {spec!r} is none of {text}")
+            raise ValueError(f"executor {spec!r} is none of {EXAMPLES}")
         else:
-            spec = yaml.safe_load(Path(spec).read_text(encoding="utf-8"))
+            try:
+                spec = yaml.safe_load(Path(spec).read_text(encoding="utf-8"))
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
+                raise ValueError(f"executor {given} is not YAML: {_reason(error)}") from None
             if isinstance(spec, str):
                 return _settings(spec)
     if not isinstance(spec, Mapping) or len({"local", "dask"} & set(spec)) != 1:
-        raise ValueError(f"executor {spec!r} has neither `local` nor `dask`; it is one of {text}")
+        raise ValueError(
+            f"executor {given} has neither `local` nor `dask`; it is one of {EXAMPLES}"
+        )
     unknown = set(spec) - {"local", "dask", "workers", "arguments"}
     if unknown:
-        raise ValueError(f"executor: unknown setting {unknown.pop()!r}")
-    settings = dict(spec)
-    if "local" in settings:
-        try:
-            settings["local"] = int(settings["local"])
-        except ValueError:
-            settings["local"] = 0
-        if settings["local"] < 1:
-            raise ValueError(f"executor {spec!r}: a number of processes from 1 on")
+        raise ValueError(f"executor {given}: unknown setting {unknown.pop()!r}")
+    settings = {"workers": 1, "arguments": {}, **spec}
+    for name in {"local", "workers"} & set(settings):
+        text = str(settings[name])
+        if not text.isdigit() or int(text) < 1:
+            what = "processes" if name == "local" else name
+            raise ValueError(f"executor {given}: a number of {what} from 1 on, not {text!r}")
+        settings[name] = int(text)
+    if not isinstance(settings["arguments"], Mapping):
+        raise ValueError(f"executor {given}: arguments are those of the cluster, by name")
+    if ":" not in (where := str(settings.get("dask", ":"))) and not where.endswith(".json"):
+        raise ValueError(f"executor {given}: dask is {ADDRESSES}, not {where!r}")
     return settings
 
 
@@ -221,7 +235,12 @@ def run_all(
 
     Raises:
         ConnectionError: the executor takes no tasks any more, as when its scheduler was killed.
+        ValueError: a negative number.
     """
+    if retries < 0 or (timeout is not None and not timeout > 0):
+        raise ValueError(
+            f"timeout {timeout} is no time in s, or retries {retries} no number of them"
+        )
     waiting: list = list(tasks)[::-1]
     size, seconds = 1, []
     # a pool of threads is of this machine: what waits in it gains nothing

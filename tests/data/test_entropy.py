@@ -216,6 +216,7 @@ def test_default_descriptor():
         (["--elements", "W", "--n", "0"], "n must be positive, not 0"),
         (["--elements", "W", "--k", "0"], "k is an energy other than zero"),
         (["--elements", "W", "--calculator", "a:b"], "--method entropy takes no calculator"),
+        (["--elements", "W", "--seed", "-1"], "seed is a whole number from 0 on, not -1"),
         (["--elements", "W", "--timeout", "9"], "--method entropy takes no timeout"),
         (["--elements", "W", "--out", "a.db"], "the name must end in .extxyz"),
         (["--elements", "Mo", "--config", "my.yaml"], "does not know Mo"),

@@ -461,6 +461,7 @@ def test_mistakes_in_yaml(capsys):
         ("a: [", "is not YAML"),
         ("- 1", "holds no settings by name"),
         ("prototypes: [nowhere.cif]", "nowhere.cif for the prototype nowhere"),
+        ("prototypes: [my.yaml]", "my.yaml is no structure file that ASE reads"),
         ("prototypes: []", "no prototypes to start from"),
         ("prototypes: {a: {file: cu.extxyz, kpts: 1}}", "unknown setting 'kpts' of prototype a"),
     ):

@@ -32,6 +32,13 @@ CALCULATORS = '''
 import os, time
 from ase.calculators.emt import EMT
 
+class NoForces(EMT):
+    implemented_properties = ["energy"]
+
+class Needs(EMT):
+    def __init__(self, model):
+        pass
+
 class Odd(EMT):
     """What happens depends on the lattice constant; each calculation is a line."""
     def __init__(self, seconds=0.0, log="calculations.log", **kwargs):
@@ -193,11 +200,20 @@ def test_any_executor_and_directories_of_the_workers():
         ("nowhere", "is none of local:4"),
         ({"locl": 4}, "has neither `local` nor `dask`"),
         ({"local": 4, "cores": 1}, "unknown setting 'cores'"),
+        ({"local": 4, "workers": "x"}, "a number of workers from 1 on, not 'x'"),
         ({"dask": "distributed:NoCluster"}, "there is no 'NoCluster' in distributed"),
+        ({"dask": "distributed:LocalCluster", "arguments": 3}, "those of the cluster, by name"),
+        ({"dask": 8786}, "dask is tcp://host:8786, a scheduler's file.json"),
+        ("damaged.yaml", "damaged.yaml is not YAML"),
+        ("dask:damaged.json", "damaged.json: not the file of a scheduler"),
+        ("dask:tcp://127.0.0.1:9", "no scheduler answers"),
     ],
 )
-def test_wrong_executors(spec, message):
-    with pytest.raises(ValueError, match=message), open_executor(spec):
+def test_wrong_executors(spec, message, monkeypatch):
+    Path("damaged.yaml").write_text("dask: [1\n")
+    Path("damaged.json").write_text("{}")
+    monkeypatch.setattr(executors, "PATIENCE", 0.2)
+    with pytest.raises((ValueError, OSError), match=message), open_executor(spec):
         pass
 
 
@@ -207,6 +223,11 @@ def test_mistakes(capsys):
         (["--calculator", "ase.calculators.emt:EMTT"], "no 'EMTT'"),
         (["--calculator", EMT_NAME, "--command", "true"], "not both"),
         ([], "no calculator"),
+        (["--command", " "], "--command is empty"),
+        (["--calculator", "calculators:Needs"], "missing a required argument: 'model'"),
+        (["--calculator", "calculators:NoForces"], "has no forces"),
+        (["--calculator", EMT_NAME, "--retries", "-1"], "retries -1 no number"),
+        (["--calculator", EMT_NAME, "--timeout", "0"], "timeout 0.0 is no time"),
         (["--calculator", EMT_NAME, "--calculator-args", "[1]"], "keyword arguments by name"),
     ):
         assert main(["label", "in.extxyz", "--out", "out.extxyz", *options]) == 2

@@ -37,6 +37,7 @@ from scipy.spatial.distance import cdist
 
 from schnetpack_softadapt.data.executors import Spec
 from schnetpack_softadapt.data.generate.journal import Task, compute, journal_of
+from schnetpack_softadapt.data.generate.label import read_geometries
 from schnetpack_softadapt.data.generate.recipe import read_settings
 from schnetpack_softadapt.data.importing.checks import closest_contact
 from schnetpack_softadapt.descriptors.ambient import ambient_volume, default_descriptor
@@ -123,6 +124,8 @@ class EntropyRecipe:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be positive, not {value}")
+        if not isinstance(self.seed, int) or self.seed < 0:
+            raise ValueError(f"seed is a whole number from 0 on, not {self.seed}")
         if not np.isfinite(self.k) or self.k == 0:
             raise ValueError(f"k is an energy other than zero, not {self.k}")
 
@@ -330,7 +333,7 @@ def make_potential(
 ) -> EntropyPotential:
     """The potential of a recipe; descriptors are whitened by 50 random structures of it."""
     descriptor = recipe.make_descriptor()
-    frames = [atoms for file in recipe.against for atoms in ase.io.iread(file, ":")]
+    frames = [atoms for _, atoms in read_geometries(recipe.against)] if recipe.against else []
     repulsion = EntropyPotential(descriptor, {}, recipe.k, recipe.min_distance)
     sample = []
     for index in range(_SAMPLE):

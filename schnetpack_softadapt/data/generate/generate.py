@@ -72,7 +72,8 @@ def generate(
         FileExistsError: `out` exists, and was not made by an earlier run.
     """
     out = Path(out)
-    journal = labels_journal(out, recipe.calculator, overwrite)
+    arguments = [{**recipe.calculator_args, **p.calculator_args} for p in recipe.prototypes]
+    journal = labels_journal(out, recipe.calculator, arguments, overwrite)
     say(plan(recipe))
     about = f"generated from {', '.join(p.name for p in recipe.prototypes)};"
     about += f" {plan(recipe)}; labels by {recipe.calculator} {recipe.calculator_args}"

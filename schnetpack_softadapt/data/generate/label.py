@@ -109,7 +109,7 @@ def label(
         FileExistsError: `out` exists, and was not made by an earlier run.
     """
     out, arguments = Path(out), calculator_args or {}
-    journal = labels_journal(out, calculator, overwrite)
+    journal = labels_journal(out, calculator, [arguments], overwrite)
     if not isinstance(structures, Mapping):
         structures = dict(read_geometries(structures))
     todo = [ToLabel(name, atoms, arguments) for name, atoms in structures.items()]
@@ -119,17 +119,19 @@ def label(
         return label_all(todo, calculator, out, journal, LabelResult(), about, *settings)
 
 
-def labels_journal(out: Path, calculator: str | None, overwrite: bool) -> Path:
+def labels_journal(
+    out: Path, calculator: str | None, arguments: Sequence[Mapping], overwrite: bool
+) -> Path:
     """Where the labels for a file are kept, after a look at what the user gave.
 
     Raises:
-        ValueError: no calculator, or a wrong name.
+        ValueError: no calculator, a wrong name, or wrong ones among its `arguments`.
         FileExistsError: `out` exists, and was not made by an earlier run.
     """
     if calculator is None:
         raise ValueError("no calculator; give --calculator module:name")
-    # a misspelt name is an error now, not once per structure
-    import_calculator(calculator)
+    for each in arguments:  # a mistake is an error now, not once per structure
+        import_calculator(calculator, each)
     return journal_of(out, overwrite, (".extxyz", ".xyz", ".db"))
 
 

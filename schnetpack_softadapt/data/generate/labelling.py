@@ -1,11 +1,12 @@
 """Labels of one structure from any ASE calculator or command; what the processes import."""
 
 import contextlib
+import inspect
 import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import ase.io
@@ -62,9 +63,24 @@ class ExternalCommand(Calculator):
         shutil.rmtree(folder)
 
 
-def import_calculator(path: str) -> Callable:
-    """The class or function at "module:name"; see `executors.import_object`."""
-    return import_object(path, "calculator")
+def import_calculator(path: str, arguments: Mapping | None = None) -> Callable:
+    """The class or function at "module:name"; see `executors.import_object`.
+
+    Raises:
+        ValueError: there is none, it does not take these arguments, or it has no forces.
+    """
+    make = import_object(path, "calculator")
+    if arguments is not None:
+        try:
+            inspect.signature(make).bind(**arguments)
+        except TypeError as error:
+            raise ValueError(f"calculator {path}: {error} (--calculator-args)") from None
+        except ValueError:
+            pass  # written in C, without a signature
+        for name in ("energy", "forces"):
+            if name not in (getattr(make, "implemented_properties", None) or ("energy", "forces")):
+                raise ValueError(f"calculator {path} has no {name}")
+    return make
 
 
 #: calculator of an external command; its arguments are those of `ExternalCommand`

@@ -413,7 +413,7 @@ def _read_yaml(name: str | Path) -> tuple[dict, Path]:
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path} holds no settings by name")
     return config, path.parent
@@ -435,7 +435,10 @@ def _read_prototypes(given: Mapping | Sequence, folder: Path) -> list[Prototype]
             raise ValueError(f"unknown setting {next(iter(entry))!r} of prototype {name}")
         if not path.exists():
             raise FileNotFoundError(f"no file {path} for the prototype {name}")
-        atoms = ase.io.read(path)
+        try:
+            atoms = ase.io.read(path)
+        except Exception as error:  # ASE's readers raise whatever their parsing meets
+            raise ValueError(f"{path} is no structure file that ASE reads ({error!r})") from error
         # without results, constraints and notes; with initial moments, which DFT may start from
         bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell.array, pbc=atoms.pbc)
         for array in ("initial_magmoms", "initial_charges"):
