@@ -10,8 +10,9 @@ def add_learn(commands) -> None:
     parser = commands.add_parser(
         "learn",
         help="train a committee, label where it disagrees, and again until it agrees",
-        description="Active learning: train several models, let them run molecular dynamics and"
-        " other explorations, label what they disagree on with any ASE calculator, train again."
+        description="Active learning: train several models, or a linear one, let them run molecular"
+        " dynamics and other explorations, label what they know least with any ASE calculator,"
+        " train again."
         " The file (YAML) has train, test, calculator, explore, members, model, executor,"
         " uncertain, n, rounds and more (schnetpack_softadapt/learn/loop.py). The same command"
         " again goes on with what was stopped, and more rounds extend it.",

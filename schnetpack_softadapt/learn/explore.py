@@ -8,6 +8,7 @@ own. Others are added to `EXPLORERS`; their settings are the keywords of the fun
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import ase.io
@@ -38,14 +39,11 @@ def driver(models: Sequence[str]) -> Driver:
     return "schnetpack_softadapt.learn.posterior:PosteriorCalculator", {"model": models[0]}
 
 
-def _md(start: Atoms, driver: Driver, seed: int, folder: Path, **settings) -> list[Atoms]:
-    """Molecular dynamics; see `data.generate.walks.MD`, also of NPT, ramps and `stop`."""
-    return walk(Walk("md", "", start, MD(**settings), *driver, seed, folder))[0]
-
-
-def _swaps(start: Atoms, driver: Driver, seed: int, folder: Path, **settings) -> list[Atoms]:
-    """Exchanges of elements; see `data.generate.walks.Swaps`."""
-    return walk(Walk("swaps", "", start, Swaps(**settings), *driver, seed, folder))[0]
+def _walk(
+    kind: type, start: Atoms, driver: Driver, seed: int, folder: Path, **settings
+) -> list[Atoms]:
+    """Molecular dynamics (also NPT, ramps and `stop`) or exchanges: `data.generate.walks`."""
+    return walk(Walk(kind.kind, "", start, kind(**settings), *driver, seed, folder))[0]
 
 
 def _strain(
@@ -77,8 +75,8 @@ def _entropy(start: Atoms, driver: Driver, seed: int, folder: Path, **settings) 
 
 
 EXPLORERS: dict[str, Callable] = {
-    "md": _md,
-    "swaps": _swaps,
+    "md": partial(_walk, MD),
+    "swaps": partial(_walk, Swaps),
     "strain": _strain,
     "entropy": _entropy,
 }

@@ -17,7 +17,8 @@ With another calculator (`calculator_args`, `timeout`) the same loop labels with
 functional theory. Everything is in files of the folder `--out`, each written whole: a stage whose
 files are there is not done again, so that the same command goes on wherever it was stopped.
 Uncertainty is the spread of the members' forces (H. S. Seung et al., COLT 1992, 287; in
-interatomic potentials N. Artrith, J. Behler, Phys. Rev. B 85, 045439, 2012).
+interatomic potentials N. Artrith, J. Behler, Phys. Rev. B 85, 045439, 2012). One linear model
+(`members: 1`, `model: {model: linear}`) knows its own, see `posterior`, at a part of the cost.
 """
 
 import json
@@ -75,17 +76,20 @@ class Learning:
         test: files of labelled structures that are never trained on.
         calculator, calculator_args: the teacher, see `label.ToLabel`.
         explore: explorations of each round: `method`, `repeats` and settings of `learn.explore`.
-        start: files of structures that these start from; those of `train` if not given.
+        start: files of structures that these start from, each as often as any other; those of
+            `train` if not given.
         executor, timeout, retries: see `executors.run_all`; the time is that of one label, s.
-        members: models of the committee.
+        members: models of the committee; 1 of a linear one ("linear", "quadratic").
         model: keywords of `schnetpack_softadapt.train`, and `overrides`, a list.
         refine: what is different from the second round on, where each member starts from its last
             weights (models "acsf" and "ace"); false: all members are trained anew.
         uncertain: spread of a force from which a structure is worth a label, eV/Ang.
         hopeless: spread beyond which it is not, since the models have no idea how they got there.
         n: labels a round.
-        pool: these are chosen from pool * n structures, those of the largest spreads: the ones
-            that are farthest from all known and from each other in the space of descriptors.
+        pool: of a committee: these are chosen from pool * n structures, those of the largest
+            spreads: the ones that are farthest from all known and from each other in the space of
+            descriptors. With one model: one after the other, the largest spread that is left when
+            those before are known.
         choose: "uncertain", or "random" for all visited alike, to compare with.
         rounds: largest number of trainings.
         agreed: part of the visited structures that may be uncertain when the committee agrees.
@@ -200,10 +204,7 @@ def learn(
             if reason is not None:
                 say(f"done: {reason}")
                 break
-            this.label()
-            rows[-1] = json.loads((this.folder / "round.json").read_text())
-    table = pd.DataFrame(rows)
-    write_file(out / "rounds.csv", table.to_csv(index=False))
+            rows[-1] = this.label()
     say(table.to_string(index=False, float_format="{:.4g}".format))
     return table
 
@@ -253,22 +254,22 @@ class _Round:
             write_file(self.folder / "round.json", json.dumps(row))
         return row
 
-    def label(self) -> None:
-        """Label what was selected; makes the training set of the next round."""
-        s = self.settings
+    def label(self) -> dict:
+        """Label what was selected, for the training set of the next round; the row of the table."""
+        s, report = self.settings, self.folder / "round.json"
         following = self.out / f"round-{self.number + 1:02}" / "train.db"
-        if following.exists():
-            return
-        chosen = ase.io.read(self.folder / "selected.extxyz", ":")
-        labelled = self.folder / "labelled.db"
-        structures = {f"{self.folder.name}, structure {k}": a for k, a in enumerate(chosen)}
-        arguments = (s.calculator_args, self.executor, s.timeout, s.retries)
-        label(structures, s.calculator, labelled, *arguments, progress=self.progress, say=self.say)
-        new = read_database(labelled)
-        row = json.loads((self.folder / "round.json").read_text())
-        write_file(self.folder / "round.json", json.dumps({**row, "labels": len(new)}))
-        old = read_database(self.folder / "train.db")
-        write_database(following, [*old, *new], provenance=f"active learning in {self.out.name}")
+        if not following.exists():
+            chosen = ase.io.read(self.folder / "selected.extxyz", ":")
+            structures = {f"{self.folder.name}, structure {k}": a for k, a in enumerate(chosen)}
+            where = (s.calculator_args, self.executor, s.timeout, s.retries)
+            shown = {"progress": self.progress, "say": self.say}
+            labelled = self.folder / "labelled.db"
+            label(structures, s.calculator, labelled, *where, **shown)
+            new, old = read_database(labelled), read_database(self.folder / "train.db")
+            row = {**json.loads(report.read_text()), "labels": len(new)}
+            write_file(report, json.dumps(row))
+            write_database(following, [*old, *new], f"active learning in {self.out.name}")
+        return json.loads(report.read_text())
 
     def _map(self, function: Callable, tasks: list[tuple[str, tuple]], what: str) -> None:
         bar = tqdm(
@@ -337,26 +338,26 @@ class _Round:
         return [a for path in paths if path.stat().st_size for a in ase.io.read(path, ":")]
 
     def _candidates(self, visited: list[Atoms], spreads: np.ndarray) -> list[Atoms]:
-        if self.settings.choose == "random":
-            order = np.random.default_rng([self.settings.seed, self.number]).permutation(
-                len(visited)
-            )
-            return [visited[k] for k in order[: self.settings.n]]
-        wanted = (spreads > self.settings.uncertain) & (spreads < self.settings.hopeless)
-        order = np.argsort(-np.where(wanted, spreads, -1.0), kind="stable")[: wanted.sum()]
-        most = self.settings.pool * self.settings.n if self.settings.members > 1 else None
+        s, most = self.settings, None
+        if s.choose == "random":
+            order = np.random.default_rng([s.seed, self.number]).permutation(len(visited))
+            most = s.n
+        else:
+            wanted = (spreads > s.uncertain) & (spreads < s.hopeless)
+            order = np.argsort(-np.where(wanted, spreads, -1.0), kind="stable")[: wanted.sum()]
+            if s.members > 1:
+                most = s.pool * s.n
         return [visited[k] for k in order[:most]]
 
     def _select(self, path: Path, candidates: list[Atoms], known: list[Structure]) -> None:
         n = min(self.settings.n, len(candidates))
         if self.settings.choose == "random":
             chosen = range(n)
-        elif self.settings.members == 1:  # the known rows have A = 1 there
+        elif self.settings.members == 1:
             calculator = PosteriorCalculator(self.models[0])
-            rows = [calculator.whitened(atoms) for atoms in candidates]
-            owner = np.repeat(np.arange(len(rows)), [len(x) for x in rows])
-            known_rows = np.eye(rows[0].shape[1])
-            chosen = select(Rows(np.concatenate(rows), owner), n, "leverage", known_rows)
+            rows = Rows.of_all([calculator.whitened(atoms) for atoms in candidates])
+            known_rows = np.eye(rows.x.shape[1])  # the whitened A of what is known
+            chosen = select(rows, n, "leverage", known_rows)
         else:
             model = api.load(self.models[0])
             descriptor = getattr(getattr(model, "representation", None), "descriptor", None)

@@ -268,7 +268,8 @@ def table(folder: Path, case: str, target: float | None, picture: Path | None) -
         draws = np.random.default_rng(0).choice(known, (10_000, len(known))).mean(1)
         low, high = np.exp(np.quantile(draws, (0.025, 0.975)))
         print(
-            f"random / active: {np.exp(known.mean()):.2f}, 95 % {low:.2f} to {high:.2f} (bootstrap)"
+            f"ratio: {np.exp(known.mean()):.2f}, 95 % {low:.2f} to {high:.2f} by bootstrap,"
+            f" p {ttest_1samp(known, 0.0).pvalue:.2g} (paired t-test of the logarithms)"
         )
     if picture is not None:
         figure, axes = plt.subplots(figsize=(5, 3.5), layout="constrained")
@@ -278,6 +279,8 @@ def table(folder: Path, case: str, target: float | None, picture: Path | None) -
             )
             axes.plot(labels[c], errors[c].T, color=line.get_color(), alpha=0.4, lw=0.7)
         axes.set(xlabel="labels asked for", ylabel="test RMSE of forces (meV/Ang)", yscale="log")
+        axes.set_yticks([8, 10, 20, 40, 80], ["8", "10", "20", "40", "80"])
+        axes.minorticks_off()
         axes.legend(frameon=False)
         figure.savefig(picture, dpi=120)
 

@@ -23,7 +23,7 @@ from schnetpack_softadapt.data.dataset import read_database
 from schnetpack_softadapt.data.executors import _kill_children, _place
 from schnetpack_softadapt.learn import loop
 from schnetpack_softadapt.learn.loop import Learning, _is_over, learn
-from schnetpack_softadapt.learn.posterior import PosteriorCalculator
+from schnetpack_softadapt.learn.posterior import PosteriorCalculator, root_and_scale
 
 SETTINGS = {
     "train": "start.extxyz",
@@ -170,13 +170,33 @@ def test_killed_and_started_again(tmp_path, monkeypatch):
     calculator = PosteriorCalculator("whole/round-00/member-0")
     largest = [(calculator.whitened(atoms) ** 2).sum(1).max() for atoms in visited]
     assert np.array_equal(chosen[0].positions, visited[np.argmax(largest)].positions)
-    # all are trained on but the first of all
-    config = Path("whole/round-01/member-0")
-    with np.load(config / "split.npz") as split:
-        assert split["val_idx"].tolist() == [0]
-        assert split["train_idx"].tolist() == [*range(1, 11)]
-    history = pd.read_csv(config / "history.csv")
+    # all are trained on but the first of all, and the uncertainty is that of this fit
+    history = pd.read_csv("whole/round-01/member-0/history.csv")
     assert history["weight_forces"].item() == pytest.approx(0.9)
+    calculator = PosteriorCalculator("whole/round-01/member-0")
+    known = [s.to_atoms() for s in read_database("whole/round-01/train.db")]
+    forces = [s.forces.ravel() for s in read_database("whole/round-01/train.db")]
+    rows = [calculator.posterior.rows(a.numbers, a.positions, a.cell.array, a.pbc) for a in known]
+    coefficients = [p.detach().numpy().ravel() for p in calculator.model.parameters()]
+    errors = [b - x @ np.concatenate(coefficients) for x, b in zip(rows, forces, strict=True)]
+    root, scale = root_and_scale(rows[1:], errors[1:])
+    np.testing.assert_allclose(calculator.root, root, rtol=1e-9, atol=1e-9 * np.abs(root).max())
+    assert calculator.scale == pytest.approx(scale, rel=1e-9)
+
+
+def test_walks_start_from_all_alike(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write("start.extxyz", labelled(5, 0.02, 0))
+    begun = []
+    monkeypatch.setattr(
+        loop._Round, "_map", lambda self, f, tasks, what: begun.extend(a[1] for _, a in tasks)
+    )
+    settings = Learning(**{**SETTINGS, "explore": [{"method": "strain", "repeats": 3}] * 2})
+    for number in range(5):
+        with contextlib.suppress(FileNotFoundError):  # nothing was explored
+            loop._Round(settings, tmp_path, number, None, False, print)._explore()
+    times = [sum(np.array_equal(a.positions, b.positions) for b in begun) for a in begun]
+    assert times == [6] * 30
 
 
 def test_the_end():

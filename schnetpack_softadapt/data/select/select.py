@@ -55,6 +55,12 @@ class Rows:
         self.x, self.owner = x, owner
         self.first = np.flatnonzero(np.diff(owner, prepend=-1))  # of each structure
 
+    @classmethod
+    def of_all(cls, parts: Sequence[np.ndarray]) -> "Rows":
+        """From the rows of each structure."""
+        owner = np.repeat(np.arange(len(parts)), [len(x) for x in parts])
+        return cls(np.concatenate(parts), owner)
+
     def __len__(self):
         return len(self.first)
 
