@@ -188,7 +188,7 @@ def _draw_energies(found):
         energies = [s.energy / s.n_atoms for s in found[name]]
         forces = np.linalg.norm(np.concatenate([s.forces for s in found[name]]), axis=1)
         style = {"color": colour, "alpha": 0.6, "label": name}
-        left.hist(energies, np.linspace(-9, -3, 61), **style)
+        left.hist(energies, np.linspace(-9.5, -3, 66), **style)
         right.hist(np.log10(np.maximum(forces, 1e-3)), np.linspace(-3, 2, 51), **style)
     left.set_xlabel("energy, eV/atom")
     left.set_ylabel("structures")
