@@ -91,7 +91,8 @@ def open_executor(spec: Spec) -> Iterator[Executor]:
             `concurrent.futures.Executor`.
 
     Raises:
-        ValueError: none of these, or dask is not installed.
+        ValueError: none of these, dask is not installed, or a cluster refuses its jobs.
+        ConnectionError: no scheduler answers.
     """
     if isinstance(spec, Executor):
         yield spec

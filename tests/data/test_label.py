@@ -235,6 +235,9 @@ def test_mistakes(capsys):
     Path("damaged.extxyz").write_text("2\nProperties=species:S:1:pos:R:3\nCu 0 0 0\nCu 0 x 0\n")
     assert main(["label", "damaged.extxyz", "--out", "o.db", "--calculator", EMT_NAME]) == 2
     assert "damaged.extxyz, structure 0: cannot be read" in capsys.readouterr().err
+    Path("out.extxyz.journal").write_text('{"key": "a", "digest": "b"}\n{"key"\n{"key"')
+    assert main(["label", "in.extxyz", "--out", "out.extxyz", "--calculator", EMT_NAME]) == 2
+    assert "out.extxyz.journal, line 2: damaged; remove this line" in capsys.readouterr().err
 
 
 def test_formats_and_what_stays_of_a_structure():
