@@ -87,8 +87,8 @@ def _add_selection(parser: argparse.ArgumentParser) -> None:
 
 
 def _set(args) -> None:
-    from schnetpack_softadapt.data import changes, listing
-    from schnetpack_softadapt.data.editing import Selection
+    from schnetpack_softadapt.data.edit import changes, listing
+    from schnetpack_softadapt.data.edit.editing import Selection
 
     path, progress = args.database, sys.stderr.isatty()
     names = ("rows", "groups", "sources", "subsets", "where", "everything")

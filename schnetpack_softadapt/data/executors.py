@@ -1,9 +1,7 @@
 """Functions of many inputs on many cores: processes here, a cluster by dask, any executor.
 
-Whoever schedules, a task runs in a child process of the worker, which lives on from task to task.
-So all schedulers behave alike: a task that crashes or takes too long costs its child, it is known
-which one it was, and the worker goes on. A child and all processes that it started go with the
-worker, however that ends.
+Whoever schedules, a task runs in a child process of the worker (see `children`): so all schedulers
+behave alike, and a task that crashes or takes too long is known and costs itself alone.
 """
 
 import contextlib
@@ -12,29 +10,16 @@ import itertools
 import json
 import logging
 import os
-import pickle
-import queue
-import signal
-import socket
-import subprocess
 import sys
 import threading
-import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import (
-    FIRST_COMPLETED,
-    CancelledError,
-    Executor,
-    Future,
-    ThreadPoolExecutor,
-    wait,
-)
-from multiprocessing.connection import Connection
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from schnetpack_softadapt.data.children import in_words, kill_children, place, run_batch
 
 __all__ = ["import_object", "open_executor", "run_all"]
 
@@ -91,7 +76,8 @@ def open_executor(spec: Spec) -> Iterator[Executor]:
             `concurrent.futures.Executor`.
 
     Raises:
-        ValueError: none of these, or dask is not installed.
+        ValueError: none of these, dask is not installed, or a cluster refuses its jobs.
+        ConnectionError: no scheduler answers.
     """
     if isinstance(spec, Executor):
         yield spec
@@ -103,7 +89,7 @@ def open_executor(spec: Spec) -> Iterator[Executor]:
             yield local
         finally:
             local.shutdown(wait=False, cancel_futures=True)
-            _kill_children(_place())
+            kill_children(place())
         return
     try:
         from distributed import Client
@@ -125,7 +111,7 @@ def open_executor(spec: Spec) -> Iterator[Executor]:
                 stack.callback(_close, address)
                 _keep_size(address, settings["workers"], stack)
             except Exception as error:  # queues have all sorts of complaints
-                raise ValueError(f"executor {where}: {_reason(error)}") from error
+                raise ValueError(f"executor {where}: {in_words(error)}") from error
         try:
             client = stack.enter_context(Client(address, timeout=PATIENCE))
         except OSError as error:
@@ -137,7 +123,7 @@ def open_executor(spec: Spec) -> Iterator[Executor]:
             if client.status == "running":
                 with contextlib.suppress(Exception):  # workers that are gone need not be told
                     executor.shutdown(wait=False)
-                    client.run(_kill_children, _place())
+                    client.run(kill_children, place())
             else:  # dask logs many tracebacks of a scheduler that is gone
                 logging.disable(logging.CRITICAL)
                 stack.callback(logging.disable, logging.NOTSET)
@@ -188,7 +174,7 @@ def _settings(spec: str | Mapping) -> dict:
             try:
                 spec = yaml.safe_load(Path(spec).read_text(encoding="utf-8"))
             except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise ValueError(f"executor {given} is not YAML: {_reason(error)}") from None
+                raise ValueError(f"executor {given} is not YAML: {in_words(error)}") from None
             if isinstance(spec, str):
                 return _settings(spec)
     if not isinstance(spec, Mapping) or len({"local", "dask"} & set(spec)) != 1:
@@ -246,7 +232,7 @@ def run_all(
     # a pool of threads is of this machine: what waits in it gains nothing
     width = getattr(executor, "_max_workers", None)
     in_flight = 2 * width if isinstance(executor, ThreadPoolExecutor) else IN_FLIGHT
-    home = _place()
+    home = place()
     batches: dict[Future, list] = {}
     lost: dict[str, int] = {}
     single: list = []  # what a lost worker had, one by one
@@ -258,9 +244,9 @@ def run_all(
                 batch = [single.pop()] if single else [waiting.pop() for _ in range(n)]
                 inputs = [args for _, args in batch]
                 try:
-                    future = executor.submit(_run_batch, function, inputs, timeout, retries, home)
+                    future = executor.submit(run_batch, function, inputs, timeout, retries, home)
                 except Exception as error:  # each kind of executor has an error of its own
-                    raise ConnectionError(f"{LOST} ({_reason(error)})") from error
+                    raise ConnectionError(f"{LOST} ({in_words(error)})") from error
                 batches[future] = batch
             done, _ = wait(batches, return_when=FIRST_COMPLETED)
             # what is done goes first: the reader may not come back after an error
@@ -274,7 +260,7 @@ def run_all(
                     for task in batch:
                         n_lost = lost[task[0]] = lost.get(task[0], 0) + 1
                         if n_lost > max(1, retries):
-                            yield task[0], None, f"lost with its worker ({_reason(error)})"
+                            yield task[0], None, f"lost with its worker ({in_words(error)})"
                         else:
                             single.append(task)
                     continue
@@ -286,155 +272,3 @@ def run_all(
     finally:
         for future in batches:
             future.cancel()
-
-
-def _run_batch(
-    function: Callable, inputs: list[tuple], timeout: float | None, retries: int, home: tuple
-) -> tuple[list, float]:
-    """What a worker does: (result, reason) of each input, and the time that it took."""
-    start = time.perf_counter()
-    child = _Child.idle(home)
-    try:
-        results = child.run(function, inputs, timeout, retries)
-    finally:
-        child.is_busy = False
-    return results, time.perf_counter() - start
-
-
-def _place() -> tuple[str, int, str]:
-    return socket.gethostname(), os.getpid(), os.getcwd()
-
-
-class _Child:
-    """A process that runs one task at a time; started when needed, also after it died."""
-
-    all: "list[_Child]" = []  # noqa: RUF012
-    lock = threading.Lock()
-
-    def __init__(self, home: tuple, number: int):
-        self.home, self.is_busy, self.is_over = home, True, False
-        self.process: subprocess.Popen | None = None
-        host, process, _ = _place()
-        at_home = (host, process) == home[:2]
-        self.number, self.name = number, str(number) if at_home else f"{host}-{process}-{number}"
-
-    @classmethod
-    def idle(cls, home: tuple) -> "_Child":
-        """One of the same home that has nothing to do, else a new one."""
-        with cls.lock:
-            child = next((c for c in cls.all if c.home == home and not c.is_busy), None)
-            if child is None:
-                taken = {c.number for c in cls.all}
-                child = cls(home, next(k for k in itertools.count() if k not in taken))
-                cls.all.append(child)
-            child.is_busy = True
-        return child
-
-    def run(
-        self, function: Callable, inputs: list[tuple], timeout: float | None, retries: int
-    ) -> list[tuple]:
-        """Result and None, or None and the reason why there is none, of each input."""
-        results, n_tries, is_at_work = [], 0, False
-        while len(results) < len(inputs):
-            try:
-                if self.process is None:
-                    self._start()
-                if self.function is not function:  # what it imports is not the time of a task
-                    self.connection.send((function, [], 0, 0, self.name))
-                    if reason := self.connection.recv():
-                        return [(None, reason)] * len(inputs)
-                    self.function = function
-                if not is_at_work:  # all at once, so that it waits for nobody
-                    left = inputs[len(results) :]
-                    self.connection.send((function, left, retries, n_tries, self.name))
-                    is_at_work = True
-                if self.connection.poll(timeout):
-                    answer = self.connection.recv()
-                else:
-                    answer, is_at_work = (None, f"took longer than {timeout:g} s"), False
-            except (EOFError, OSError):
-                if self.is_over:
-                    raise CancelledError from None
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self.process.wait(1.0)  # for its own exit code
-                code = self.process.poll()
-                answer = None, f"the process of the calculation died (exit code {code})"
-                is_at_work = False
-            if not is_at_work:
-                self.kill()
-            n_tries += 1
-            if answer[1] is None or n_tries > retries:
-                results.append(answer)
-                n_tries = 0
-        return results
-
-    def _start(self) -> None:
-        if self.is_over:
-            raise CancelledError
-        # not multiprocessing, whose children may have none themselves: workers of dask are such
-        ours, theirs = socket.socketpair()
-        code = f"from {__name__} import _serve; _serve({theirs.fileno()})"
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-c", code],
-            stdin=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno()],
-            start_new_session=True,
-            cwd=self.home[2] if os.path.isdir(self.home[2]) else None,
-        )
-        theirs.close()
-        self.function, self.connection = None, Connection(ours.detach())
-
-    def kill(self) -> None:
-        """End the process and what it started."""
-        process, self.process = self.process, None
-        if process is not None:
-            with contextlib.suppress(OSError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def _kill_children(home: tuple) -> None:
-    """End what works for a process; others may use the same workers."""
-    with _Child.lock:
-        children = [c for c in _Child.all if c.home[:2] == home[:2]]
-        _Child.all = [c for c in _Child.all if c not in children]
-    for child in children:
-        child.is_over = True  # its thread may want to go on
-        child.kill()
-
-
-def _serve(descriptor: int) -> None:
-    """What a child does: tasks, until the worker is gone; then it goes at once, with all it has."""
-    connection = Connection(descriptor)
-    tasks: queue.SimpleQueue = queue.SimpleQueue()
-
-    def listen() -> None:
-        try:
-            while True:
-                tasks.put(connection.recv_bytes())
-        except (EOFError, OSError):
-            os.killpg(os.getpgrp(), signal.SIGKILL)
-
-    threading.Thread(target=listen, daemon=True).start()
-    for task in iter(tasks.get, None):
-        try:
-            function, inputs, retries, n_tries, worker = pickle.loads(task)
-        except Exception as error:  # the module of the function cannot be imported
-            connection.send(_reason(error))
-            continue
-        if not inputs:
-            connection.send(None)
-        for args in inputs:
-            for _ in range(n_tries, retries + 1):
-                try:
-                    answer = function(*args, worker=worker), None
-                except Exception as error:  # calculators raise anything at all
-                    answer = None, _reason(error)
-                connection.send(answer)
-                if answer[1] is None:
-                    break
-            n_tries = 0
-
-
-def _reason(error: Exception) -> str:
-    return " ".join("".join(traceback.format_exception_only(error)).split())[:500]

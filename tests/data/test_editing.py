@@ -16,7 +16,7 @@ from schnetpack_softadapt.cli.main import main
 from schnetpack_softadapt.data.database import write_database
 from schnetpack_softadapt.data.datamodule import SoftAdaptDataModule
 from schnetpack_softadapt.data.dataset import read_database
-from schnetpack_softadapt.data.duplicates import find_duplicates
+from schnetpack_softadapt.data.edit.duplicates import find_duplicates
 from schnetpack_softadapt.data.formats.ase import _vasp_settings
 from schnetpack_softadapt.data.formats.format import LabelledFile
 from schnetpack_softadapt.data.provenance import _spacings, mixed_settings

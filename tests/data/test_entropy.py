@@ -19,7 +19,7 @@ from ase.io import read, write
 from scipy.spatial.distance import cdist
 
 from schnetpack_softadapt.cli.main import main
-from schnetpack_softadapt.data.executors import _kill_children, _place
+from schnetpack_softadapt.data.children import kill_children, place
 from schnetpack_softadapt.data.generate import entropy as module
 from schnetpack_softadapt.data.generate.entropy import (
     EntropyPotential,
@@ -58,7 +58,7 @@ def make():
     """All with one process, since each takes seconds to start."""
     with ThreadPoolExecutor(1) as executor:
         yield partial(generate_diverse, executor=executor, overwrite=True, say=lambda text: None)
-        _kill_children(_place())
+        kill_children(place())
 
 
 @pytest.fixture

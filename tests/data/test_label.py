@@ -19,7 +19,7 @@ from ase.calculators.emt import EMT
 from ase.io import read, write
 
 from schnetpack_softadapt.cli.main import main
-from schnetpack_softadapt.data import executors
+from schnetpack_softadapt.data import children, executors
 from schnetpack_softadapt.data.dataset import read_database
 from schnetpack_softadapt.data.executors import open_executor
 from schnetpack_softadapt.data.generate import labelling
@@ -141,11 +141,11 @@ def test_retries():
 def test_structures_that_go_to_a_worker_together():
     """One of them kills it, another fails; both are tried again, the others computed once."""
     inputs = [(atoms, "calculators:Odd", {}) for atoms in coppers(3.6, 4.45, 4.35, 3.7)]
-    home = executors._place()
+    home = children.place()
     try:
-        results, _ = executors._run_batch(labelling.label, inputs, 20.0, 1, home)
+        results, _ = children.run_batch(labelling.label, inputs, 20.0, 1, home)
     finally:
-        executors._kill_children(home)
+        children.kill_children(home)
     assert calculations() == ["3.6000", *["4.4500"] * 2, *["4.3500"] * 2, "3.7000"]
     for (labels, reason), (atoms, _, _) in zip(results, inputs, strict=True):
         atoms.calc = EMT()
@@ -235,6 +235,9 @@ def test_mistakes(capsys):
     Path("damaged.extxyz").write_text("2\nProperties=species:S:1:pos:R:3\nCu 0 0 0\nCu 0 x 0\n")
     assert main(["label", "damaged.extxyz", "--out", "o.db", "--calculator", EMT_NAME]) == 2
     assert "damaged.extxyz, structure 0: cannot be read" in capsys.readouterr().err
+    Path("out.extxyz.journal").write_text('{"key": "a", "digest": "b"}\n{"key"\n{"key"')
+    assert main(["label", "in.extxyz", "--out", "out.extxyz", "--calculator", EMT_NAME]) == 2
+    assert "out.extxyz.journal, line 2: damaged; remove this line" in capsys.readouterr().err
 
 
 def test_formats_and_what_stays_of_a_structure():

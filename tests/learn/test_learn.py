@@ -19,8 +19,8 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
 
 from schnetpack_softadapt.cli.main import main
+from schnetpack_softadapt.data.children import kill_children, place
 from schnetpack_softadapt.data.dataset import read_database
-from schnetpack_softadapt.data.executors import _kill_children, _place
 from schnetpack_softadapt.learn import loop
 from schnetpack_softadapt.learn.loop import Learning, _is_over, learn
 from schnetpack_softadapt.learn.posterior import PosteriorCalculator, root_and_scale
@@ -83,7 +83,7 @@ def test_two_rounds_interrupted_between_them(tmp_path, monkeypatch):
         # what is over stays so: nothing is trained or labelled
         monkeypatch.setattr(loop, "label", interrupted)
         pd.testing.assert_frame_equal(learn(settings, "out", say=said.append), table)
-        _kill_children(_place())
+        kill_children(place())
     assert "done: the last round" in said
     # the second training set: the first, and what was chosen, with the teacher's labels
     known, more = (list(read_database(f"out/round-0{k}/train.db")) for k in (0, 1))

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from schnetpack_softadapt.data.executors import Spec, open_executor, run_all
 
-__all__ = ["Task", "compute", "journal_of", "read_journal"]
+__all__ = ["Task", "compute", "journal_of", "read_lines"]
 
 
 class Task(NamedTuple):
@@ -67,7 +67,7 @@ def compute(
     Raises:
         ValueError: a calculation failed that must not.
     """
-    records, n_bytes = read_journal(journal)
+    records = {record.get("key"): record for record in read_lines(journal)}
     n_other = sum(records.get(t.key, {}).get("digest", t.digest) != t.digest for t in tasks)
     if n_other:
         say(f"{n_other} earlier results are of other settings: made anew")
@@ -86,7 +86,6 @@ def compute(
             disable=not progress,
         ) as bar,
     ):
-        file.truncate(n_bytes)
         n_failed, synced = 0, time.monotonic()
         for key, result, reason in bar:
             records[key] = {"key": key, "digest": missing[key].digest}
@@ -104,20 +103,25 @@ def compute(
     return records, len(missing) - n_failed
 
 
-def read_journal(path: Path) -> tuple[dict[str, dict], int]:
-    """The last record of each key, and the length without a line that was being written."""
+def read_lines(path: Path) -> list[dict]:
+    """The records of a file of JSON lines, of which a last one that is not whole is removed.
+
+    Raises:
+        ValueError: one is damaged.
+    """
     content = path.read_bytes() if path.exists() else b""
-    n_bytes = content.rfind(b"\n") + 1
-    records = {}
-    for number, line in enumerate(content[:n_bytes].splitlines(), start=1):
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        os.truncate(path, whole)
+    records = []
+    for number, line in enumerate(content[:whole].splitlines(), start=1):
         try:
-            record = json.loads(line)
-            records[record["key"]] = record
-        except (ValueError, TypeError, KeyError):
+            records.append(dict(json.loads(line)))
+        except (ValueError, TypeError):
             raise ValueError(
                 f"{path}, line {number}: damaged; remove this line, or the file to start afresh"
             ) from None
-    return records, n_bytes
+    return records
 
 
 def _is_done(record: dict | None, task: Task) -> bool:

@@ -20,6 +20,7 @@ from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary
 from tqdm import tqdm
 
 from schnetpack_softadapt.data.executors import Spec, open_executor, run_all
+from schnetpack_softadapt.data.generate.journal import read_lines
 from schnetpack_softadapt.data.generate.labelling import import_calculator
 from schnetpack_softadapt.data.importing.checks import closest_contact
 
@@ -187,7 +188,7 @@ def walk(task: Walk) -> tuple[list[Atoms], str]:
         ValueError: a stop is asked for, but the driver is no committee; a swap of one element.
     """
     settings, path = task.settings, task.journal
-    records = _read(path)
+    records = read_lines(path)
     atoms = task.start.copy()
     if isinstance(settings, Swaps) and len(set(atoms.symbols)) < 2:
         raise ValueError(f"swaps: {task.key} has a single element")
@@ -266,17 +267,6 @@ def _restore(atoms: Atoms, record: dict) -> None:
     atoms.set_cell(record["cell"])
     atoms.positions = record["positions"]
     atoms.set_momenta(record["momenta"])
-
-
-def _read(path: Path) -> list[dict]:
-    """The records of a journal, whose unfinished last line is removed."""
-    if not path.exists():
-        return []
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(path, whole)
-    return [json.loads(line) for line in content[:whole].splitlines()]
 
 
 def walk_all(

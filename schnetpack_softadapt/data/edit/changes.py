@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from schnetpack_softadapt.data import editing
 from schnetpack_softadapt.data.annotations import CALCULATOR, SOURCE, SUBSET, WEIGHT
-from schnetpack_softadapt.data.duplicates import Duplicate, find_duplicates
-from schnetpack_softadapt.data.editing import Edit, Selection
+from schnetpack_softadapt.data.edit import editing
+from schnetpack_softadapt.data.edit.duplicates import Duplicate, find_duplicates
+from schnetpack_softadapt.data.edit.editing import Edit, Selection
 from schnetpack_softadapt.data.formats.format import ImportOptions, read_files
 from schnetpack_softadapt.data.importing.checks import leave_out_placeholder_stress, raise_problems
 from schnetpack_softadapt.data.importing.sources import find_sources

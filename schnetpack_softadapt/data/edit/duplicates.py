@@ -17,7 +17,7 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from schnetpack_softadapt.data.database import open_database, row_structure
-from schnetpack_softadapt.data.editing import read_rows
+from schnetpack_softadapt.data.edit.editing import read_rows
 from schnetpack_softadapt.data.structures import Structure
 from schnetpack_softadapt.neighbors.pair_list import neighbor_pairs
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from schnetpack_softadapt.data.annotations import CALCULATOR, SOURCE, SUBSET, WEIGHT
-from schnetpack_softadapt.data.editing import Edit, Selection, kept_versions, labels_table
+from schnetpack_softadapt.data.edit.editing import Edit, Selection, kept_versions, labels_table
 from schnetpack_softadapt.quantities import SUBSETS
 
 __all__ = ["list_database", "list_structures"]
