@@ -268,7 +268,8 @@ def table(folder: Path, case: str, target: float | None, picture: Path | None) -
         draws = np.random.default_rng(0).choice(known, (10_000, len(known))).mean(1)
         low, high = np.exp(np.quantile(draws, (0.025, 0.975)))
         print(
-            f"ratio: {np.exp(known.mean()):.2f}, 95 % {low:.2f} to {high:.2f} by bootstrap,"
+            f"ratio in {len(known)} of {len(ratios)} seeds: {np.exp(known.mean()):.2f},"
+            f" 95 % {low:.2f} to {high:.2f} by bootstrap,"
             f" p {ttest_1samp(known, 0.0).pvalue:.2g} (paired t-test of the logarithms)"
         )
     if picture is not None:

@@ -60,7 +60,15 @@ def labelled(n: int, sigma: float, seed: int) -> list:
     return found
 
 
-def test_two_rounds_interrupted_between_them(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def executor():
+    """One process for all, which takes seconds to import what it needs."""
+    with ThreadPoolExecutor(1) as threads:
+        yield threads
+        kill_children(place())
+
+
+def test_two_rounds_interrupted_between_them(executor, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write("start.extxyz", labelled(8, 0.02, 0))
     write("test.extxyz", labelled(3, 0.1, 1))
@@ -69,21 +77,19 @@ def test_two_rounds_interrupted_between_them(tmp_path, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    with ThreadPoolExecutor(1) as executor:  # one process for both starts
-        settings = Learning(**SETTINGS, executor=executor)
-        with monkeypatch.context() as patch:
-            patch.setattr(loop, "label", interrupted)
-            with pytest.raises(KeyboardInterrupt):
-                learn(settings, "out", say=said.append)
-        done = [*first.glob("member-*/trained"), *first.glob("explored/*/visited.extxyz")]
-        assert len(done) == 2 + 2
-        times = [path.stat().st_mtime_ns for path in done]
-        table = learn(settings, "out", say=said.append)
-        assert [path.stat().st_mtime_ns for path in done] == times
-        # what is over stays so: nothing is trained or labelled
-        monkeypatch.setattr(loop, "label", interrupted)
-        pd.testing.assert_frame_equal(learn(settings, "out", say=said.append), table)
-        kill_children(place())
+    settings = Learning(**SETTINGS, executor=executor)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "label", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            learn(settings, "out", say=said.append)
+    done = [*first.glob("member-*/trained"), *first.glob("explored/*/visited.extxyz")]
+    assert len(done) == 2 + 2
+    times = [path.stat().st_mtime_ns for path in done]
+    table = learn(settings, "out", say=said.append)
+    assert [path.stat().st_mtime_ns for path in done] == times
+    # what is over stays so: nothing is trained or labelled
+    monkeypatch.setattr(loop, "label", interrupted)
+    pd.testing.assert_frame_equal(learn(settings, "out", say=said.append), table)
     assert "done: the last round" in said
     # the second training set: the first, and what was chosen, with the teacher's labels
     known, more = (list(read_database(f"out/round-0{k}/train.db")) for k in (0, 1))
@@ -131,7 +137,7 @@ def children(pid: int) -> list[int]:
     return [int(child) for file in files for child in file.read_text().split()]
 
 
-def test_killed_and_started_again(tmp_path, monkeypatch):
+def test_killed_and_started_again(executor, tmp_path, monkeypatch):
     """A linear model, whose uncertainty is its own; parent and children end in an exploration."""
     monkeypatch.chdir(tmp_path)
     write("start.extxyz", labelled(8, 0.02, 0))
@@ -142,7 +148,7 @@ def test_killed_and_started_again(tmp_path, monkeypatch):
         process = subprocess.Popen(
             [*command, "--out", "killed"], stdout=log, stderr=log, start_new_session=True
         )
-    with ThreadPoolExecutor(1) as executor, ThreadPoolExecutor(1) as beside:
+    with ThreadPoolExecutor(1) as beside:
         settings = Learning(**LINEAR, executor=executor)
         whole = beside.submit(learn, settings, "whole", say=lambda text: None)
         walks = Path("killed/round-00/explored")
@@ -159,7 +165,6 @@ def test_killed_and_started_again(tmp_path, monkeypatch):
         trained = Path("killed/round-00/member-0/trained").stat().st_mtime_ns
         whole = whole.result()
         again = learn(settings, "killed", say=lambda text: None)
-        _kill_children()
     assert Path("killed/round-00/member-0/trained").stat().st_mtime_ns == trained
     pd.testing.assert_frame_equal(again, whole, rtol=1e-6)
     assert whole["labels"].tolist() == [3, 0]
