@@ -41,7 +41,7 @@ __all__ = ["SoftAdaptTask"]
 log = logging.getLogger(__name__)
 
 #: of linear models, with weights that follow from them
-_MOST_SOLUTIONS = 300
+_MOST_SOLUTIONS = 100
 # what a rule that averages over epochs sees of each of them
 _EPOCHS_OF_A_SOLUTION = 20
 
@@ -362,6 +362,14 @@ class SoftAdaptTask(ResumableTask):
         What a rule makes of the part of the run that is done is as at its end.
         """
         optimizer = self.optimizers(use_pl_optimizer=False)
+        n_labels = sum(f.n_rows for f in optimizer.factors.values())
+        if n_labels < optimizer.n_parameters:
+            log.warning(
+                "%d coefficients are fitted to %d labels, which meets them all and says nothing of"
+                " others: take fewer functions, or more structures",
+                optimizer.n_parameters,
+                n_labels,
+            )
         for n in range(_MOST_SOLUTIONS):
             n_solved, used = n + 1, dict(self.rule.weights)
             losses, noise = optimizer.solve(used)

@@ -26,6 +26,9 @@ class Solution(NamedTuple):
 
 # singular values of columns of length 1 that say nothing: rounding, divided by them, would
 _DEPENDENT = 1e-6
+# noise, as a part of the squared errors of labels that are left out: see `LeastSquares.solve`
+_LEAST_NOISE = 0.01
+_ROUNDING = 1e-5  # of the part of rows that is not fitted in any case
 
 
 class LeastSquares(ResidualOptimizer):
@@ -131,6 +134,10 @@ class LeastSquares(ResidualOptimizer):
         labels are: in the extreme a few energies by many parameters. `noise` is M_k / (M_k - t_k)
         times the loss, the iterated estimate of variance components (W. Foerstner, Z. Vermess. 104,
         446, 1979), with which weights of maximum likelihood are those of restricted likelihood.
+        That vanishes where the parameters can meet all labels of a component, and the others would
+        count for nothing. So it is no less than 0.01 of the squared error of labels left out, which
+        is about (M_k / (M_k - t_k))^2 times the loss; and 1, the spread of the labels, where there
+        are more parameters than labels of all components.
 
         Args:
             weights: of the components.
@@ -168,12 +175,16 @@ class LeastSquares(ResidualOptimizer):
             raise ValueError(f"the solution of {group['solver']} is not finite; raise l2 or cut")
         self._set(torch.from_numpy(solution), group["lr"])
         at, losses, noise = np.append(solution, -1.0), {}, {}
-        triangle = _triangle(np.vstack([problem.r, _DEPENDENT * np.eye(n)]))
+        damping = max(group["l2"] ** 0.5 if group["solver"] == "ridge" else 0.0, _DEPENDENT)
+        triangle = _triangle(np.vstack([problem.r, damping * np.eye(n)]))
         for name, f in counted.items():
             losses[name] = float(np.square(f.rows @ at).sum()) / f.count
             part = (weights[name] / f.count) ** 0.5 * f.rows[:, :n] / unit
             fitted = float(np.square(solve_triangular(triangle, part.T, trans="T")).sum())
-            noise[name] = losses[name] / max(1.0 - fitted / f.n_rows, 1e-6)
+            left = 1.0 - fitted / f.n_rows
+            noise[name] = 1.0
+            if left > _ROUNDING:
+                noise[name] = losses[name] / left * max(1.0, _LEAST_NOISE / left)
         return Solution(losses, noise)
 
     def _set(self, solution: Tensor, length: float) -> None:
