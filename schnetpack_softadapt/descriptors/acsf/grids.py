@@ -92,7 +92,7 @@ def default_layout(
     elements there are. On MoTe2 and W-Be, after equal CPU time (one seed), two channels had test
     force errors of 84 and 76 meV/Ang, functions of each pair 110 and 115, the weighted ones of
     Gastegger 2018 (`weighted=True`) 487 and 234; in a linear fit of five elements three channels
-    were twice as good as two (tests/benchmarks/results/README.md).
+    were twice as good as two (tests/benchmarks/results/models.md).
 
     Args:
         elements: atomic numbers or symbols.
