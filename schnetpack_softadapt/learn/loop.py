@@ -1,24 +1,26 @@
-"""The loop: train a committee, go where it leads, label where it disagrees, and train again.
+"""The loop: train, go where the model leads, label where it is uncertain, and train again.
 
     train: [start.db]          # labelled structures to begin with, as `import` reads them
     test: [test.extxyz]        # labelled, never trained on
     calculator: ase.calculators.emt:EMT
     executor: local:2          # members, explorations and labels; see data.executors
-    members: 3
-    model: {epochs: 25}        # keywords of schnetpack_softadapt.train, and overrides: [...]
+    members: 1
+    model: {model: linear, overrides: [model.representation.parameters.n_functions=120]}
     explore:
       - {method: md, temperature: [300, 1500], steps: 2000, every: 20, stop: 1.0, repeats: 4}
       - {method: strain, strain: 0.08, sigma: 0.1, n: 20}
-    uncertain: 0.1             # eV/Ang: below, the members agree
+    uncertain: 0.1             # eV/Ang: below, a force is known
     n: 20                      # labels a round
     rounds: 10
 
 With another calculator (`calculator_args`, `timeout`) the same loop labels with any code of density
 functional theory. Everything is in files of the folder `--out`, each written whole: a stage whose
 files are there is not done again, so that the same command goes on wherever it was stopped.
-Uncertainty is the spread of the members' forces (H. S. Seung et al., COLT 1992, 287; in
-interatomic potentials N. Artrith, J. Behler, Phys. Rev. B 85, 045439, 2012). One linear model
-(`members: 1`, `model: {model: linear}`) knows its own, see `posterior`, at a part of the cost.
+One linear model, with no more functions than a fourth of the labels, knows its uncertainty, see
+`posterior`; train networks on the structures that it asked for. Of other models it takes a
+committee (`members: 3`, `model: {epochs: 25}`), whose uncertainty is the spread of the members'
+forces (H. S. Seung et al., COLT 1992, 287; in interatomic potentials N. Artrith, J. Behler, Phys.
+Rev. B 85, 045439, 2012), at many times the cost.
 """
 
 import json
@@ -57,7 +59,7 @@ __all__ = ["Learning", "learn", "read_learning"]
 STARTING = ("acsf", "ace")
 #: models that know their own uncertainty
 LINEAR = ("linear", "quadratic")
-# energies that are fewer than coefficients are met exactly, and likelihood would give them all
+# a rule would take these from a handful of energies
 FEW_LABELS = (
     "task/weighting=fixed",
     "task.weighting.weights={energy: 0.05, forces: 0.9, stress: 0.05}",
