@@ -105,8 +105,8 @@ def test_a_run_has_model_errors_and_history(run, database):
     frames = ase.io.read(database.with_suffix(".extxyz"), ":")
     found = spksa.predict(run.model, [frames[k] for k in test])
     for name, error in found.errors.items():
-        # float32 in training, float64 here
-        assert run.metrics["test"][name] == pytest.approx(error, rel=1e-4)  # float32
+        # descriptors and network in float32 in training, all in float64 here
+        assert run.metrics["test"][name] == pytest.approx(error, rel=5e-4)
 
 
 def test_training_is_that_of_spktrain(run, database, monkeypatch):

@@ -90,7 +90,10 @@ def test_data_that_are_not_there(spktrain, unread, overrides, text):
         (["data.splitting=grouped", "data.split_key=phase"], "no groups 'phase'"),
         (["+task.outputs.0.groups=[huge]"], "its groups are small, large"),
         (["model.representation.elements=[Cu]"], "does not know Au"),
-        (["data.transforms.0.cutoff=3.5"], "cutoff of 3.5 Ang, the symmetry functions reach 4"),
+        (
+            ["data.transforms.0.cutoff=3.5", "task/optimizer=acsf_adamw"],  # which takes the list
+            "cutoff of 3.5 Ang, the symmetry functions reach 4",
+        ),
         (["callbacks.early_stopping.monitor=val_lss"], "EarlyStopping.monitor='val_lss' is not"),
         (["callbacks.model_checkpoint.monitor=val_lss"], "RunCheckpoint.monitor='val_lss' is not"),
         (["trainer.max_epochs=many"], "'many' is no number of epochs"),
