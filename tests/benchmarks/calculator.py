@@ -176,8 +176,8 @@ def overhead(atoms: Atoms, functions: Layout, n: int) -> dict[str, float]:
         arrays = pairs.r_ij, pairs.idx_i, pairs.idx_j, atoms.numbers
         ready = timed("descriptors", engine.prepare, *arrays)
         values = timed("descriptors", engine.values, ready)
-        _, gradient = timed("network", networks, rows, values.numpy())
-        gradient = timed("descriptors", engine.vjp, ready, torch.from_numpy(gradient)).numpy()
+        _, gradient = timed("network", networks, rows, values)
+        gradient = timed("descriptors", engine.vjp, ready, gradient)
         sums = np.zeros((len(atoms), 3)), np.zeros((1, 3, 3))
         arrays = pairs.idx_i, pairs.idx_j, pairs.r_ij, gradient
         timed("force sums", add_pair_forces, *arrays, idx_m, *sums)
