@@ -362,14 +362,6 @@ class SoftAdaptTask(ResumableTask):
         What a rule makes of the part of the run that is done is as at its end.
         """
         optimizer = self.optimizers(use_pl_optimizer=False)
-        n_labels = sum(f.n_rows for f in optimizer.factors.values())
-        if n_labels < optimizer.n_parameters:
-            log.warning(
-                "%d coefficients are fitted to %d labels, which meets them all and says nothing of"
-                " others: take fewer functions, or more structures",
-                optimizer.n_parameters,
-                n_labels,
-            )
         for n in range(_MOST_SOLUTIONS):
             n_solved, used = n + 1, dict(self.rule.weights)
             losses, noise = optimizer.solve(used)
@@ -384,6 +376,14 @@ class SoftAdaptTask(ResumableTask):
         if self.trainer.is_global_zero:
             weights = ", ".join(f"{name} {w:.4g}" for name, w in used.items())
             log.info("solved %d times; weights: %s", n_solved, weights)
+            n_labels = sum(f.n_rows for f in optimizer.factors.values())  # of all ranks by now
+            if n_labels < optimizer.n_parameters:
+                log.warning(
+                    "%d coefficients are fitted to %d labels, which meets them all and says nothing"
+                    " of others: take fewer functions, or more structures",
+                    optimizer.n_parameters,
+                    n_labels,
+                )
         # at the start of the epoch the model knew nothing
         self._sums["train"] = EpochSums()
         counts = {name: f.count for name, f in optimizer.factors.items()}

@@ -230,6 +230,16 @@ def test_weights_stand_still_at_the_likelihood_of_the_solution(database, tmp_pat
         )
 
 
+@pytest.mark.parametrize("n_train", [1, 11])
+def test_fewer_labels_than_coefficients_are_named(database, tmp_path, caplog, n_train):
+    data = {"n_train": n_train, "n_val": 1}
+    _, task, _ = linear_run(tmp_path / "run", database, quadratic=True, data=data)
+    optimizer = task.trainer.optimizers[0]
+    n_labels = sum(f.n_rows for f in optimizer.factors.values())
+    text = f"{optimizer.n_parameters} coefficients are fitted to {n_labels} labels"
+    assert (text in caplog.text) == (n_train == 1)
+
+
 def test_refit_is_a_run_with_these_weights(database, tmp_path):
     linear_run(tmp_path / "likelihood", database)
     weights = {"energy": 0.2, "forces": 0.5, "stress": 0.3}
