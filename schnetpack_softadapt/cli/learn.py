@@ -9,7 +9,7 @@ __all__ = ["COMMANDS"]
 def add_learn(commands) -> None:
     parser = commands.add_parser(
         "learn",
-        help="train a committee, label where it disagrees, and again until it agrees",
+        help="train, label where models are uncertain, and again until they are not",
         description="Active learning: train several models, or a linear one, let them run molecular"
         " dynamics and other explorations, label what they know least with any ASE calculator,"
         " train again."

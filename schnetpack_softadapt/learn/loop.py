@@ -94,9 +94,9 @@ class Learning:
             those before are known.
         choose: "uncertain", or "random" for all visited alike, to compare with.
         rounds: largest number of trainings.
-        agreed: part of the visited structures that may be uncertain when the committee agrees.
+        agreed: part of the visited structures that may be uncertain when all counts as known.
         improvement: of the test error of forces, below which a round did not improve. The loop
-            ends when the committee agrees and the last round did not improve.
+            ends when all is known and the last round did not improve.
         seed: of all random numbers.
 
     Raises:
@@ -215,9 +215,9 @@ def _is_over(settings: Learning, rows: list[dict]) -> str | None:
     errors = [row["forces_rmse_meV_per_Ang"] for row in rows]
     agrees = rows[-1]["uncertain"] <= settings.agreed
     if agrees and len(rows) > 1 and errors[-1] > (1 - settings.improvement) * min(errors[:-1]):
-        return "the committee agrees on what it visits, and the test error does not fall"
+        return "what is visited is known, and the test error does not fall"
     if rows[-1]["candidates"] == 0:
-        return "the committee agrees on everything that it visits"
+        return "everything that is visited is known"
     return "the last round" if len(rows) == settings.rounds else None
 
 
