@@ -97,7 +97,6 @@ def _import(args) -> None:
         options=options,
         repairs=[StressRepair.parse(text) for text in args.repair_stress],
         overwrite=args.overwrite,
-        progress=sys.stderr.isatty(),
     )
 
 
@@ -196,7 +195,7 @@ def _generate_diverse(args) -> int:
     if args.out is None:
         raise ValueError("give --out, the file to write")
     recipe = read_entropy_recipe(args.config, vars(args))
-    generate_diverse(recipe, args.out, args.executor, args.overwrite, sys.stderr.isatty())
+    generate_diverse(recipe, args.out, args.executor, args.overwrite)
     return 0
 
 
@@ -217,7 +216,6 @@ def _generate_grid(args) -> int:
         args.out,
         **_labelling(args),
         overwrite=args.overwrite,
-        progress=sys.stderr.isatty(),
     )
     return int(bool(result.failed))
 
@@ -305,7 +303,6 @@ def _label(args) -> int:
             arguments,
             **_labelling(args),
             overwrite=args.overwrite,
-            progress=sys.stderr.isatty(),
         )
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)

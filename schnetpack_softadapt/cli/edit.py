@@ -1,7 +1,6 @@
 """The command `set`: look at a database and change it."""
 
 import argparse
-import sys
 
 # as in `quantities`, which loads numpy: help should not wait for that
 SUBSETS = ("train", "val", "test")
@@ -90,21 +89,21 @@ def _set(args) -> None:
     from schnetpack_softadapt.data.edit import changes, listing
     from schnetpack_softadapt.data.edit.editing import Selection
 
-    path, progress = args.database, sys.stderr.isatty()
+    path = args.database
     names = ("rows", "groups", "sources", "subsets", "where", "everything")
     selection = Selection(**{k: getattr(args, k) for k in names if hasattr(args, k)})
     if args.action == "list":
         if selection.is_empty and not selection.everything:
-            print(listing.list_database(path, progress))
+            print(listing.list_database(path))
         else:
-            print(listing.list_structures(path, selection, progress))
+            print(listing.list_structures(path, selection))
         return
     keys = ("name", "weight", "subset", "files", "tolerance", "keep", "differing", "dry_run")
     keys += ("back_to",)
     options = {k: getattr(args, k) for k in keys if hasattr(args, k)}
     if hasattr(args, "rows"):
         options["selection"] = selection
-    print(getattr(changes, args.action)(path, progress=progress, **options))
+    print(getattr(changes, args.action)(path, **options))
 
 
 COMMANDS = (add_set,)

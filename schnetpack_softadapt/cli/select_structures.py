@@ -38,7 +38,6 @@ def select_structures(
 
     import ase.io
     from ase.data import chemical_symbols
-    from tqdm import tqdm
 
     from schnetpack_softadapt.data.select.select import METHODS, select, structure_rows
     from schnetpack_softadapt.deploy.loading import load_members
@@ -73,10 +72,7 @@ def select_structures(
     if missing:
         raise ValueError(f"the descriptor has no functions for {', '.join(missing)}")
 
-    def bar(loop):
-        return tqdm(loop, "descriptors", unit=" structures", delay=2, leave=False, disable=None)
-
-    rows, known_rows = structure_rows(structures, basis, by, others, bar)
+    rows, known_rows = structure_rows(structures, basis, by, others)
     scores = committee_spread(structures, members) if method == "committee" else None
     chosen = select(rows, n, method, known_rows, scores)
     frames = []

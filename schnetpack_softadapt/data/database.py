@@ -73,7 +73,6 @@ def write_database(
     provenance: str,
     groups: dict[str, Sequence] | None = None,
     overwrite: bool = False,
-    progress: bool = False,
     metadata: dict | None = None,
 ) -> str:
     """Write structures as a database that SchNetPack's AtomsDataModule reads, atomically.
@@ -89,7 +88,6 @@ def write_database(
             splits that must not part them. `group`, and what the structures' `info` hold of
             `strain_state`, `calculator` and `file` (as `source`), are written anyway.
         overwrite: replace an existing file.
-        progress: show a progress bar.
         metadata: further entries (plain numbers, strings, lists, dictionaries).
 
     Returns:
@@ -124,7 +122,7 @@ def write_database(
     }
     # one transaction for all
     with replacing(path) as file, connect(file, type="db", use_lock_file=False) as database:
-        for s in tqdm(structures, "writing", unit=" structures", disable=not progress):
+        for s in tqdm(structures, "writing", unit=" structures", disable=None):
             row = row_data(s)
             database.write(s.to_atoms(), data={name: row[name] for name in names})
         database.metadata = about

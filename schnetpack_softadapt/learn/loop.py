@@ -264,9 +264,8 @@ class _Round:
             chosen = ase.io.read(self.folder / "selected.extxyz", ":")
             structures = {f"{self.folder.name}, structure {k}": a for k, a in enumerate(chosen)}
             where = (s.calculator_args, self.executor, s.timeout, s.retries)
-            shown = {"progress": self.progress, "say": self.say}
             labelled = self.folder / "labelled.db"
-            label(structures, s.calculator, labelled, *where, **shown)
+            label(structures, s.calculator, labelled, *where, say=self.say)
             new, old = read_database(labelled), read_database(self.folder / "train.db")
             row = {**json.loads(report.read_text()), "labels": len(new)}
             write_file(report, json.dumps(row))

@@ -19,7 +19,6 @@ energies. Of each group 70 % are for training, 10 for validation, 20 for testing
 
 import argparse
 import itertools
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -55,7 +54,7 @@ def read_all() -> list[Structure]:
     from shared import shared_path
 
     sources = find_sources([shared_path(f"data/wbe/{name}") for name in FILES])
-    structures, problems, _ = read_files(sources, ImportOptions(), progress=sys.stderr.isatty())
+    structures, problems, _ = read_files(sources, ImportOptions())
     raise_problems([], problems)
     once: dict[tuple, Structure] = {}
     for s in structures:

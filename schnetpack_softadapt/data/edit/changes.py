@@ -20,12 +20,12 @@ __all__ = ["append", "assign", "deduplicate", "merge", "remove", "tag", "undo", 
 MAX_NAMED = 20
 
 
-def tag(path: str | Path, name: str, selection: Selection, progress: bool = False) -> str:
+def tag(path: str | Path, name: str, selection: Selection) -> str:
     """Give structures the group `name`."""
-    return _label(path, "group", name, selection, progress)
+    return _label(path, "group", name, selection)
 
 
-def weight(path: str | Path, weight: float, selection: Selection, progress: bool = False) -> str:
+def weight(path: str | Path, weight: float, selection: Selection) -> str:
     """Weigh structures in all losses.
 
     Raises:
@@ -33,24 +33,24 @@ def weight(path: str | Path, weight: float, selection: Selection, progress: bool
     """
     if not (math.isfinite(weight) and weight >= 0):
         raise ValueError(f"a weight is a number from 0 on, not {weight}")
-    return _label(path, WEIGHT, weight, selection, progress)
+    return _label(path, WEIGHT, weight, selection)
 
 
-def assign(path: str | Path, subset: str, selection: Selection, progress: bool = False) -> str:
+def assign(path: str | Path, subset: str, selection: Selection) -> str:
     """Use structures for "train", "val" or "test"; "none" takes an assignment back."""
-    return _label(path, SUBSET, None if subset == "none" else subset, selection, progress)
+    return _label(path, SUBSET, None if subset == "none" else subset, selection)
 
 
-def _label(path, column: str, value, selection: Selection, progress: bool) -> str:
-    with editing.editing(path, f"{column} {value}: {selection}", progress) as edit:
+def _label(path, column: str, value, selection: Selection) -> str:
+    with editing.editing(path, f"{column} {value}: {selection}") as edit:
         rows = selection.of(edit)
         edit.table.loc[rows, column] = value
     return f"{len(rows)} structures of {path}: {column} {value}"
 
 
-def remove(path: str | Path, selection: Selection, progress: bool = False) -> str:
+def remove(path: str | Path, selection: Selection) -> str:
     """Leave structures out."""
-    with editing.editing(path, f"remove {selection}", progress) as edit:
+    with editing.editing(path, f"remove {selection}") as edit:
         rows = selection.of(edit)
         edit.remove(rows)
     return f"{len(rows)} structures removed from {path}, {len(edit.table)} left"
@@ -61,7 +61,6 @@ def append(
     files: Sequence[str | Path],
     name: str | None = None,
     subset: str | None = None,
-    progress: bool = False,
 ) -> str:
     """Add structures from files; `name` is their group, `subset` what they are assigned to.
 
@@ -69,26 +68,26 @@ def append(
         FileNotFoundError: there is no such file.
         ValueError: structures are not valid, or have other labels than the database.
     """
-    structures, problems, remarks = read_files(find_sources(files), ImportOptions(), progress)
+    structures, problems, remarks = read_files(find_sources(files), ImportOptions())
     remarks += leave_out_placeholder_stress(structures)
-    raise_problems(structures, problems, progress=progress)
+    raise_problems(structures, problems)
     for s in structures:
         s.group = s.group if name is None else name
-    with editing.editing(path, f"append {_shown(files)}", progress) as edit:
+    with editing.editing(path, f"append {_shown(files)}") as edit:
         n_before = len(edit.table)
         edit.append(structures, subset)
     lines = [f"{len(structures)} structures appended to the {n_before} of {path}"]
     return "\n".join([*lines, *map("note: {}".format, remarks), *_warnings(edit)])
 
 
-def merge(path: str | Path, files: Sequence[str | Path], progress: bool = False) -> str:
+def merge(path: str | Path, files: Sequence[str | Path]) -> str:
     """Add the structures of other databases.
 
     Raises:
         FileNotFoundError: there is no such database.
         ValueError: one has other labels, or other units.
     """
-    with editing.editing(path, f"merge {_shown(files)}", progress) as edit:
+    with editing.editing(path, f"merge {_shown(files)}") as edit:
         n_before = len(edit.table)
         for other in files:
             edit.merge(other)
@@ -118,7 +117,6 @@ def deduplicate(
     keep: str = "first",
     differing: bool = False,
     dry_run: bool = False,
-    progress: bool = False,
 ) -> str:
     """Remove structures that are there already; see `find_duplicates`.
 
@@ -128,11 +126,10 @@ def deduplicate(
         keep: "first" or "last" of several.
         differing: also those with other labels, which are only named otherwise.
         dry_run: only name them.
-        progress: show progress bars.
     """
-    with editing.editing(path, f"deduplicate, {tolerance:g} Ang, keep {keep}", progress) as edit:
+    with editing.editing(path, f"deduplicate, {tolerance:g} Ang, keep {keep}") as edit:
         table = edit.table
-        found = find_duplicates(path, tolerance, keep, progress)
+        found = find_duplicates(path, tolerance, keep)
         gone = [d.other for d in found if differing or not d.differs]
         if gone and not dry_run:
             edit.remove(gone)
@@ -158,7 +155,7 @@ def _named(d: Duplicate, table) -> str:
     return f"{places[0]} = {places[1]}: {d.energy:+.4f}, {d.force:.3f}"
 
 
-def undo(path: str | Path, back_to: str | Path | None = None, progress: bool = False) -> str:
+def undo(path: str | Path, back_to: str | Path | None = None) -> str:
     """Go back to the version before the last change, or to one that is kept."""
     kept = editing.undo(path, back_to)
     return f"{path} is as before; what it was is {kept}"

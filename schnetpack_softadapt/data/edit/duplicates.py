@@ -50,7 +50,7 @@ class Duplicate:
 
 
 def find_duplicates(
-    path: str | Path, tolerance: float = 1e-3, keep: str = "first", progress: bool = False
+    path: str | Path, tolerance: float = 1e-3, keep: str = "first"
 ) -> list[Duplicate]:
     """All structures that resemble an earlier (or, with keep="last", a later) one.
 
@@ -58,7 +58,6 @@ def find_duplicates(
         path: the database, with lengths in Ang.
         tolerance: by which atoms may be moved, Ang.
         keep: which of several is kept, "first" or "last" in the database.
-        progress: show a progress bar.
 
     Raises:
         ValueError: a tolerance that is not positive.
@@ -67,7 +66,7 @@ def find_duplicates(
         raise ValueError(f"--tolerance is a length in Ang, not {tolerance}")
     features: dict[tuple, list[np.ndarray]] = {}
     members: dict[tuple, list[int]] = {}
-    for k, row in enumerate(read_rows(Path(path), "comparing", progress)):
+    for k, row in enumerate(read_rows(Path(path), "comparing")):
         s = row_structure(row)
         kind = _composition(s)
         features.setdefault(kind, []).append(_nearest(s))

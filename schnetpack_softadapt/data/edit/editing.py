@@ -55,10 +55,10 @@ STRESSES = (STRESS.name, keys.stress_mask)  # which only some structures may hav
 EDITED = ("groups_ids", "names", "group_names", "weights")  # what `entries` makes
 
 
-def read_rows(path: Path, what: str = "reading", progress: bool = False) -> Iterator[AtomsRow]:
+def read_rows(path: Path, what: str = "reading") -> Iterator[AtomsRow]:
     """The rows of a database in their order, one after the other."""
     with open_database(path) as database:
-        bar = {"unit": " structures", "total": database.count(), "disable": not progress}
+        bar = {"unit": " structures", "total": database.count(), "disable": None}
         yield from tqdm(database.select(sort="id"), what, **bar)
 
 
@@ -72,8 +72,8 @@ class Edit:
             change by the methods alone.
     """
 
-    def __init__(self, path: str | Path, progress: bool = False):
-        self.path, self.progress = Path(path), progress
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
         with open_database(path) as database:
             self.metadata, n = dict(database.metadata), database.count()
         self.table = annotations(self.metadata, n, self.path.name)
@@ -184,7 +184,7 @@ class Edit:
     def _write_rows(self, file: Path) -> dict:
         names, elements, fingerprint = self.metadata["_property_unit_dict"], set(), Fingerprint()
         with connect(file, type="db", use_lock_file=False) as database:
-            bar = {"unit": " structures", "total": len(self.table), "disable": not self.progress}
+            bar = {"unit": " structures", "total": len(self.table), "disable": None}
             for k, (atoms, data) in enumerate(tqdm(self._items(), "writing", **bar)):
                 if STRESS.name in names:
                     data.setdefault(keys.stress_mask, np.array([float(STRESS.name in data)]))
@@ -214,20 +214,19 @@ class Edit:
 
 
 @contextlib.contextmanager
-def editing(path: str | Path, what: str, progress: bool = False) -> Iterator[Edit]:
+def editing(path: str | Path, what: str) -> Iterator[Edit]:
     """Change a database: a new version is written if the block ends without an error.
 
     Args:
         path: the database.
         what: is done, for its history.
-        progress: show progress bars.
 
     Raises:
         FileNotFoundError: there is no database.
         ValueError: it is damaged, or another process changes it.
     """
     with locked(path):
-        edit = Edit(path, progress)
+        edit = Edit(path)
         yield edit
         if edit.is_changed:
             edit.write(what)
@@ -285,7 +284,7 @@ def _name_for_old(path: Path) -> Path:
     return path.with_name(f"{path.stem}.v{last + 1}.db")
 
 
-def labels_table(path: str | Path, progress: bool = False) -> pd.DataFrame:
+def labels_table(path: str | Path) -> pd.DataFrame:
     """A row for each structure, in eV, Ang and GPa, NaN where there is no label.
 
     `formula`, `n_atoms`, `energy` (per atom), `max_force` (largest of an atom), `max_stress`
@@ -299,7 +298,7 @@ def labels_table(path: str | Path, progress: bool = False) -> pd.DataFrame:
     units = {**(units or {}), "length": length or "Ang"}
     factor = {k: convert_units(units[k], unit) for k, unit in wanted.items() if k in units}
     found = []
-    for row in read_rows(path, progress=progress):
+    for row in read_rows(path):
         s = row_structure(row)
         n, volume = s.n_atoms, s.volume * factor["length"] ** 3
         entry = {"formula": row.formula, "n_atoms": n, "energy": np.nan, "max_force": np.nan}
@@ -365,7 +364,7 @@ class Selection:
             if names:
                 chosen &= _named(table[key], names, key)
         if self.where:
-            full = pd.concat([table, labels_table(path, edit.progress)], axis=1)
+            full = pd.concat([table, labels_table(path)], axis=1)
             try:
                 chosen &= full.eval(self.where, engine="python").to_numpy(dtype=bool)
             except Exception as error:  # pandas raises whatever the expression meets

@@ -16,10 +16,10 @@ SHOWN = ("energy", "max_force", "max_stress")
 UNITS = "energies in eV/atom, forces in eV/Ang, stresses in GPa"
 
 
-def list_database(path: str | Path, progress: bool = False) -> str:
+def list_database(path: str | Path) -> str:
     """Groups, files and calculators with their numbers and ranges, and earlier versions."""
-    edit = Edit(path, progress)
-    table = pd.concat([edit.table, labels_table(path, progress)], axis=1)
+    edit = Edit(path)
+    table = pd.concat([edit.table, labels_table(path)], axis=1)
     lines = [f"{path}: {len(table)} structures, {table.n_atoms.sum()} atoms; {UNITS}"]
     lines += ["", *_by(table, "group")]
     for key in (SOURCE, CALCULATOR):
@@ -59,11 +59,11 @@ def _history(edit: Edit) -> Iterator[str]:
         yield "no earlier versions"
 
 
-def list_structures(path: str | Path, selection: Selection, progress: bool = False) -> str:
+def list_structures(path: str | Path, selection: Selection) -> str:
     """The chosen structures, one a line, by their numbers."""
-    edit = Edit(path, progress)
+    edit = Edit(path)
     rows = selection.of(edit)
-    table = pd.concat([edit.table, labels_table(path, progress)], axis=1)
+    table = pd.concat([edit.table, labels_table(path)], axis=1)
     columns = ["formula", "group", SOURCE, SUBSET, WEIGHT, *SHOWN, "volume"]
     text = table.loc[rows[:MAX_LINES], columns].to_string(na_rep="-", float_format="%.4f")
     more = f"\nand {len(rows) - MAX_LINES} more" if len(rows) > MAX_LINES else ""

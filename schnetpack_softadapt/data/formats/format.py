@@ -196,7 +196,7 @@ def format_of(file: str | Path, options: ImportOptions) -> Format:
 
 
 def read_files(
-    files: Sequence[LabelledFile], options: ImportOptions, progress: bool = False
+    files: Sequence[LabelledFile], options: ImportOptions
 ) -> tuple[list[Structure], list[str], list[str]]:
     """Read all structures of all files.
 
@@ -215,7 +215,7 @@ def read_files(
     files_of_remark: dict[str, list[str]] = {}
     # one large file shows its structures, many show how many of them are done
     unit, total = (" structures", None) if len(files) == 1 else (" files", len(files))
-    with tqdm(desc="reading", unit=unit, total=total, disable=not progress) as bar:
+    with tqdm(desc="reading", unit=unit, total=total, disable=None) as bar:
         for file in files:
             file.options, index = options, 0
             record = format_of(file.path, options)

@@ -376,7 +376,6 @@ def generate_diverse(
     out: str | Path,
     executor: Spec = "local:1",
     overwrite: bool = False,
-    progress: bool = False,
     say: Callable[[str], None] = print,
 ) -> list[Atoms]:
     """Make the structures of a recipe and write them, without labels.
@@ -388,7 +387,6 @@ def generate_diverse(
         out: extended XYZ, written at the end.
         executor: see `executors.open_executor`; the file is the same with any.
         overwrite: replace an `out` that no earlier run made.
-        progress: show a progress bar.
         say: gets the messages for the user.
 
     Raises:
@@ -409,7 +407,7 @@ def generate_diverse(
             journal,
             executor,
             may_fail=False,
-            progress="generating" * progress,
+            doing="generating",
             say=say,
         )
         structures = [_from_record(records[task.key]) for task in tasks]

@@ -50,7 +50,6 @@ def generate(
     timeout: float | None = None,
     retries: int = 0,
     overwrite: bool = False,
-    progress: bool = False,
     say: Callable[[str], None] = print,
 ) -> LabelResult:
     """Label all structures of a recipe that have no labels yet, and write all that have.
@@ -63,7 +62,6 @@ def generate(
         out: extended XYZ, or a database (.db) in SchNetPack's format; written at the end.
         executor, timeout, retries: see `executors.run_all`.
         overwrite: replace an `out` that no earlier run made; results in a journal are kept.
-        progress: show a progress bar.
         say: gets the messages for the user.
 
     Raises:
@@ -79,9 +77,9 @@ def generate(
     about += f" {plan(recipe)}; labels by {recipe.calculator} {recipe.calculator_args}"
     result = LabelResult()
     with locked(journal):
-        walked = _walked(recipe, out.with_name(out.name + ".walks"), executor, progress, say)
+        walked = _walked(recipe, out.with_name(out.name + ".walks"), executor, say)
         todo = _worth_labelling(recipe, result, walked)
-        settings = (executor, timeout, retries, progress, say)
+        settings = (executor, timeout, retries, say)
         return label_all(todo, recipe.calculator, out, journal, result, about, *settings)
 
 
@@ -104,12 +102,12 @@ def _walks(recipe: Recipe, folder: Path) -> list[Walk]:
 
 
 def _walked(
-    recipe: Recipe, folder: Path, executor: Spec, progress: bool, say: Callable[[str], None]
+    recipe: Recipe, folder: Path, executor: Spec, say: Callable[[str], None]
 ) -> list[tuple[str, str, Atoms]]:
     """Key, prototype and structure of all that walks keep."""
     found = []
     walks = _walks(recipe, folder)
-    for task, (kept, end) in zip(walks, walk_all(walks, executor, progress), strict=True):
+    for task, (kept, end) in zip(walks, walk_all(walks, executor), strict=True):
         if end != "done":
             say(f"{task.key}: {end}; {len(kept)} structures")
         for atoms in kept:

@@ -47,7 +47,7 @@ def compute(
     timeout: float | None = None,
     retries: int = 0,
     may_fail: bool = True,
-    progress: str = "",
+    doing: str = "computing",
     say: Callable[[str], None] = print,
 ) -> tuple[dict[str, dict], int]:
     """Compute what a journal has no results of.
@@ -58,7 +58,7 @@ def compute(
         journal: gets a line for each task when it is done; the caller holds its lock.
         executor, timeout, retries: see `executors.run_all`.
         may_fail: go on with the others where one fails.
-        progress: what a progress bar says; empty: there is none.
+        doing: what the progress bar says.
         say: gets the messages for the user.
 
     Returns:
@@ -79,11 +79,11 @@ def compute(
             run_all(
                 function, [(t.key, t.args) for t in missing.values()], workers, timeout, retries
             ),
-            desc=progress,
+            desc=doing,
             unit=" structures",
             total=len(tasks),
             initial=len(tasks) - len(missing),
-            disable=not progress,
+            disable=None,
         ) as bar,
     ):
         n_failed, synced = 0, time.monotonic()

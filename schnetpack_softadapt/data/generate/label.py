@@ -83,7 +83,6 @@ def label(
     timeout: float | None = None,
     retries: int = 0,
     overwrite: bool = False,
-    progress: bool = False,
     say: Callable[[str], None] = print,
 ) -> LabelResult:
     """Label structures that have no labels of this calculator yet, and write all that have.
@@ -99,7 +98,6 @@ def label(
         calculator_args: keyword arguments, see `ToLabel`.
         executor, timeout, retries: see `executors.run_all`.
         overwrite: replace an `out` that no earlier run made; results in a journal are kept.
-        progress: show a progress bar.
         say: gets the messages for the user.
 
     Raises:
@@ -114,7 +112,7 @@ def label(
         structures = dict(read_geometries(structures))
     todo = [ToLabel(name, atoms, arguments) for name, atoms in structures.items()]
     with locked(journal):
-        settings = (executor, timeout, retries, progress, say)
+        settings = (executor, timeout, retries, say)
         about = f"labels by {calculator} {arguments}"
         return label_all(todo, calculator, out, journal, LabelResult(), about, *settings)
 
@@ -145,7 +143,6 @@ def label_all(
     executor: Spec,
     timeout: float | None,
     retries: int,
-    progress: bool,
     say: Callable[[str], None],
 ) -> LabelResult:
     """Label what a journal has no labels for, and write all that is labelled.
@@ -156,7 +153,7 @@ def label_all(
         ValueError: nothing could be labelled.
     """
     tasks = [s.task(calculator) for s in structures]
-    settings = (executor, timeout, retries, True, "labelling" * progress, say)
+    settings = (executor, timeout, retries, True, "labelling", say)
     records, result.n_new = compute(label_one, tasks, journal, *settings)
     for s, task in zip(structures, tasks, strict=True):
         record = records[task.key]

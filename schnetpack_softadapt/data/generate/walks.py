@@ -269,9 +269,7 @@ def _restore(atoms: Atoms, record: dict) -> None:
     atoms.set_momenta(record["momenta"])
 
 
-def walk_all(
-    tasks: Sequence[Walk], executor: Spec = "local:1", progress: bool = False
-) -> list[tuple[list[Atoms], str]]:
+def walk_all(tasks: Sequence[Walk], executor: Spec = "local:1") -> list[tuple[list[Atoms], str]]:
     """What `walk` gives, in the order of the walks.
 
     Raises:
@@ -284,7 +282,7 @@ def walk_all(
             total=len(tasks),
             desc="walking",
             unit=" walks",
-            disable=not progress,
+            disable=None,
         )
         for key, result, reason in walking:
             if reason is not None:

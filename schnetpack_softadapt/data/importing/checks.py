@@ -16,22 +16,19 @@ MIN_DISTANCE_ANG = 0.5  # no two nuclei come closer in any data worth learning; 
 MAX_LISTED = 20
 
 
-def raise_problems(
-    structures: Sequence[Structure], problems: Iterable[str] = (), progress: bool = False
-) -> None:
+def raise_problems(structures: Sequence[Structure], problems: Iterable[str] = ()) -> None:
     """Check all structures and raise one error that lists what is wrong.
 
     Args:
         structures: their `info` may hold `file` and `index`, which messages then name.
         problems: found before, for instance while reading.
-        progress: show a progress bar.
 
     Raises:
         ValueError: with the first problems, by file, index and reason, and their number.
     """
     problems = list(problems)
     some_have_forces = any(s.forces is not None for s in structures)
-    bar = tqdm(structures, "checking", unit=" structures", disable=not progress)
+    bar = tqdm(structures, "checking", unit=" structures", disable=None)
     for k, structure in enumerate(bar):
         problems += [f"{where(structure, k)}: {text}" for text in _problems(structure)]
         if some_have_forces and structure.forces is None:

@@ -31,7 +31,6 @@ def convert_files(
     options: ImportOptions | None = None,
     repairs: Sequence[StressRepair] = (),
     overwrite: bool = False,
-    progress: bool = False,
     say: Callable[[str], None] = print,
 ) -> None:
     """Import files into a database in SchNetPack's format; nothing is written if anything is wrong.
@@ -46,7 +45,6 @@ def convert_files(
         options: how labels stand in the files.
         repairs: stresses of groups to be read another way than the files say.
         overwrite: replace an existing database.
-        progress: show progress bars.
         say: gets the messages for the user.
 
     Raises:
@@ -70,7 +68,7 @@ def convert_files(
     problems: list[str] = []
     remarks: list[str] = []
     for subset, sources in subsets.items():
-        found, wrong, remarked = read_files(sources, options, progress)
+        found, wrong, remarked = read_files(sources, options)
         for structure in found:
             structure.info["subset"] = subset
         structures += found
@@ -78,7 +76,7 @@ def convert_files(
         remarks += remarked
     repaired = repair(structures, repairs)
     remarks += [*repaired, *leave_out_placeholder_stress(structures)]
-    raise_problems(structures, problems, progress=progress)
+    raise_problems(structures, problems)
     text = summary(structures, remarks)
     if overwrite:
         # a split of the old database must not meet the new one, even if writing is interrupted
@@ -92,7 +90,6 @@ def convert_files(
         structures,
         provenance="; ".join([f"imported from {shown}", *units, *repaired]),
         overwrite=overwrite,
-        progress=progress,
     )
     say(text)
     if val or test:

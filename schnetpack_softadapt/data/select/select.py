@@ -19,9 +19,10 @@ maxvol: rows of the square submatrix of largest volume, which are those that ext
 scores: numbers given for the structures, such as the spread of a committee, largest first.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+from tqdm import tqdm
 
 from schnetpack_softadapt.data.structures import Structure
 from schnetpack_softadapt.descriptors.protocol import Descriptor
@@ -79,7 +80,6 @@ def structure_rows(
     descriptor: Descriptor,
     by: str = "atoms",
     known: Sequence[Structure] = (),
-    progress: Callable[[Iterable], Iterable] = iter,
 ) -> tuple[Rows, np.ndarray]:
     """Rows of structures, and (K, F) those of known ones; whitened by all of them together.
 
@@ -88,7 +88,6 @@ def structure_rows(
         descriptor: of their atoms.
         by: "atoms", "mean" (over the atoms of each element) or "mean_std".
         known: new ones shall differ from these.
-        progress: wraps the loop over all.
 
     Raises:
         ValueError: `by` is none of these, or a structure has no descriptors.
@@ -100,7 +99,8 @@ def structure_rows(
     n_moments = 2 if by == "mean_std" else 1
     parts: list[tuple[np.ndarray, np.ndarray]] = []  # values and element of each row
     owner = []
-    for index, s in enumerate(progress(every)):
+    bar = tqdm(every, "descriptors", unit=" structures", delay=2, leave=False, disable=None)
+    for index, s in enumerate(bar):
         try:
             i, j, r_ij, _ = neighbor_pairs(s.positions, s.cell, s.pbc, descriptor.cutoff)
             values = np.asarray(engine.values(engine.prepare(r_ij, i, j, s.numbers)))
