@@ -2,10 +2,10 @@
 
 import functools
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-__all__ = ["error_text", "in_one_line", "is_users"]
+__all__ = ["error_text", "in_one_line", "is_users", "shortened"]
 
 PACKAGE = Path(__file__).parent
 
@@ -26,6 +26,11 @@ def error_text(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return str(error)
+
+
+def shortened(items: Sequence[str], most: int) -> list[str]:
+    """The first items, for a message, and how many more there are."""
+    return [*items[:most], *[f"and {len(items) - most} more"] * (len(items) > most)]
 
 
 def in_one_line(hook: Callable) -> Callable:

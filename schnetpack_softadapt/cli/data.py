@@ -2,7 +2,8 @@
 
 import argparse
 import functools
-import sys
+
+from schnetpack_softadapt.cli.arguments import chosen
 
 __all__ = ["COMMANDS"]
 
@@ -86,9 +87,7 @@ def _import(args) -> None:
     from schnetpack_softadapt.data.importing.stress_labels import StressRepair
 
     # the arguments have the names of its fields
-    options = ImportOptions(
-        **{name: getattr(args, name) for name in ImportOptions.__dataclass_fields__}
-    )
+    options = ImportOptions(**chosen(args, *ImportOptions.__dataclass_fields__))
     convert_files(
         args.files,
         args.out,
@@ -173,15 +172,11 @@ def add_generate(commands) -> None:
     diverse.add_argument(
         "--against", nargs="+", metavar="FILE", help="structures that new ones shall differ from"
     )
-    parser.set_defaults(run=_generate)
+    parser.set_defaults(run=_generate, goes_on=True)
 
 
 def _generate(args) -> int:
-    try:
-        return _generate_diverse(args) if args.method == "entropy" else _generate_grid(args)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    return _generate_diverse(args) if args.method == "entropy" else _generate_grid(args)
 
 
 def _generate_diverse(args) -> int:
@@ -211,13 +206,8 @@ def _generate_grid(args) -> int:
         return 0
     if args.out is None:
         raise ValueError("give --out, the file to write (or --dry-run)")
-    result = generate(
-        recipe,
-        args.out,
-        **_labelling(args),
-        overwrite=args.overwrite,
-    )
-    return int(bool(result.failed))
+    how = chosen(args, "executor", "timeout", "retries", "overwrite")
+    return int(bool(generate(recipe, args.out, **how).failed))
 
 
 def _add_labelling(parser: argparse.ArgumentParser) -> None:
@@ -248,10 +238,6 @@ def _add_labelling(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _labelling(args) -> dict:
-    return {"executor": args.executor, "timeout": args.timeout, "retries": args.retries}
-
-
 def add_label(commands) -> None:
     parser = commands.add_parser(
         "label",
@@ -274,7 +260,7 @@ def add_label(commands) -> None:
         help="instead of --calculator: reads in.extxyz and writes out.extxyz with energy, forces"
         " and perhaps stress, in a directory of its own",
     )
-    parser.set_defaults(run=_label)
+    parser.set_defaults(run=_label, goes_on=True)
 
 
 def _label(args) -> int:
@@ -295,18 +281,8 @@ def _label(args) -> int:
         if args.calculator is not None:
             raise ValueError("give --calculator or --command, not both")
         args.calculator, arguments = COMMAND, {"command": args.shell_command, **arguments}
-    try:
-        result = label(
-            args.files,
-            args.calculator,
-            args.out,
-            arguments,
-            **_labelling(args),
-            overwrite=args.overwrite,
-        )
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+    how = chosen(args, "executor", "timeout", "retries", "overwrite")
+    result = label(args.files, args.calculator, args.out, arguments, **how)
     return int(bool(result.failed))
 
 

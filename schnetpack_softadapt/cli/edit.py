@@ -1,6 +1,7 @@
 """The command `set`: look at a database and change it."""
 
 import argparse
+from inspect import signature
 
 # as in `quantities`, which loads numpy: help should not wait for that
 SUBSETS = ("train", "val", "test")
@@ -90,20 +91,17 @@ def _set(args) -> None:
     from schnetpack_softadapt.data.edit.editing import Selection
 
     path = args.database
-    names = ("rows", "groups", "sources", "subsets", "where", "everything")
-    selection = Selection(**{k: getattr(args, k) for k in names if hasattr(args, k)})
+    given = vars(args)
+    selection = Selection(**{k: given[k] for k in Selection.__dataclass_fields__ if k in given})
     if args.action == "list":
         if selection.is_empty and not selection.everything:
             print(listing.list_database(path))
         else:
             print(listing.list_structures(path, selection))
         return
-    keys = ("name", "weight", "subset", "files", "tolerance", "keep", "differing", "dry_run")
-    keys += ("back_to",)
-    options = {k: getattr(args, k) for k in keys if hasattr(args, k)}
-    if hasattr(args, "rows"):
-        options["selection"] = selection
-    print(getattr(changes, args.action)(path, **options))
+    change = getattr(changes, args.action)
+    given["selection"] = selection
+    print(change(path, **{k: given[k] for k in signature(change).parameters if k in given}))
 
 
 COMMANDS = (add_set,)

@@ -36,7 +36,8 @@ def main(argv: list[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="spk-softadapt", description=DESCRIPTION)
     parser.add_argument("--version", action=_Version, help="versions of this package and others")
-    parser.set_defaults(verbose=False, debug=False, out=None, overwrite=False, result=None)
+    defaults = {"verbose": False, "debug": False, "overwrite": False, "goes_on": False}
+    parser.set_defaults(out=None, result=None, **defaults)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for add in COMMANDS:
         add(commands)
@@ -53,7 +54,8 @@ def main(argv: list[str] | None = None) -> int:
             keep_existing(args)
             return args.run(args) or 0
         except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
+            more = "; the same command goes on from here" if args.goes_on else ""
+            print(f"interrupted{more}", file=sys.stderr)
             return 130
         except Exception as error:
             users = is_users(error)

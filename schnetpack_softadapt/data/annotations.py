@@ -33,12 +33,7 @@ MAY_MISS = (SOURCE, CALCULATOR, SUBSET)
 
 def annotations(metadata: Mapping, n_structures: int, name: str = "") -> pd.DataFrame:
     """A row for each structure: `group`, `source`, `calculator`, `subset` (None where not known),
-    `weight`, and the other groups of the database.
-
-    Args:
-        metadata: of the database.
-        n_structures: its number of rows.
-        name: of the database, for groups without names.
+    `weight`, and the other groups; `metadata` and `name` are those of the database.
 
     Raises:
         ValueError: the metadata are of another number of structures.

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import ase
@@ -28,6 +28,7 @@ from schnetpack_softadapt.quantities import QUANTITIES
 __all__ = [
     "UNITS",
     "Fingerprint",
+    "labels_of",
     "open_database",
     "row_data",
     "row_structure",
@@ -156,24 +157,23 @@ def row_data(s: Structure) -> dict[str, np.ndarray | None]:
     }
 
 
-def row_structure(row: AtomsRow, data: dict | None = None) -> Structure:
+def row_structure(row: AtomsRow, data: Mapping | None = None) -> Structure:
     """A row of a database as structure, in the units of the database, without its group.
 
-    Args:
-        row: of the database.
-        data: its labels, where they are not in the row.
+    `data` are its labels where they are not in the row.
     """
     data = row.data if data is None else data
-    stress, mask = data.get(STRESS), data.get(keys.stress_mask)
-    return Structure(
-        row.numbers,
-        row.positions,
-        row.cell,
-        row.pbc,
-        energy=None if data.get(ENERGY) is None else np.ravel(data[ENERGY])[0],
-        forces=data.get(FORCES),
-        stress=None if stress is None or (mask is not None and not np.ravel(mask)[0]) else stress,
-    )
+    return Structure(row.numbers, row.positions, row.cell, row.pbc, **labels_of(data))
+
+
+def labels_of(data: Mapping) -> dict:
+    """Energy, forces and stress of a structure from what `row_data` makes of them."""
+    energy, stress, mask = (data.get(key) for key in (ENERGY, STRESS, keys.stress_mask))
+    return {
+        "energy": None if energy is None else np.ravel(energy)[0],
+        "forces": data.get(FORCES),
+        "stress": None if mask is not None and not np.ravel(mask)[0] else stress,
+    }
 
 
 def _common_labels(structures: Sequence[Structure]) -> list[str]:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from schnetpack_softadapt import properties as keys
 from schnetpack_softadapt.data.annotations import CALCULATOR
-from schnetpack_softadapt.data.database import UNITS, open_database
+from schnetpack_softadapt.data.database import UNITS, labels_of, open_database
 from schnetpack_softadapt.data.descriptors import DescriptorSource
 from schnetpack_softadapt.data.ragged import RaggedSamples
 from schnetpack_softadapt.data.structures import Structure
@@ -271,29 +271,18 @@ class InMemoryAtomsData(ASEAtomsData):
     def structures(self) -> list[Structure]:
         """The structures with their labels as the database has them (after unit conversion)."""
         names = self.metadata.get("group_names", [])
-        return [self._structure(index, names) for index in self.indices]
-
-    def _structure(self, index: int, group_names: Sequence[str]) -> Structure:
-        def value(key: str) -> np.ndarray | None:
-            return self.raw.rows(key, index).copy() if key in self.raw else None
-
-        mask, group = value(keys.stress_mask), value(keys.group)
-        info: dict = {"index": index}
         calculators = self.metadata.get("groups_ids", {}).get(CALCULATOR)
-        if calculators is not None and calculators[index] >= 0:
-            info[CALCULATOR] = self.metadata["names"][CALCULATOR][calculators[index]]
-        energy, stress = value(properties.energy), value(properties.stress)
-        return Structure(
-            numbers=value(properties.Z),
-            positions=value(properties.R),
-            cell=value(properties.cell)[0],
-            pbc=value(properties.pbc),
-            energy=None if energy is None else energy.item(),
-            forces=value(properties.forces),
-            stress=None if stress is None or (mask is not None and not mask[0]) else stress[0],
-            group=group_names[group[0]] if group is not None and len(group_names) else "",
-            info=info,
-        )
+        geometry, found = (properties.Z, properties.R, properties.cell, properties.pbc), []
+        for index in self.indices:
+            values = {key: self.raw.rows(key, index).copy() for key in self.raw.keys}
+            s = Structure(*(values[key] for key in geometry), **labels_of(values))
+            s.info["index"] = index
+            if calculators is not None and calculators[index] >= 0:
+                s.info[CALCULATOR] = self.metadata["names"][CALCULATOR][calculators[index]]
+            if len(names) and keys.group in values:
+                s.group = names[values[keys.group][0]]
+            found.append(s)
+        return found
 
 
 def read_database(path: str | Path) -> list[Structure]:

@@ -1,7 +1,5 @@
 """Batches that carry descriptors and their derivatives, from a store on disk or computed anew."""
 
-from typing import Protocol
-
 import numpy as np
 import torch
 from schnetpack import properties
@@ -14,7 +12,7 @@ from schnetpack_softadapt.descriptors.protocol import Descriptor
 __all__ = ["ComputedSource", "DescriptorSource", "Geometries", "StoreSource"]
 
 
-class DescriptorSource(Protocol):
+class DescriptorSource:
     """What a data set hands to its samples and batches.
 
     Attributes:
@@ -25,8 +23,19 @@ class DescriptorSource(Protocol):
     keep_neighbors: bool
     in_advance: bool
 
+    def no_neighbors(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """An empty neighbour list, over which Strain and PairwiseDistances run, if none is kept."""
+        if self.keep_neighbors:
+            return {}
+        return {
+            properties.idx_i: torch.zeros(0, dtype=torch.int64),
+            properties.idx_j: torch.zeros(0, dtype=torch.int64),
+            properties.offsets: torch.zeros(0, 3, dtype=dtype),
+        }
+
     def sample(self, index: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """Keys to add to structure `index` of the database, with descriptors (n, D)."""
+        raise NotImplementedError
 
     def batch(self, batch: dict[str, torch.Tensor], gather: bool) -> dict[str, torch.Tensor]:
         """Keys to add to a batch of structures, whose indices in the database it holds.
@@ -37,15 +46,11 @@ class DescriptorSource(Protocol):
                 batch leaves this process' memory: GPUs, pinned memory, loader workers. Otherwise
                 the whole arrays may be passed with the rows of the atoms, and nothing is copied.
         """
+        raise NotImplementedError
 
 
-class StoreSource:
-    """Reads a store; see `DescriptorSource`.
-
-    Args:
-        store: a `DescriptorStore` of all structures of the database, in order.
-        keep_neighbors: see `DescriptorSource`.
-    """
+class StoreSource(DescriptorSource):
+    """Reads a `DescriptorStore` of all structures of the database, in order."""
 
     in_advance = False
 
@@ -54,42 +59,34 @@ class StoreSource:
         self.keep_neighbors = keep_neighbors
         self._whole = store.tensors()
 
-    def sample(self, index: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """See `DescriptorSource.sample`."""
+    def sample(self, index, dtype):
         first, last = self._store.structure_first[index : index + 2].tolist()
         return {
             keys.descriptors: torch.from_numpy(self._store.G[first:last].copy()),
             keys.store_rows: torch.arange(first, last),
-            **({} if self.keep_neighbors else _no_neighbors(dtype)),
+            **self.no_neighbors(dtype),
         }
 
-    def batch(self, batch: dict[str, torch.Tensor], gather: bool) -> dict[str, torch.Tensor]:
-        """See `DescriptorSource.batch`."""
-        rows = joined_ranges(
-            self._store.structure_first[batch[properties.idx].numpy()],
-            batch[properties.n_atoms].numpy(),
-        )
-        result = {
-            keys.descriptors: torch.from_numpy(self._store.G.take(rows, axis=0)),
-            **({} if self.keep_neighbors else _no_neighbors(batch[properties.R].dtype)),
-        }
+    def batch(self, batch, gather):
+        first = self._store.structure_first[batch[properties.idx].numpy()]
+        rows = joined_ranges(first, batch[properties.n_atoms].numpy())
         if gather:
-            result.update(self._store.gather(rows))
+            derivatives = self._store.gather(rows)
         else:
-            result.update(self._whole)
-            result[keys.store_rows] = torch.from_numpy(rows)
-        return result
+            derivatives = {**self._whole, keys.store_rows: torch.from_numpy(rows)}
+        return {
+            keys.descriptors: torch.from_numpy(self._store.G.take(rows, axis=0)),
+            **self.no_neighbors(batch[properties.R].dtype),
+            **derivatives,
+        }
 
 
-class ComputedSource:
-    """Computes for every batch what a store would hold of it; see `DescriptorSource`.
-
-    The memory is that of a few batches.
+class ComputedSource(DescriptorSource):
+    """Computes for every batch what a store would hold of it, with the memory of a few batches.
 
     Args:
         structures: all structures of the database, in order.
         descriptor: what is computed.
-        keep_neighbors: see `DescriptorSource`.
         dtype: "float32" or "float64".
         jacobian: whether batches carry the derivatives. They cost three times as much as the two
             products that first-order training needs; without them batches carry all pairs of
@@ -113,22 +110,19 @@ class ComputedSource:
         self._dtype = dtype
         self._engine, self._columns = descriptor.engine("cpu"), Columns(descriptor)
 
-    def sample(self, index: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """See `DescriptorSource.sample`."""
+    def sample(self, index, dtype):
         s = self.structures[index]
         i, j, r_ij = self._pairs(s)
-        values = self._engine.values(self._engine.prepare(r_ij, i, j, s.numbers))
+        values = torch.as_tensor(self._engine.values(self._engine.prepare(r_ij, i, j, s.numbers)))
         return {
-            keys.descriptors: torch.as_tensor(values).to(getattr(torch, self._dtype)),
-            **({} if self.keep_neighbors else _no_neighbors(dtype)),
+            keys.descriptors: values.to(getattr(torch, self._dtype)),
+            **self.no_neighbors(dtype),
         }
 
-    def batch(self, batch: dict[str, torch.Tensor], gather: bool) -> dict[str, torch.Tensor]:
-        """See `DescriptorSource.batch`."""
+    def batch(self, batch, gather):
         chosen = [self.structures[k] for k in batch[properties.idx].tolist()]
         if self.jacobian:
-            neighbors = {} if self.keep_neighbors else _no_neighbors(batch[properties.R].dtype)
-            return {**self._arrays(chosen), **neighbors}
+            return {**self._arrays(chosen), **self.no_neighbors(batch[properties.R].dtype)}
         found, n = [], 0
         for s in chosen:
             i, j, r_ij = self._pairs(s)
@@ -158,11 +152,7 @@ class ComputedSource:
 
 
 class Geometries:
-    """The structures of a database as a sequence, without labels and without copies.
-
-    Args:
-        raw: samples of the database.
-    """
+    """The structures of a database as a sequence, without labels and without copies."""
 
     def __init__(self, raw: RaggedSamples):
         self._raw = raw
@@ -176,12 +166,3 @@ class Geometries:
             for key in (properties.Z, properties.R, properties.cell, properties.pbc)
         )
         return Structure(numbers, positions, cell[0], pbc)
-
-
-def _no_neighbors(dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """An empty neighbour list, over which Strain and PairwiseDistances run."""
-    return {
-        properties.idx_i: torch.zeros(0, dtype=torch.int64),
-        properties.idx_j: torch.zeros(0, dtype=torch.int64),
-        properties.offsets: torch.zeros(0, 3, dtype=dtype),
-    }

@@ -51,15 +51,12 @@ class EpochSampler(RandomSampler):
 class BatchSource(Dataset):
     """A data set whose batches are cut out of memory in one go.
 
-    Args:
-        dataset: where they are cut from.
-        gather: whether batches carry their own part of a descriptor store, see
-            `InMemoryAtomsData.batch`.
+    Attributes:
+        gather: see `InMemoryAtomsData.batch`.
     """
 
-    def __init__(self, dataset: InMemoryAtomsData, gather: bool = False):
-        self.dataset = dataset
-        self.gather = gather
+    def __init__(self, dataset: InMemoryAtomsData):
+        self.dataset, self.gather = dataset, False
 
     def __len__(self):
         return len(self.dataset)

@@ -35,10 +35,9 @@ def mote2_structures() -> list[Structure]:
 
 
 def create_mote2_database(path: str | Path) -> Path:
-    """Make the database of the shipped set, unless it exists; safe with several processes.
+    """Make the database of the shipped set, unless it exists; returns its absolute path.
 
-    Returns:
-        its absolute path.
+    Safe with several processes.
     """
     path = user_path(path)
     if path.exists():
@@ -58,15 +57,7 @@ def _source_hash() -> str:
 
 
 class MoTe2DataModule(SoftAdaptDataModule):
-    """`SoftAdaptDataModule` of the shipped MoTe2 set, whose database is made on first use.
-
-    Args:
-        datapath: where the database is, or will be.
-        kwargs: of `SoftAdaptDataModule`.
-    """
-
-    def __init__(self, datapath: str, **kwargs):
-        super().__init__(datapath, **kwargs)
+    """`SoftAdaptDataModule` of the shipped MoTe2 set, whose database is made on first use."""
 
     @in_one_line
     def prepare_data(self) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from schnetpack_softadapt.errors import shortened
+
 __all__ = ["calculator_text", "mixed_settings", "settings"]
 
 #: names of arguments, in lower case, by what they set; the first of each that is there counts
@@ -130,5 +132,4 @@ def _spacings(cells: np.ndarray, mesh: Sequence[int]) -> np.ndarray:
 
 def _files(sources: pd.Series) -> str:
     names = [str(name) for name in sources.dropna().unique()]
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return ", ".join(names[:MAX_NAMED]) + more or "file not known"
+    return ", ".join(shortened(names, MAX_NAMED)) or "file not known"

@@ -97,16 +97,11 @@ def random_split(n_structures: int, sizes: Sequence[int], seed: int) -> list[lis
 
 
 def grouped_split(groups: np.ndarray, sizes: Sequence[int], seed: int) -> list[list[int]]:
-    """Structures of one group stay in one subset.
+    """Structures of one of the groups (S,) stay in one subset.
 
     Perturbed copies of one strained cell, or frames of one trajectory, resemble each other so much
     that a random split tests on the training set. Groups are dealt out in random order, each to the
     subset that lacks most structures, so sizes come out right to about one group.
-
-    Args:
-        groups: (S,) label of the group of each structure.
-        sizes: of the subsets, in structures.
-        seed: of the order of groups.
     """
     missing = np.array(sizes)
     n_wanted = int((missing > 0).sum())
@@ -133,14 +128,11 @@ def grouped_split(groups: np.ndarray, sizes: Sequence[int], seed: int) -> list[l
 def block_split(groups: np.ndarray, sizes: Sequence[int], seed: int) -> list[list[int]]:
     """Each trajectory is cut into one block of consecutive frames for each subset.
 
+    Structures of equal groups (S,) are a trajectory.
+
     Neighbouring frames resemble each other; here they meet at the ends of blocks only. If fewer
     structures are asked for than there are, the blocks still share all frames between them, and
     the structures are drawn from each block.
-
-    Args:
-        groups: (S,) label of the trajectory of each structure.
-        sizes: of the subsets, in structures.
-        seed: of the drawing.
     """
     time = np.empty(len(groups))  # from 0 to 1 in each trajectory
     for group in np.unique(groups):

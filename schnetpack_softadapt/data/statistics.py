@@ -128,15 +128,12 @@ def training_targets(datamodule: AtomsDataModule) -> TrainingTargets:
 
 
 def composition_fit(targets: TrainingTargets) -> tuple[np.ndarray, np.ndarray]:
-    """Energies per element that explain the training energies best.
+    """Atomic numbers (n_elements,) and energies mu_Z, eV, that explain the energies best.
 
     Minimises sum_s w_s ((E_s - sum_Z n_sZ mu_Z) / n_s)^2, errors per atom as in the loss, with the
     weights w of the structures. Compositions are often linearly dependent (all structures MoTe2, or
     one element only): the solution of minimum norm is taken, by singular values, where normal
     equations would be singular.
-
-    Returns:
-        atomic numbers (n_elements,) and energies mu (n_elements,) in eV.
 
     Raises:
         ValueError: the training set has no energies.
@@ -147,21 +144,16 @@ def composition_fit(targets: TrainingTargets) -> tuple[np.ndarray, np.ndarray]:
 
 
 def element_contributions(
-    targets: TrainingTargets, property: str, is_extensive: bool, z_max: int = 100
+    targets: TrainingTargets, property: str, is_extensive: bool
 ) -> torch.Tensor:
-    """What each element contributes to a property (S,) of the structures, by a minimum-norm fit.
+    """What each element contributes to a property, by a minimum-norm fit; (100,) float64.
 
-    Args:
-        targets: the structures.
-        property: key; a sum over atoms if `is_extensive`, else their mean.
-        z_max: size of the result.
-
-    Returns:
-        (z_max,) float64, 0 for elements that do not occur.
+    The property is a sum over atoms if `is_extensive`, else their mean. Elements that do not occur
+    contribute 0.
     """
     values = targets.labels[property].astype(np.float64).reshape(-1)
     values = values / targets.n_atoms if is_extensive else values
-    result = torch.zeros(z_max, dtype=torch.float64)
+    result = torch.zeros(100, dtype=torch.float64)
     result[torch.from_numpy(targets.elements)] = torch.from_numpy(_per_element(targets, values))
     return result
 

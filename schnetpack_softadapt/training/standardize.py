@@ -30,7 +30,9 @@ N_NUMBERS = len(chemical_symbols)
 
 
 def energy_variances(
-    compositions: np.ndarray, residuals: np.ndarray, weights: np.ndarray | None = None
+    compositions: np.ndarray,  # (S, n_elements) atoms of each element
+    residuals: np.ndarray,  # (S,) energies after the composition fit
+    weights: np.ndarray | None = None,  # (S,) of the structures, all alike if None
 ) -> np.ndarray | None:
     """Variances sigma_Z^2 of atomic energies, from total energies less the composition fit.
 
@@ -38,11 +40,6 @@ def energy_variances(
     atom's worth of prior for equal variances. The prior makes the estimate unique where
     compositions are linearly dependent, and positive always. Multiplicative updates
     (majorise-minimise) raise the posterior in every step and never leave the positive side.
-
-    Args:
-        compositions: (n_structures, n_elements) atoms of each element.
-        residuals: (n_structures,) energies after the fit.
-        weights: (n_structures,) of the structures, all alike if None.
 
     Returns:
         (n_elements,) variances in the squared unit of the energy; None if the residuals have no
@@ -71,18 +68,15 @@ def energy_variances(
 
 
 def force_scales(
-    numbers: np.ndarray, forces: np.ndarray, elements, weights: np.ndarray | None = None
+    numbers: np.ndarray,  # (N,) atomic numbers
+    forces: np.ndarray,  # (N, 3)
+    elements: np.ndarray,  # (n_elements,) atomic numbers asked for
+    weights: np.ndarray | None = None,  # (N,) of the forces on the atoms, all alike if None
 ) -> np.ndarray | None:
     """Spread eta_Z of a force component on each element, (n_elements,); None if all are zero.
 
     Forces have mean zero. One atom's worth of prior for the spread over all elements keeps elements
     whose forces vanish by symmetry, or that occur once, at a finite scale.
-
-    Args:
-        numbers: (n_atoms,) atomic numbers.
-        forces: (n_atoms, 3).
-        elements: atomic numbers asked for.
-        weights: (n_atoms,) of the forces on the atoms, all alike if None.
     """
     squares = (np.asarray(forces, dtype=np.float64) ** 2).mean(axis=1)
     w = _mean_one(weights, len(squares))
@@ -94,21 +88,14 @@ def force_scales(
 
 
 def virial_scale(
-    compositions: np.ndarray,
-    stress: np.ndarray,
-    volume: np.ndarray,
-    weights: np.ndarray | None = None,
+    compositions: np.ndarray,  # (S, n_elements), structures that have a stress only
+    stress: np.ndarray,  # (S, 3, 3)
+    volume: np.ndarray,  # (S,)
+    weights: np.ndarray | None = None,  # (S,) of the structures, all alike if None
 ) -> float | None:
     """Spread tau of V sigma / sqrt(N) about an isotropic virial per atom of each element.
 
-    Args:
-        compositions: (n_structures, n_elements), structures that have a stress only.
-        stress: (n_structures, 3, 3).
-        volume: (n_structures,).
-        weights: (n_structures,) of the structures, all alike if None.
-
-    Returns:
-        tau in the unit of the energy, None if there is no spread.
+    In the unit of the energy; None if there is no spread.
     """
     n = np.asarray(compositions, dtype=np.float64)
     n_atoms = n.sum(axis=1)

@@ -14,6 +14,7 @@ from schnetpack_softadapt.data.formats.format import ImportOptions, read_files
 from schnetpack_softadapt.data.importing.checks import leave_out_placeholder_stress, raise_problems
 from schnetpack_softadapt.data.importing.sources import find_sources
 from schnetpack_softadapt.data.provenance import mixed_settings
+from schnetpack_softadapt.errors import shortened
 
 __all__ = ["append", "assign", "deduplicate", "merge", "remove", "tag", "undo", "weight"]
 
@@ -107,8 +108,7 @@ def _warnings(edit: Edit) -> list[str]:
 
 
 def _shown(files: Sequence[str | Path]) -> str:
-    names = [Path(file).name for file in files]
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return ", ".join(shortened([Path(file).name for file in files], 5))
 
 
 def deduplicate(
@@ -120,12 +120,8 @@ def deduplicate(
 ) -> str:
     """Remove structures that are there already; see `find_duplicates`.
 
-    Args:
-        path: the database.
-        tolerance: by which atoms may be moved, Ang.
-        keep: "first" or "last" of several.
-        differing: also those with other labels, which are only named otherwise.
-        dry_run: only name them.
+    With `differing` also those with other labels, which are only named otherwise; `dry_run` removes
+    none.
     """
     with editing.editing(path, f"deduplicate, {tolerance:g} Ang, keep {keep}") as edit:
         table = edit.table
@@ -137,8 +133,7 @@ def deduplicate(
     lines = [f"{len(found)} structures of {path} are there already"]
     if others:
         lines.append(f"{len(others)} of them have other labels (energy per atom, forces):")
-        lines += [f"  {_named(d, table)}" for d in others[:MAX_NAMED]]
-        lines += [f"  and {len(others) - MAX_NAMED} more"] * (len(others) > MAX_NAMED)
+        lines += [f"  {text}" for text in shortened([_named(d, table) for d in others], MAX_NAMED)]
         if not differing:
             lines.append("  which are left; --differing removes them too")
     if gone and not dry_run:

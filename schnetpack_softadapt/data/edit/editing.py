@@ -217,9 +217,7 @@ class Edit:
 def editing(path: str | Path, what: str) -> Iterator[Edit]:
     """Change a database: a new version is written if the block ends without an error.
 
-    Args:
-        path: the database.
-        what: is done, for its history.
+    `what` is done goes into its history.
 
     Raises:
         FileNotFoundError: there is no database.

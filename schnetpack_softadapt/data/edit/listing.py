@@ -7,6 +7,7 @@ import pandas as pd
 
 from schnetpack_softadapt.data.annotations import CALCULATOR, SOURCE, SUBSET, WEIGHT
 from schnetpack_softadapt.data.edit.editing import Edit, Selection, kept_versions, labels_table
+from schnetpack_softadapt.errors import shortened
 from schnetpack_softadapt.quantities import SUBSETS
 
 __all__ = ["list_database", "list_structures"]
@@ -43,9 +44,8 @@ def _by(table: pd.DataFrame, key: str) -> Iterator[str]:
                 f"{low:.{digits}f} to {high:.{digits}f}" if len(values) else "none"
             )
         rows.append(row)
-    yield from pd.DataFrame(rows[:MAX_LINES]).to_string(index=False).splitlines()
-    if len(rows) > MAX_LINES:
-        yield f"and {len(rows) - MAX_LINES} more"
+    lines = pd.DataFrame(rows).to_string(index=False).splitlines()
+    yield from shortened(lines, MAX_LINES + 1)
 
 
 def _history(edit: Edit) -> Iterator[str]:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from schnetpack_softadapt.data.formats.units import LabelUnits, stress_matrix, stress_order
 from schnetpack_softadapt.data.provenance import calculator_text
 from schnetpack_softadapt.data.structures import Structure
+from schnetpack_softadapt.errors import shortened
 
 __all__ = [
     "AUTO",
@@ -242,10 +243,8 @@ def read_files(
             for remark in dict.fromkeys(file.remarks):
                 files_of_remark.setdefault(remark, []).append(file.path.name)
             bar.update(total is not None)
-    remarks = [
-        f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {text}"
-        for text, names in files_of_remark.items()
-    ]
+    found = files_of_remark.items()
+    remarks = [f"{' '.join(shortened(names, 1))}: {text}" for text, names in found]
     return structures, problems, remarks
 
 

@@ -23,7 +23,7 @@ processes or an interruption change no other structure.
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -188,8 +188,6 @@ class EntropyPotential(Calculator):
     """V as an ASE calculator: energy in eV, forces in eV/Ang, and `entropy`, S above.
 
     Args:
-        descriptor: of environments.
-        whitening: of each element.
         k: K, eV.
         min_distance: see `EntropyRecipe`.
         known: see `entropy`.
@@ -392,7 +390,7 @@ def generate_diverse(
     Raises:
         ValueError: a wrong name or setting, no room for the atoms of a structure, or another
             process at work on the same file.
-        FileExistsError: `out` exists, and was not made by an earlier run.
+        FileExistsError: see `overwrite`.
     """
     out = Path(out)
     journal = journal_of(out, overwrite)
@@ -410,7 +408,11 @@ def generate_diverse(
             doing="generating",
             say=say,
         )
-        structures = [_from_record(records[task.key]) for task in tasks]
+        structures = []
+        for task in tasks:
+            record = records[task.key]
+            geometry = {name: record[name] for name in ("numbers", "positions", "cell")}
+            structures.append(Atoms(**geometry, pbc=True, info=dict(record["info"])))
         with replacing(out) as temporary:
             ase.io.write(temporary, structures, format="extxyz")
     mean = np.mean([atoms.info["entropy"] for atoms in structures])
@@ -452,11 +454,6 @@ def _make_one(
     return {**{name: array.tolist() for name, array in arrays.items()}, "info": atoms.info}
 
 
-def _from_record(record: Mapping) -> Atoms:
-    geometry = {name: record[name] for name in ("numbers", "positions", "cell")}
-    return Atoms(**geometry, pbc=True, info=dict(record["info"]))
-
-
 def read_entropy_recipe(config: str | Path | None, options: Mapping) -> EntropyRecipe:
     """The recipe of a YAML file, with options of the command line (None: not given) before it.
 
@@ -464,16 +461,12 @@ def read_entropy_recipe(config: str | Path | None, options: Mapping) -> EntropyR
         ValueError: an unknown or wrong setting.
         FileNotFoundError: a file is missing.
     """
-    names = [f.name for f in fields(EntropyRecipe)]
-    settings, folder = read_settings(config, names)
+    settings, given, folder = read_settings(config, EntropyRecipe, options)
     files = settings.get("against") or []
-    if files:
-        settings["against"] = [
-            str(folder / f) for f in ([files] if isinstance(files, str) else files)
-        ]
+    files = [files] if isinstance(files, str) else files
+    settings["against"] = [str(folder / file) for file in files]
     if isinstance(settings.get("descriptor"), str):
         settings["descriptor"] = str(folder / settings["descriptor"])
-    given = {k: v for k, v in options.items() if k in names and v not in (None, [])}
     settings = {k: v for k, v in {**settings, **given}.items() if v is not None}
     if "elements" not in settings:
         raise ValueError("which elements? give --elements W, or elements in the file of --config")

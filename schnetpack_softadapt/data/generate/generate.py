@@ -60,27 +60,22 @@ def generate(
     Args:
         recipe: what to make; its calculator must be given.
         out: extended XYZ, or a database (.db) in SchNetPack's format; written at the end.
-        executor, timeout, retries: see `executors.run_all`.
-        overwrite: replace an `out` that no earlier run made; results in a journal are kept.
-        say: gets the messages for the user.
+        executor, timeout, retries, overwrite, say: see `label.label`.
 
     Raises:
-        ValueError: no calculator, a wrong name, another process at work on the same file, or
-            nothing could be labelled.
-        FileExistsError: `out` exists, and was not made by an earlier run.
+        ValueError, FileExistsError: as `label.label`.
     """
     out = Path(out)
-    arguments = [{**recipe.calculator_args, **p.calculator_args} for p in recipe.prototypes]
+    arguments = [recipe.arguments(p) for p in recipe.prototypes]
     journal = labels_journal(out, recipe.calculator, arguments, overwrite)
     say(plan(recipe))
     about = f"generated from {', '.join(p.name for p in recipe.prototypes)};"
     about += f" {plan(recipe)}; labels by {recipe.calculator} {recipe.calculator_args}"
-    result = LabelResult()
+    how = {"executor": executor, "timeout": timeout, "retries": retries, "say": say}
     with locked(journal):
         walked = _walked(recipe, out.with_name(out.name + ".walks"), executor, say)
-        todo = _worth_labelling(recipe, result, walked)
-        settings = (executor, timeout, retries, say)
-        return label_all(todo, recipe.calculator, out, journal, result, about, *settings)
+        todo, skipped = _worth_labelling(recipe, walked)
+        return label_all(todo, recipe.calculator, out, journal, about, skipped, **how)
 
 
 def _walks(recipe: Recipe, folder: Path) -> list[Walk]:
@@ -88,9 +83,7 @@ def _walks(recipe: Recipe, folder: Path) -> list[Walk]:
     driver = recipe.driver or recipe.calculator
     walks = []
     for p, cell in itertools.product(recipe.prototypes, recipe.supercell):
-        args = (
-            recipe.driver_args if recipe.driver else {**recipe.calculator_args, **p.calculator_args}
-        )
+        args = recipe.driver_args if recipe.driver else recipe.arguments(p)
         for settings in (*recipe.md, *recipe.swaps):
             n_before = sum(w.key.startswith(f"{p.name}|{cell}|{settings.kind}") for w in walks)
             for repeat in range(settings.repeats):
@@ -119,18 +112,18 @@ def _walked(
 
 
 def _worth_labelling(
-    recipe: Recipe, result: LabelResult, walked: Sequence[tuple[str, str, Atoms]]
-) -> list[ToLabel]:
-    """Structures without atoms that are too close; fills `skipped` of the result."""
-    arguments = {p.name: {**recipe.calculator_args, **p.calculator_args} for p in recipe.prototypes}
-    found = []
+    recipe: Recipe, walked: Sequence[tuple[str, str, Atoms]]
+) -> tuple[list[ToLabel], dict[str, str]]:
+    """Structures without atoms that are too close, and why others are left out."""
+    arguments = {p.name: recipe.arguments(p) for p in recipe.prototypes}
+    found, skipped = [], {}
     built = ((s.key, s.prototype, build(s, recipe)) for s in samples(recipe))
     for key, prototype, atoms in itertools.chain(built, walked):
         contact = closest_contact(atoms, recipe.min_distance, SHORTEST_OF_COVALENT)
         if contact is None:
             found.append(ToLabel(key, atoms, arguments[prototype], key))
         else:
-            result.skipped[key] = (
+            skipped[key] = (
                 "atoms {} and {} are {:.3f} Ang apart (less than {:.3f}; --min-distance)"
             ).format(*contact)
-    return found
+    return found, skipped

@@ -59,7 +59,6 @@ def compute(
         executor, timeout, retries: see `executors.run_all`.
         may_fail: go on with the others where one fails.
         doing: what the progress bar says.
-        say: gets the messages for the user.
 
     Returns:
         a record of each key, with "error" where the calculation failed, and how many are new.
@@ -71,7 +70,11 @@ def compute(
     n_other = sum(records.get(t.key, {}).get("digest", t.digest) != t.digest for t in tasks)
     if n_other:
         say(f"{n_other} earlier results are of other settings: made anew")
-    missing = {t.key: t for t in tasks if not _is_done(records.get(t.key), t)}
+    missing = {
+        t.key: t
+        for t in tasks
+        if "error" in (r := records.get(t.key, {"error": None})) or r["digest"] != t.digest
+    }
     with (
         open_executor(executor) as workers,
         open(journal, "ab") as file,
@@ -122,7 +125,3 @@ def read_lines(path: Path) -> list[dict]:
                 f"{path}, line {number}: damaged; remove this line, or the file to start afresh"
             ) from None
     return records
-
-
-def _is_done(record: dict | None, task: Task) -> bool:
-    return record is not None and record["digest"] == task.digest and "error" not in record

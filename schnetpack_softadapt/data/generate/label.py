@@ -19,6 +19,7 @@ from schnetpack_softadapt.data.generate.labelling import import_calculator
 from schnetpack_softadapt.data.generate.labelling import label as label_one
 from schnetpack_softadapt.data.importing.sources import find_sources
 from schnetpack_softadapt.data.structures import Structure
+from schnetpack_softadapt.errors import shortened
 from schnetpack_softadapt.files import locked, replacing
 
 __all__ = ["LabelResult", "ToLabel", "label", "label_all", "labels_journal", "read_geometries"]
@@ -46,9 +47,8 @@ class LabelResult:
         for name, reasons in (("skipped", self.skipped), ("failed", self.failed)):
             if reasons:
                 lines.append(f"{name:<12} {len(reasons)}")
-                lines += [f"  {key}: {reason}" for key, reason in list(reasons.items())[:20]]
-                if len(reasons) > 20:
-                    lines.append(f"  and {len(reasons) - 20} more")
+                shown = shortened([f"{key}: {reason}" for key, reason in reasons.items()], 20)
+                lines += [f"  {text}" for text in shown]
         return "\n".join(lines)
 
 
@@ -101,7 +101,6 @@ def label(
         say: gets the messages for the user.
 
     Raises:
-        FileNotFoundError: a file is missing.
         ValueError: a file cannot be read, a wrong setting, another process at work on the same
             file, or nothing could be labelled.
         FileExistsError: `out` exists, and was not made by an earlier run.
@@ -111,21 +110,16 @@ def label(
     if not isinstance(structures, Mapping):
         structures = dict(read_geometries(structures))
     todo = [ToLabel(name, atoms, arguments) for name, atoms in structures.items()]
+    how = {"executor": executor, "timeout": timeout, "retries": retries, "say": say}
     with locked(journal):
-        settings = (executor, timeout, retries, say)
         about = f"labels by {calculator} {arguments}"
-        return label_all(todo, calculator, out, journal, LabelResult(), about, *settings)
+        return label_all(todo, calculator, out, journal, about, **how)
 
 
 def labels_journal(
     out: Path, calculator: str | None, arguments: Sequence[Mapping], overwrite: bool
 ) -> Path:
-    """Where the labels for a file are kept, after a look at what the user gave.
-
-    Raises:
-        ValueError: no calculator, a wrong name, or wrong ones among its `arguments`.
-        FileExistsError: `out` exists, and was not made by an earlier run.
-    """
+    """Where the labels for a file are kept (`journal_of`), after a look at what the user gave."""
     if calculator is None:
         raise ValueError("no calculator; give --calculator module:name")
     for each in arguments:  # a mistake is an error now, not once per structure
@@ -138,23 +132,21 @@ def label_all(
     calculator: str,
     out: Path,
     journal: Path,
-    result: LabelResult,
     provenance: str,
-    executor: Spec,
-    timeout: float | None,
-    retries: int,
-    say: Callable[[str], None],
+    skipped: Mapping[str, str] = {},
+    say: Callable[[str], None] = print,
+    **how,
 ) -> LabelResult:
     """Label what a journal has no labels for, and write all that is labelled.
 
-    `result` is filled; `provenance` goes into a database. See `label` for the others.
+    `provenance` goes into a database, `skipped` into the result, `how` to `journal.compute`.
 
     Raises:
         ValueError: nothing could be labelled.
     """
+    result = LabelResult(skipped=dict(skipped))
     tasks = [s.task(calculator) for s in structures]
-    settings = (executor, timeout, retries, True, "labelling", say)
-    records, result.n_new = compute(label_one, tasks, journal, *settings)
+    records, result.n_new = compute(label_one, tasks, journal, doing="labelling", say=say, **how)
     for s, task in zip(structures, tasks, strict=True):
         record = records[task.key]
         if "error" in record:

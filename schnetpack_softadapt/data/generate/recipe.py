@@ -155,6 +155,10 @@ class Recipe:
                     f" {prototype.name} repeated {list(cell)} ({n_there} atoms)"
                 )
 
+    def arguments(self, prototype: Prototype) -> dict:
+        """Keyword arguments of the calculator for what is made from a prototype."""
+        return {**self.calculator_args, **prototype.calculator_args}
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -366,9 +370,7 @@ def read_recipe(config: str | Path | None, options: Mapping | None = None) -> Re
         ValueError: an unknown or wrong setting.
         FileNotFoundError: a file is missing.
     """
-    names = [f.name for f in fields(Recipe)]
-    settings, folder = read_settings(config, names)
-    given = {k: v for k, v in (options or {}).items() if k in names and v not in (None, [])}
+    settings, given, folder = read_settings(config, Recipe, options or {})
     if "prototypes" in given:
         folder = Path()
     if "strain" in given:
@@ -387,17 +389,22 @@ def read_recipe(config: str | Path | None, options: Mapping | None = None) -> Re
     return Recipe(**settings)
 
 
-def read_settings(config: str | Path | None, names: Sequence[str]) -> tuple[dict, Path]:
-    """Settings of a YAML file (none: no settings), and the folder that its files are relative to.
+def read_settings(
+    config: str | Path | None, recipe: type, options: Mapping
+) -> tuple[dict, dict, Path]:
+    """Settings of a YAML file (none: no settings), those among the options that are given, and the
+    folder that files named in the former are relative to.
 
     Raises:
-        ValueError: a setting that is none of the names.
+        ValueError: a setting that the recipe does not have.
         FileNotFoundError: there is no such file.
     """
+    names = [f.name for f in fields(recipe)]
     settings, folder = _read_yaml(config) if config is not None else ({}, Path())
     if unknown := sorted(set(settings) - set(names)):
         raise ValueError(f"unknown setting {unknown[0]!r}; choose from {', '.join(names)}")
-    return settings, folder
+    given = {k: v for k, v in options.items() if k in names and v not in (None, [])}
+    return settings, given, folder
 
 
 def _read_yaml(name: str | Path) -> tuple[dict, Path]:

@@ -7,6 +7,7 @@ from ase.data import chemical_symbols, covalent_radii
 from tqdm import tqdm
 
 from schnetpack_softadapt.data.structures import Structure
+from schnetpack_softadapt.errors import shortened
 from schnetpack_softadapt.neighbors.cells import MIN_VOLUME_ANG3
 from schnetpack_softadapt.neighbors.pair_list import neighbor_pairs
 
@@ -37,10 +38,8 @@ def raise_problems(structures: Sequence[Structure], problems: Iterable[str] = ()
                 " forces to all or leave them out of all (--forces-key none)"
             )
     if problems:
-        lines = [f"{len(problems)} problem(s), nothing written:", *problems[:MAX_LISTED]]
-        if len(problems) > MAX_LISTED:
-            lines.append(f"and {len(problems) - MAX_LISTED} more")
-        raise ValueError("\n  ".join(lines))
+        lines = shortened(problems, MAX_LISTED)
+        raise ValueError("\n  ".join([f"{len(problems)} problem(s), nothing written:", *lines]))
 
 
 def where(structure: Structure, position: int) -> str:

@@ -19,6 +19,7 @@ from schnetpack_softadapt.data.importing.stress_labels import StressRepair, repa
 from schnetpack_softadapt.data.importing.summary import summary
 from schnetpack_softadapt.data.splitting import Split, save_split, split_path
 from schnetpack_softadapt.data.structures import Structure
+from schnetpack_softadapt.errors import shortened
 
 __all__ = ["convert_files"]
 
@@ -82,7 +83,7 @@ def convert_files(
         # a split of the old database must not meet the new one, even if writing is interrupted
         split_path(out).unlink(missing_ok=True)
     names = [Path(name).name for name in (*files, *val, *test)]
-    shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    shown = ", ".join(shortened(names, 10))
     formats = sorted({s.info["format"] for s in structures})
     units = [f"format {name}: {options.units(known_formats()[name].units)}" for name in formats]
     fingerprint = write_database(

@@ -12,6 +12,7 @@ from schnetpack_softadapt.data.importing.checks import where
 from schnetpack_softadapt.data.importing.stress_labels import findings_from_strained_cells
 from schnetpack_softadapt.data.provenance import mixed_settings
 from schnetpack_softadapt.data.structures import Structure
+from schnetpack_softadapt.errors import shortened
 from schnetpack_softadapt.neighbors.pair_list import neighbor_pairs
 from schnetpack_softadapt.quantities import STRESS
 
@@ -36,7 +37,7 @@ def summary(structures: Sequence[Structure], remarks: Iterable[str] = ()) -> str
         f"structures   {len(structures)} ({len(forces)} with forces, {len(stresses)} with stress)",
         f"atoms        {n_atoms}: "
         + ", ".join(f"{chemical_symbols[z]} {n} ({n / n_atoms:.1%})" for z, n in elements),
-        f"groups       {_shortened([f'{name} {n}' for name, n in groups.items()])}",
+        f"groups       {', '.join(shortened([f'{name} {n}' for name, n in groups.items()], 8))}",
         f"energy       {energies.min():.4f} to {energies.max():.4f} eV/atom, standard deviation"
         f" {1e3 * energies.std():.1f} meV/atom",
     ]
@@ -66,11 +67,6 @@ def summary(structures: Sequence[Structure], remarks: Iterable[str] = ()) -> str
     return "\n".join(lines)
 
 
-def _shortened(names: Sequence[str], n_shown: int = 8) -> str:
-    more = f", and {len(names) - n_shown} more" if len(names) > n_shown else ""
-    return ", ".join(names[:n_shown]) + more
-
-
 def _duplicates(structures: Sequence[Structure]) -> Iterator[str]:
     """Structures with the same atoms, to 1e-6 Ang, and cell."""
     first: dict[bytes, int] = {}
@@ -85,7 +81,7 @@ def _duplicates(structures: Sequence[Structure]) -> Iterator[str]:
             named.append(f"{where(structures[j], j)} = {where(s, k)}{other}")
             n_leaked += structures[j].info.get("subset") != s.info.get("subset")
     if named:
-        text = f"{len(named)} duplicate structure(s): {_shortened(named, 3)}"
+        text = f"{len(named)} duplicate structure(s): {', '.join(shortened(named, 3))}"
         if n_leaked:
             text += f"; {n_leaked} of them stand in two subsets, so errors will look too small"
         yield text

@@ -45,12 +45,7 @@ _CHUNK = 20_000
 
 
 class Rows:
-    """Rows x (R, F) of structures, and the structure of each (R,), ascending.
-
-    Args:
-        x: rows.
-        owner: 0 to n_structures - 1, each at least once.
-    """
+    """Rows x (R, F), and the structure of each (R,), ascending, 0 to n_structures - 1."""
 
     def __init__(self, x: np.ndarray, owner: np.ndarray):
         self.x, self.owner = x, owner
@@ -84,8 +79,6 @@ def structure_rows(
     """Rows of structures, and (K, F) those of known ones; whitened by all of them together.
 
     Args:
-        structures: to choose from.
-        descriptor: of their atoms.
         by: "atoms", "mean" (over the atoms of each element) or "mean_std".
         known: new ones shall differ from these.
 
@@ -145,8 +138,6 @@ def select(
     """Structures in the order of choice.
 
     Args:
-        rows: of the structures.
-        n: how many.
         method: of `METHODS`, not looked at with `scores`.
         known: rows (K, F) of structures that are known already.
         scores: of the structures, if these decide.

@@ -49,18 +49,14 @@ class KalmanFilter(ResidualOptimizer):
         lr: length of the step in Gauss-Newton steps, in (0, 1].
         memory: m, the fading factor per step; in (0, 1].
         damping: lambda / loss.
-        trust: largest change of the squared length of the linearised residuals in one step,
-            relative to it.
-        fraction: part of the residuals of a component used in each step.
-        min_groups: components with fewer groups of residuals than this (atoms for forces,
-            structures for energy and stress) are used entirely.
+        trust, fraction, min_groups: see `ResidualOptimizer`.
         refresh: steps between two factorisations; None: one for each 1000 parameters.
         kalman_gain: divide the step by n.
         initial_information: A starts as this times the identity.
         max_parameters: refuse larger models.
 
     Raises:
-        ValueError: an argument out of range, no or too many parameters, several groups.
+        ValueError: as `ResidualOptimizer`; too many parameters.
     """
 
     def __init__(
@@ -100,24 +96,17 @@ class KalmanFilter(ResidualOptimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Residuals]) -> Tensor:
-        """One step.
-
-        Args:
-            closure: returns the residuals at the current parameters, with their graph.
-
-        Returns:
-            The loss before the step, the sum of squares of all residuals.
-
-        Raises:
-            ValueError: a residual, a derivative or the step is not finite.
-        """
+        """See `ResidualOptimizer.step`."""
         group = self.param_groups[0]
         residuals, loss = self._residuals(closure)
         j, r = map(rows_of_all_ranks, self._linearize(residuals, group))
         gradient = (j.T @ r).double()
         self._check_derivatives(gradient)
-        state = self._state(j, group)
-        memory = group["memory"]
+        state, memory = self.state[self._parameters[0]], group["memory"]
+        if not state:
+            state["information"] = torch.eye(len(j.T), dtype=j.dtype, device=j.device)
+            state["information"] *= group["initial_information"]
+            state["n"], state["loss"], state["step"] = 0.0, None, 0
         state["information"].mul_(memory).addmm_(j.T, j)
         state["n"] = memory * state["n"] + 1.0
         state["loss"] = loss if state["loss"] is None else 0.8 * state["loss"] + 0.2 * loss
@@ -133,14 +122,6 @@ class KalmanFilter(ResidualOptimizer):
         length = group["lr"] / (state["n"] if group["kalman_gain"] else 1.0)
         self._move(step, length, float(gradient @ step), loss)
         return torch.tensor(loss, dtype=torch.float64)
-
-    def _state(self, j: Tensor, group: dict) -> dict:
-        state = self.state[self._parameters[0]]
-        if not state:
-            state["information"] = torch.eye(len(j.T), dtype=j.dtype, device=j.device)
-            state["information"] *= group["initial_information"]
-            state["n"], state["loss"], state["step"] = 0.0, None, 0
-        return state
 
     def state_dict(self) -> dict:
         """As every optimizer's, without the factor.

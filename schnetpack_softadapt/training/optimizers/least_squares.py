@@ -61,9 +61,6 @@ class LeastSquares(ResidualOptimizer):
         l2, l1: penalties.
         cut: singular values below this part of the largest are left out.
 
-    Raises:
-        ValueError: an argument out of range, nothing to train, several groups.
-
     Attributes:
         factors: of each component, with `rows` and `count`, what it counts.
     """
@@ -99,15 +96,8 @@ class LeastSquares(ResidualOptimizer):
     def step(self, closure: Callable[[], Residuals]) -> Tensor:
         """Take in the rows of a batch; the parameters stay as they are.
 
-        Args:
-            closure: returns the residuals at the current parameters, with their graph: sqrt(w) x,
-                whose squares are summed over the epoch, with `counts`, the sums of w.
-
-        Returns:
-            The sum of squares of all residuals.
-
-        Raises:
-            ValueError: a residual or a derivative is not finite.
+        See `ResidualOptimizer.step`; the residuals are sqrt(w) x, whose squares are summed over the
+        epoch, with `counts`, the sums of w.
         """
         if self._is_solved:  # a new epoch
             if not self.factors:
@@ -206,11 +196,7 @@ class LeastSquares(ResidualOptimizer):
 
 
 class _Factor:
-    """Triangular factor of the rows so far, and the sum of their weights.
-
-    Args:
-        n_columns: of the rows, n.
-    """
+    """Triangular factor of the rows (m, n_columns) so far, and the sum of their weights."""
 
     def __init__(self, n_columns: int):
         self.n_columns, self.n_rows, self.count = n_columns, 0, 0.0
@@ -244,11 +230,8 @@ class _Factor:
 
     def state(self) -> dict[str, Any]:
         """In plain values and tensors."""
-        return {
-            "rows": torch.from_numpy(self.rows),
-            "n_rows": self.n_rows,
-            "count": self.count,
-        }
+        rows = torch.from_numpy(self.rows)
+        return {"rows": rows, "n_rows": self.n_rows, "count": self.count}
 
     @classmethod
     def of_state(cls, state: Mapping[str, Any]) -> "_Factor":

@@ -21,8 +21,11 @@ class ResidualOptimizer(torch.optim.Optimizer):
 
     Args:
         params: parameters of one model; one group.
-        settings: value of each setting of the group, and whether it is valid. `_linearize` needs
-            `fraction` and `min_groups`, `_move` needs `trust`.
+        settings: value of each setting of the group, and whether it is valid. Common ones are
+            `fraction`: part of the residuals of a component used in each step; `min_groups`:
+            components with fewer groups of residuals than this (atoms for forces, structures for
+            energy and stress), on each rank, are used entirely; `trust`: largest change of the
+            squared length of the linearised residuals in one step, relative to it.
 
     Raises:
         ValueError: a setting out of range, nothing to train, several groups.
@@ -49,6 +52,22 @@ class ResidualOptimizer(torch.optim.Optimizer):
         self._room: Tensor | None = None  # the largest Jacobian so far, for the next one
         if not self.n_parameters:
             raise ValueError(f"{name} has nothing to train: no parameter of the model requires it")
+
+    def step(self, closure: Callable[[], Residuals]) -> Tensor:
+        """One step.
+
+        Args:
+            closure: returns the residuals at the current parameters, with their graph; on several
+                ranks, those of this rank's part of the batch.
+
+        Returns:
+            The loss before the step, the sum of squares of all residuals.
+
+        Raises:
+            ValueError: the closure returns no `Residuals`; a residual, a derivative or the step is
+                not finite.
+        """
+        raise NotImplementedError
 
     def _residuals(self, closure: Callable[[], Residuals]) -> tuple[Residuals, float]:
         """Residuals of this rank with their graph, and the sum of squares of all ranks.
@@ -94,11 +113,7 @@ class ResidualOptimizer(torch.optim.Optimizer):
 
     @staticmethod
     def _check_derivatives(sums: Tensor) -> None:
-        """Refuse what is not finite in sums over all rows of J of all ranks, which must agree.
-
-        Raises:
-            ValueError: a derivative is not finite.
-        """
+        """Refuse what is not finite in sums over all rows of J of all ranks, which must agree."""
         # nan and inf survive a sum
         if not torch.isfinite(sums.sum()):
             raise ValueError("derivatives of the residuals are not finite: the run has diverged")
@@ -106,12 +121,7 @@ class ResidualOptimizer(torch.optim.Optimizer):
     def _move(self, step: Tensor, length: float, change: float, loss: float) -> None:
         """theta <- theta - length x step (P,), shortened where the linear model is not trusted.
 
-        Args:
-            change: squared length of the change of the linearised residuals by `step`; where it is
-                more than `trust` of the loss, the length is reduced.
-
-        Raises:
-            ValueError: the step is not finite.
+        `change`: squared length of the change of the linearised residuals by `step`.
         """
         if not torch.isfinite(step).all():
             raise ValueError(f"the step of {type(self).__name__} is not finite; raise `damping`")

@@ -96,11 +96,8 @@ class BatchResiduals(Residuals):
     """Residuals of energies, forces and stress of a batch.
 
     Args:
-        components: loss components.
         vectors: residuals by component, as diagonal functions of what is predicted.
-        pred: what the model predicted, with its graph.
-        batch: what it predicted it from.
-        model: the model.
+        pred: what the model predicted from the batch, with its graph.
         counts: see `Residuals`.
     """
 

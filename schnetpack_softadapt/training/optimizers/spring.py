@@ -45,14 +45,7 @@ class Spring(ResidualOptimizer):
         lr: length of the step in Gauss-Newton steps, in (0, 1]; a scheduler takes it to zero.
         momentum: mu, in [0, 1).
         damping: lambda / mean(diag(J J^T)), positive.
-        trust: largest change of the squared length of the linearised residuals in one step,
-            relative to it.
-        fraction: part of the residuals of a component used in each step.
-        min_groups: components with fewer groups of residuals than this (atoms for forces,
-            structures for energy and stress) are used entirely; on each rank.
-
-    Raises:
-        ValueError: an argument out of range, nothing to train, several groups.
+        trust, fraction, min_groups: see `ResidualOptimizer`.
     """
 
     def __init__(
@@ -77,19 +70,7 @@ class Spring(ResidualOptimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Residuals]) -> Tensor:
-        """One step.
-
-        Args:
-            closure: returns the residuals at the current parameters, with their graph; on several
-                ranks, those of this rank's part of the batch.
-
-        Returns:
-            The loss before the step, the sum of squares of all residuals.
-
-        Raises:
-            ValueError: the closure returns no `Residuals`; a residual, a derivative or the step is
-                not finite.
-        """
+        """See `ResidualOptimizer.step`."""
         group = self.param_groups[0]
         residuals, loss = self._residuals(closure)
         j, r = self._linearize(residuals, group)
