@@ -21,31 +21,20 @@ class TrainingTargets:
     """Labels of the training structures as the loss sees them (after transforms), float64.
 
     S: structures, N: atoms of all of them.
-
-    Attributes:
-        elements: (n_elements,) atomic numbers that occur, ascending.
-        compositions: (S, n_elements) atoms of each element.
-        n_atoms: (S,)
-        volumes: (S,) cell volumes in Ang^3, 0 without a cell.
-        numbers: (N,) atomic numbers.
-        energy: (S,) eV, or None if the data have none.
-        forces: (N, 3) eV/Ang, or None.
-        stress: (S, 3, 3) eV/Ang^3, or None; meaningless where `stress_mask` is False.
-        stress_mask: (S,) bool, or None without stress.
-        group: (S,) index of the group, all 0 without groups.
-        labels: every other entry of the samples by key, all structures joined along the first axis.
     """
 
-    elements: np.ndarray
-    compositions: np.ndarray
-    n_atoms: np.ndarray
-    volumes: np.ndarray
-    numbers: np.ndarray
-    group: np.ndarray
-    energy: np.ndarray | None = None
-    forces: np.ndarray | None = None
+    elements: np.ndarray  # (n_elements,) atomic numbers that occur, ascending
+    compositions: np.ndarray  # (S, n_elements) atoms of each element
+    n_atoms: np.ndarray  # (S,)
+    volumes: np.ndarray  # (S,) cell volumes in Ang^3, 0 without a cell
+    numbers: np.ndarray  # (N,) atomic numbers
+    group: np.ndarray  # (S,) index of the group, all 0 without groups
+    energy: np.ndarray | None = None  # (S,) eV, or None if the data have none
+    forces: np.ndarray | None = None  # (N, 3) eV/Ang, or None
+    # (S, 3, 3) eV/Ang^3, or None; meaningless where `stress_mask` is False
     stress: np.ndarray | None = None
-    stress_mask: np.ndarray | None = None
+    stress_mask: np.ndarray | None = None  # (S,) bool, or None without stress
+    # every other entry of the samples by key, all structures joined along the first axis
     labels: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property

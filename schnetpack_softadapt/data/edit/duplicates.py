@@ -30,18 +30,13 @@ SAME_ENERGY, SAME_FORCE = 1e-3, 0.02  # eV/atom, eV/Ang: what 1e-3 Ang may do
 
 @dataclass(frozen=True)
 class Duplicate:
-    """A structure that is there already.
+    """A structure that is there already."""
 
-    Attributes:
-        kept, other: numbers in the database, counted from 0.
-        energy: difference of the two, per atom, in the unit of the database.
-        force: largest difference of the magnitudes of forces; nan without forces.
-    """
-
+    # kept, other: numbers in the database, counted from 0
     kept: int
     other: int
-    energy: float
-    force: float
+    energy: float  # difference of the two, per atom, in the unit of the database
+    force: float  # largest difference of the magnitudes of forces; nan without forces
 
     @property
     def differs(self) -> bool:

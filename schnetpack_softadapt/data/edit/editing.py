@@ -318,22 +318,18 @@ def labels_table(path: str | Path) -> pd.DataFrame:
 
 @dataclass
 class Selection:
-    """Some structures of a database; all of what is given must hold.
+    """Some structures of a database; all of what is given must hold."""
 
-    Attributes:
-        rows: numbers counted from 0, slices such as "0:100" and "::10", or text files of numbers.
-        groups, sources, subsets: names, or patterns such as "liquid*"; subset "none": unassigned.
-        where: a condition in the words of `labels_table` and `annotations`, for
-            `pandas.DataFrame.query`, such as "max_force > 20 and group == 'liquid'".
-        everything: the whole database.
-    """
-
+    # numbers counted from 0, slices such as "0:100" and "::10", or text files of numbers
     rows: Sequence[str] = ()
+    # groups, sources, subsets: names, or patterns such as "liquid*"; subset "none": unassigned
     groups: Sequence[str] = ()
     sources: Sequence[str] = ()
     subsets: Sequence[str] = ()
+    # a condition in the words of `labels_table` and `annotations`, for `pandas.DataFrame.query`,
+    # such as "max_force > 20 and group == 'liquid'"
     where: str | None = None
-    everything: bool = False
+    everything: bool = False  # the whole database
 
     def __str__(self) -> str:
         parts = [f"{f.name} {getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name)]

@@ -64,22 +64,18 @@ STRESS_ORDERS: dict[str, tuple[str, ...]] = {
 class LabelUnits:
     """Units, sign and order of the labels in a file, and the factors that convert them.
 
-    Attributes:
-        energy_unit, length_unit, forces_unit, stress_unit: names in the tables above; forces and
-            stress follow from energy and length when None.
-        stress_sign: -1 if positive means compression.
-        stress_order: of a stress that is given as six numbers.
-
     Raises:
         ValueError: unknown unit, sign or order.
     """
 
+    # energy_unit, length_unit, forces_unit, stress_unit: names in the tables above; forces and
+    # stress follow from energy and length when None
     energy_unit: str = "eV"
     length_unit: str = "Ang"
     forces_unit: str | None = None
     stress_unit: str | None = None
-    stress_sign: int = 1
-    stress_order: str = "voigt"
+    stress_sign: int = 1  # -1 if positive means compression
+    stress_order: str = "voigt"  # of a stress that is given as six numbers
 
     def __post_init__(self):
         if self.stress_sign not in (-1, 1):

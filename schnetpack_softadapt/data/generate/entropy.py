@@ -69,41 +69,31 @@ _ATTEMPTS = 10
 class EntropyRecipe:
     """What to generate; the settings of a YAML file have these names.
 
-    Attributes:
-        elements: symbols; with several, each structure has a random composition.
-        n: number of structures.
-        n_atoms: least and largest number of atoms.
-        volume: of an atom, Ang^3; None: that of the crystals of the elements at ambient conditions.
-        density: least and largest volume as a factor of it.
-        shape: the cell is a cube with random numbers up to this, of its edge, added to each vector.
-        k: K in eV; negative for ordered structures.
-        temperature: of the noise that annealing begins with, eV.
-        anneal_steps, steps: of annealing, and of the minimisation after it.
-        min_distance: exclusion radius: no atoms of a structure are closer, Ang; None: 0.65 of the
-            sum of the covalent radii.
-        descriptor: a file as `select-functions` writes it, or what it holds; None: 55 bispectrum
-            components (2J = 8) that reach two shells of neighbours.
-        against: files of structures that new ones shall differ from.
-        seed: of all random numbers.
-
     Raises:
         ValueError: a setting that makes no sense.
     """
 
-    elements: Sequence[str]
-    n: int = 100
-    n_atoms: Sequence[int] = (4, 32)
+    elements: Sequence[str]  # symbols; with several, each structure has a random composition
+    n: int = 100  # number of structures
+    n_atoms: Sequence[int] = (4, 32)  # least and largest number of atoms
+    # of an atom, Ang^3; None: that of the crystals of the elements at ambient conditions
     volume: float | None = None
-    density: Sequence[float] = (0.8, 1.3)
+    density: Sequence[float] = (0.8, 1.3)  # least and largest volume as a factor of it
+    # the cell is a cube with random numbers up to this, of its edge, added to each vector
     shape: float = 0.2
-    k: float = 3.0
-    temperature: float = 0.5
+    k: float = 3.0  # K in eV; negative for ordered structures
+    temperature: float = 0.5  # of the noise that annealing begins with, eV
+    # anneal_steps, steps: of annealing, and of the minimisation after it
     anneal_steps: int = 50
     steps: int = 100
+    # exclusion radius: no atoms of a structure are closer, Ang; None: 0.65 of the sum of the
+    # covalent radii
     min_distance: float | None = None
+    # a file as `select-functions` writes it, or what it holds; None: 55 bispectrum components (2J =
+    # 8) that reach two shells of neighbours
     descriptor: str | Mapping | None = None
-    against: Sequence[str] = ()
-    seed: int = 0
+    against: Sequence[str] = ()  # files of structures that new ones shall differ from
+    seed: int = 0  # of all random numbers
 
     def __post_init__(self):
         self.elements = [self.elements] if isinstance(self.elements, str) else [*self.elements]

@@ -27,19 +27,15 @@ __all__ = ["LabelResult", "ToLabel", "label", "label_all", "labels_journal", "re
 
 @dataclass
 class LabelResult:
-    """What came of a list of structures.
+    """What came of a list of structures."""
 
-    Attributes:
-        labelled: structures with labels, all of them, in the order of the list; their
-            `info["calculator"]` is name and arguments, as JSON.
-        n_new: how many of these were labelled now.
-        skipped: key and reason of structures that were not worth labelling.
-        failed: key and reason of structures whose calculation failed.
-    """
-
+    # structures with labels, all of them, in the order of the list; their `info["calculator"]` is
+    # name and arguments, as JSON
     labelled: list[Atoms] = field(default_factory=list)
-    n_new: int = 0
+    n_new: int = 0  # how many of these were labelled now
+    # key and reason of structures that were not worth labelling
     skipped: dict[str, str] = field(default_factory=dict)
+    # key and reason of structures whose calculation failed
     failed: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -54,20 +50,14 @@ class LabelResult:
 
 @dataclass
 class ToLabel:
-    """A structure to label.
+    """A structure to label."""
 
-    Attributes:
-        name: for messages.
-        atoms: the structure.
-        arguments: keyword arguments of the calculator; "{worker}" in a text becomes the name of the
-            process, for calculators that write files into a directory of their own.
-        key: by which its result is found again; the digest if not given.
-    """
-
-    name: str
-    atoms: Atoms
+    name: str  # for messages
+    atoms: Atoms  # the structure
+    # keyword arguments of the calculator; "{worker}" in a text becomes the name of the process, for
+    # calculators that write files into a directory of their own
     arguments: dict
-    key: str | None = None
+    key: str | None = None  # by which its result is found again; the digest if not given
 
     def task(self, calculator: str) -> Task:
         digest = _digest(self.atoms, [calculator, self.arguments])

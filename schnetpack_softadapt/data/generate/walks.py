@@ -32,30 +32,19 @@ BULK_MODULUS = 100 * units.GPa  # which only says how fast NPT relaxes the volum
 
 @dataclass
 class MD:
-    """Molecular dynamics; the settings of a recipe's `md`.
+    """Molecular dynamics; the settings of a recipe's `md`."""
 
-    Attributes:
-        temperature: K; of two, a ramp from the first to the second.
-        steps: of the whole run.
-        every: how many lie between two structures that are kept.
-        ensemble: "nvt" (Langevin), or "npt" (Berendsen, the shape of the cell stays).
-        timestep: fs.
-        friction: of the Langevin thermostat, 1/fs.
-        pressure: GPa, positive = compression.
-        stop: the run ends where the forces of a committee differ on an atom by more, eV/Ang
-            (`forces_std` of its results); that structure is kept.
-        repeats: runs with other random numbers.
-    """
-
-    temperature: float | Sequence[float]
-    steps: int = 1000
-    every: int = 100
-    ensemble: str = "nvt"
-    timestep: float = 2.0
-    friction: float = 0.01
-    pressure: float = 0.0
+    temperature: float | Sequence[float]  # K; of two, a ramp from the first to the second
+    steps: int = 1000  # of the whole run
+    every: int = 100  # how many lie between two structures that are kept
+    ensemble: str = "nvt"  # "nvt" (Langevin), or "npt" (Berendsen, the shape of the cell stays)
+    timestep: float = 2.0  # fs
+    friction: float = 0.01  # of the Langevin thermostat, 1/fs
+    pressure: float = 0.0  # GPa, positive = compression
+    # the run ends where the forces of a committee differ on an atom by more, eV/Ang (`forces_std`
+    # of its results); that structure is kept
     stop: float | None = None
-    repeats: int = 1
+    repeats: int = 1  # runs with other random numbers
     kind: str = field(default="md", init=False)
 
     def __post_init__(self):
@@ -82,16 +71,11 @@ class MD:
 
 @dataclass
 class Swaps:
-    """Monte Carlo: two atoms of different elements exchange their places, or do not (Metropolis).
+    """Monte Carlo: two atoms of different elements exchange their places, or not (Metropolis)."""
 
-    Attributes:
-        temperature: K; of two, a ramp.
-        steps: attempts of the whole walk.
-        every, stop, repeats: as in `MD`.
-    """
-
-    temperature: float | Sequence[float]
-    steps: int = 1000
+    temperature: float | Sequence[float]  # K; of two, a ramp
+    steps: int = 1000  # attempts of the whole walk
+    # every, stop, repeats: as in `MD`
     every: int = 100
     stop: float | None = None
     repeats: int = 1
@@ -146,26 +130,17 @@ def settings_of(kind: type, given: Mapping | Sequence[Mapping]) -> tuple:
 
 @dataclass
 class Walk:
-    """One walk, everything that determines it.
+    """One walk, everything that determines it."""
 
-    Attributes:
-        key: its name.
-        prototype: name of what it starts from.
-        start: that structure.
-        settings: of what is done.
-        driver, driver_args: calculator that moves the atoms.
-        seed: of its random numbers.
-        folder: where its journal is; the name follows from all of the above.
-    """
-
-    key: str
-    prototype: str
-    start: Atoms
-    settings: MD | Swaps
+    key: str  # its name
+    prototype: str  # name of what it starts from
+    start: Atoms  # that structure
+    settings: MD | Swaps  # of what is done
+    # driver, driver_args: calculator that moves the atoms
     driver: str
     driver_args: dict
-    seed: int
-    folder: Path
+    seed: int  # of its random numbers
+    folder: Path  # where its journal is; the name follows from all of the above
 
     @property
     def journal(self) -> Path:

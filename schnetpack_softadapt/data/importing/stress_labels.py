@@ -45,17 +45,12 @@ PLACES += [(0, 3, 5, 4, 2, 1)]
 
 @dataclass(frozen=True)
 class StressRepair:
-    """What makes stresses right: the order in which they stand, and a factor.
+    """What makes stresses right: the order in which they stand, and a factor."""
 
-    Attributes:
-        group: name of the group, or a pattern such as `Elastic*`.
-        order: component that each of the six numbers (ours: xx yy zz yz xz xy) really is.
-        factor: what the numbers are multiplied by.
-    """
-
-    group: str
+    group: str  # name of the group, or a pattern such as `Elastic*`
+    # component that each of the six numbers (ours: xx yy zz yz xz xy) really is
     order: tuple[str, ...] = VOIGT
-    factor: float = 1.0
+    factor: float = 1.0  # what the numbers are multiplied by
 
     @classmethod
     def parse(cls, text: str) -> "StressRepair":
@@ -85,17 +80,12 @@ class StressRepair:
 
 @dataclass(frozen=True)
 class Finding:
-    """Labels of a group that fit much better if read another way.
+    """Labels of a group that fit much better if read another way."""
 
-    Attributes:
-        repair: how to read them.
-        n_structures: labels of the group that were looked at.
-        miss, miss_repaired: what the labels miss where the two readings differ, as a part of what
-            they should be, each at most 1, in the mean.
-    """
-
-    repair: StressRepair
-    n_structures: int
+    repair: StressRepair  # how to read them
+    n_structures: int  # labels of the group that were looked at
+    # miss, miss_repaired: what the labels miss where the two readings differ, as a part of what
+    # they should be, each at most 1, in the mean
     miss: float
     miss_repaired: float
 
