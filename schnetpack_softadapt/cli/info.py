@@ -1,22 +1,13 @@
 """What a model, a database or a run is, on one screen."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 __all__ = ["info"]
 
 
 def info(path: str | Path) -> str:
-    """Describe what stands at a path.
-
-    Args:
-        path: a model (best_model, or the folder of an n2p2 potential), a database or a run.
-
-    Raises:
-        FileNotFoundError: there is nothing.
-        ValueError: it is none of these, or damaged.
-    """
+    """Describe a model (best_model, or the folder of an n2p2 potential), a database or a run."""
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is nothing at {path}")
@@ -30,8 +21,7 @@ def info(path: str | Path) -> str:
 
 
 def _database(path: Path) -> Iterable[tuple[str, str]]:
-    import ase.db
-
+    from schnetpack_softadapt.data.database import open_database
     from schnetpack_softadapt.data.dataset import read_database
     from schnetpack_softadapt.data.importing.summary import summary
     from schnetpack_softadapt.data.splitting import load_split, split_path
@@ -40,7 +30,8 @@ def _database(path: Path) -> Iterable[tuple[str, str]]:
     structures = read_database(path)
     yield "database", str(path)
     yield "", summary(structures)
-    metadata = ase.db.connect(str(path)).metadata
+    with open_database(path) as database:
+        metadata = database.metadata
     units = metadata.get("_property_unit_dict", {})
     yield "labels", ", ".join(f"{name} {unit}".strip() for name, unit in units.items())
     if split_path(path).is_file():
@@ -56,29 +47,21 @@ def _run(path: Path) -> Iterable[tuple[str, str]]:
 
     (run,) = read_runs([path])
     yield "run", str(path)
-    config: Mapping[str, Any] = run.config
-    if config:
-        yield "data", str(_get(config, "data", "datapath"))
+    if run.config:
+        yield "data", str(run.setting("data.datapath"))
         names = {
-            "representation": ("model", "representation", "_target_"),
-            "optimizer": ("task", "optimizer_cls"),
-            "weights": ("task", "weighting", "_target_"),
+            "representation": "model.representation._target_",
+            "optimizer": "task.optimizer_cls",
+            "weights": "task.weighting._target_",
         }
-        found = [(name, str(_get(config, *keys)).split(".")[-1]) for name, keys in names.items()]
+        found = [(name, str(run.setting(key)).split(".")[-1]) for name, key in names.items()]
         recipe = [f"{name} {value}" for name, value in found if value != "None"]
-        recipe.append(f"at most {_get(config, 'trainer', 'max_epochs')} epochs")
-        yield "recipe", ", ".join([*recipe, f"seed {_get(config, 'seed')}"])
+        recipe.append(f"at most {run.setting('trainer.max_epochs')} epochs")
+        yield "recipe", ", ".join([*recipe, f"seed {run.seed}"])
     yield "epochs", f"{run.n_epochs or 0}, best {run.best_epoch}"
     yield "", terminal_summary([run])
     if (path / "best_model").is_file():
         yield from _model(path / "best_model")
-
-
-def _get(config: Mapping[str, Any], *keys: str) -> Any:
-    """An entry of nested dictionaries, None where there is none."""
-    for key in keys:
-        config = config.get(key) if isinstance(config, Mapping) else None
-    return config
 
 
 def _model(path: Path) -> Iterable[tuple[str, str]]:

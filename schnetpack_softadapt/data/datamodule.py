@@ -221,11 +221,19 @@ class SoftAdaptDataModule(AtomsDataModule):
                 f"data.weights={self.weights}, but {self.datapath} has weights of its own"
                 f" ({', '.join(sorted(own))}); leave one of them out"
             )
-        found = self._weights()
-        if found is None:
-            return
-        structure, forces = found
-        self.dataset.raw = self.dataset.raw.joined(
+        train, raw = np.asarray(self.train_idx), self.dataset.raw
+        if isinstance(self.weights, Mapping):
+            table = annotations.annotations(self.dataset.metadata, len(raw), self.datapath)
+            structure = weights_of_groups(self.weights, table.group.to_numpy(), train)
+            forces = np.ones(len(raw.values(properties.Z)))
+        else:
+            unit = self.dataset.units.get(properties.energy, ENERGY.unit)
+            targets = TrainingTargets.from_dataset(self.dataset)
+            found = weights_of(self.weights, targets, train, convert_units(unit, ENERGY.unit))
+            if found is None:  # "auto" sees no need
+                return
+            structure, forces = found
+        self.dataset.raw = raw.joined(
             {keys.structure_weight: structure, keys.forces_weight: forces[:, None]}
         )
         low, high = structure[self.train_idx].min(), structure[self.train_idx].max()
@@ -236,17 +244,6 @@ class SoftAdaptDataModule(AtomsDataModule):
             low,
             high,
         )
-
-    def _weights(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Weights of the structures (S,) and of the forces (N,); None if "auto" sees no need."""
-        train, raw = np.asarray(self.train_idx), self.dataset.raw
-        if isinstance(self.weights, Mapping):
-            table = annotations.annotations(self.dataset.metadata, len(raw), self.datapath)
-            structure = weights_of_groups(self.weights, table.group.to_numpy(), train)
-            return structure, np.ones(len(raw.values(properties.Z)))
-        unit = self.dataset.units.get(properties.energy, ENERGY.unit)
-        targets = TrainingTargets.from_dataset(self.dataset)
-        return weights_of(self.weights, targets, train, convert_units(unit, ENERGY.unit))
 
     def _warn_of_mixed_settings(self) -> None:
         raw, metadata = self.dataset.raw, self.dataset.metadata

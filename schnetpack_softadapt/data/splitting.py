@@ -379,19 +379,19 @@ class Partition:
         """grouped, blocks or random; "strategy" for others of SchNetPack."""
         if isinstance(self.strategy, SplittingStrategy):
             return "random" if isinstance(self.strategy, RandomSplit) else "strategy"
-        if self.strategy == "assigned" and SUBSET not in dataset.metadata.get("groups_ids", {}):
+        known = dataset.metadata.get("groups_ids", {})
+        if self.strategy == "assigned" and SUBSET not in known:
             raise ValueError(
                 "data.splitting=assigned, but the database assigns no structures; do so with"
                 " `spk-softadapt set DB assign test --group ...`"
             )
-        labels = dataset.metadata.get("groups_ids", {}).get(self.split_key)
         if self.strategy not in ("auto", "assigned"):
             return self.strategy
-        if labels is None:
-            return "random"
-        if len(set(labels)) >= len(SUBSETS):
+        n_groups = len(set(known.get(self.split_key, ())))
+        if n_groups >= len(SUBSETS):
             return "grouped"
-        log.warning("only %d group(s) %r: the split is random", len(set(labels)), self.split_key)
+        if n_groups:
+            log.warning("only %d group(s) %r: the split is random", n_groups, self.split_key)
         return "random"
 
     def _draw(self, dataset, kind: str, *sizes) -> list[list[int]]:

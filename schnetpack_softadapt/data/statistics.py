@@ -79,9 +79,6 @@ class TrainingTargets:
         """Gather from any data set of SchNetPack; neighbour lists are not made.
 
         Labels of energy, forces and stress are those of SchNetPack's keys; see `named` for others.
-
-        Raises:
-            ValueError: the set is empty.
         """
         if len(dataset) == 0:
             raise ValueError("the training set is empty")

@@ -13,11 +13,7 @@ __all__ = ["Structure"]
 
 @dataclass
 class Structure:
-    """Atoms in a cell with their labels, float64, ASE units.
-
-    Raises:
-        ValueError: arrays of other shapes.
-    """
+    """Atoms in a cell with their labels, float64, ASE units."""
 
     numbers: np.ndarray  # (n,) atomic numbers
     positions: np.ndarray  # (n, 3) Ang

@@ -39,9 +39,6 @@ def weights_of(
     """Weights of structures (S,) and of the forces on atoms (N,), those of a training set mean 1.
 
     None if "auto" sees no need.
-
-    Raises:
-        ValueError: "energy" without energies.
     """
     if scheme == "auto" and targets.energy is None:
         return None

@@ -133,11 +133,7 @@ class ResumableTask(AtomisticTask):
 
     @in_one_line
     def load_state_dict(self, state_dict, *args, **kwargs):
-        """Take over the parameters of a checkpoint.
-
-        Raises:
-            ValueError: they are of another model.
-        """
+        """Take over the parameters of a checkpoint."""
         try:
             return super().load_state_dict(state_dict, *args, **kwargs)
         except RuntimeError as error:  # a line for each tensor that does not fit

@@ -26,12 +26,9 @@ def check_optimizer(
     scheduler_cls: Callable | None,
     scheduler_args: Mapping[str, Any],
     scheduler_monitor: str | None,
-    logged: Collection[str],
+    logged: Collection[str],  # names that `scheduler_monitor` may be
 ) -> None:
     """Make optimizer and scheduler once, for a parameter of their own.
-
-    Args:
-        logged: names that `scheduler_monitor` may be.
 
     Raises:
         ValueError: no learning rate or an impossible one, arguments that do not fit, or a scheduler

@@ -27,11 +27,7 @@ def tag(path: str | Path, name: str, selection: Selection) -> str:
 
 
 def weight(path: str | Path, weight: float, selection: Selection) -> str:
-    """Weigh structures in all losses.
-
-    Raises:
-        ValueError: a negative weight, or one that is no number.
-    """
+    """Weigh structures in all losses."""
     if not (math.isfinite(weight) and weight >= 0):
         raise ValueError(f"a weight is a number from 0 on, not {weight}")
     return _label(path, WEIGHT, weight, selection)
@@ -63,12 +59,7 @@ def append(
     name: str | None = None,
     subset: str | None = None,
 ) -> str:
-    """Add structures from files; `name` is their group, `subset` what they are assigned to.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: structures are not valid, or have other labels than the database.
-    """
+    """Add structures from files; `name` is their group, `subset` what they are assigned to."""
     structures, problems, remarks = read_files(find_sources(files), ImportOptions())
     remarks += leave_out_placeholder_stress(structures)
     raise_problems(structures, problems)
@@ -82,12 +73,7 @@ def append(
 
 
 def merge(path: str | Path, files: Sequence[str | Path]) -> str:
-    """Add the structures of other databases.
-
-    Raises:
-        FileNotFoundError: there is no such database.
-        ValueError: one has other labels, or other units.
-    """
+    """Add the structures of other databases."""
     with editing.editing(path, f"merge {_shown(files)}") as edit:
         n_before = len(edit.table)
         for other in files:

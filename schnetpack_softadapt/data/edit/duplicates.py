@@ -53,9 +53,6 @@ def find_duplicates(
         path: the database, with lengths in Ang.
         tolerance: by which atoms may be moved, Ang.
         keep: which of several is kept, "first" or "last" in the database.
-
-    Raises:
-        ValueError: a tolerance that is not positive.
     """
     if not tolerance > 0:
         raise ValueError(f"--tolerance is a length in Ang, not {tolerance}")

@@ -95,11 +95,7 @@ class Edit:
         return rows_are_new or not self.table.equals(self._before)
 
     def remove(self, rows: Sequence[int]) -> None:
-        """Leave structures out.
-
-        Raises:
-            ValueError: none would be left.
-        """
+        """Leave structures out."""
         self._stays = np.setdiff1d(np.arange(len(self.table)), rows)
         if not len(self._stays):
             raise ValueError(f"no structure would be left in {self.path}")
@@ -115,14 +111,10 @@ class Edit:
         names = [n for n in (ENERGY.name, FORCES.name) if getattr(structures[0], n) is not None]
         units = {name: UNITS[name] for name in (*names, *STRESSES[: 2 * has_stress])}
         self._check_labels(units, "Ang", structures[0].info.get("file", "the new structures"))
-        self._add(
-            structure_table(structures).assign(**{SUBSET: subset, WEIGHT: 1.0}),
-            ((s.to_atoms(), self._labels_of(s)) for s in structures),
-        )
-
-    def _labels_of(self, s: Structure) -> dict:
-        names = self.metadata["_property_unit_dict"]
-        return {name: value for name, value in row_data(s).items() if name in names}
+        kept, about = self.metadata["_property_unit_dict"], {SUBSET: subset, WEIGHT: 1.0}
+        labels = ({k: v for k, v in row_data(s).items() if k in kept} for s in structures)
+        atoms = (s.to_atoms() for s in structures)
+        self._add(structure_table(structures).assign(**about), zip(atoms, labels, strict=True))
 
     def merge(self, path: str | Path) -> None:
         """Add the structures of another database, with all that is known about them.
@@ -341,11 +333,7 @@ class Selection:
         return not (self.rows or self.groups or self.sources or self.subsets or self.where)
 
     def of(self, edit: Edit) -> np.ndarray:
-        """Numbers of the structures, ascending.
-
-        Raises:
-            ValueError: nothing fits, or a name or condition makes no sense.
-        """
+        """Numbers of the structures, ascending."""
         table, path = edit.table, edit.path
         if self.is_empty and not self.everything:
             raise ValueError(

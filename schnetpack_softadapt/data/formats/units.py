@@ -62,11 +62,7 @@ STRESS_ORDERS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class LabelUnits:
-    """Units, sign and order of the labels in a file, and the factors that convert them.
-
-    Raises:
-        ValueError: unknown unit, sign or order.
-    """
+    """Units, sign and order of the labels in a file, and the factors that convert them."""
 
     # energy_unit, length_unit, forces_unit, stress_unit: names in the tables above; forces and
     # stress follow from energy and length when None
@@ -146,14 +142,12 @@ def stress_order(text: str) -> tuple[str, ...]:
 
 
 def stress_matrix(
-    values: np.ndarray, order: Sequence[str] = VOIGT, factor: float = 1.0
+    values: np.ndarray,  # (6,), (9,) or (3, 3), any unit and sign
+    order: Sequence[str] = VOIGT,  # component of each of the six numbers
+    # multiplies all: the unit in eV/Ang^3, negative where positive means compression
+    factor: float = 1.0,
 ) -> np.ndarray:
     """Stress (3, 3) from six numbers in the given order, or from nine (the order then not used).
-
-    Args:
-        values: (6,), (9,) or (3, 3), any unit and sign.
-        order: component of each of the six numbers.
-        factor: multiplies all: the unit in eV/Ang^3, negative where positive means compression.
 
     Raises:
         ValueError: other shapes, or nine numbers that are not symmetric.

@@ -67,11 +67,7 @@ _ATTEMPTS = 10
 
 @dataclass
 class EntropyRecipe:
-    """What to generate; the settings of a YAML file have these names.
-
-    Raises:
-        ValueError: a setting that makes no sense.
-    """
+    """What to generate; the settings of a YAML file have these names."""
 
     elements: Sequence[str]  # symbols; with several, each structure has a random composition
     n: int = 100  # number of structures
@@ -125,11 +121,7 @@ class EntropyRecipe:
         return sorted(atomic_numbers[symbol] for symbol in self.elements)
 
     def make_descriptor(self) -> Descriptor:
-        """The descriptor that environments are compared by.
-
-        Raises:
-            FileNotFoundError, ValueError: of the file, or one without an element of the recipe.
-        """
+        """The descriptor that environments are compared by."""
         if self.descriptor is None:
             return default_descriptor(self.numbers)
         read = descriptor_from_dict if isinstance(self.descriptor, Mapping) else read_descriptor
@@ -141,14 +133,12 @@ class EntropyRecipe:
 
 
 def entropy(
-    x: np.ndarray, numbers: np.ndarray, known: Mapping[int, np.ndarray] = {}
+    x: np.ndarray,  # (n, D) whitened descriptors
+    numbers: np.ndarray,  # (n,) atomic numbers
+    # whitened descriptors (m, D) of other structures by element
+    known: Mapping[int, np.ndarray] = {},
 ) -> tuple[float, np.ndarray, int]:
     """Sum of ln sqrt(rho_i^2 + e^2) over atoms that have another of their element to compare with.
-
-    Args:
-        x: (n, D) whitened descriptors.
-        numbers: (n,) atomic numbers.
-        known: whitened descriptors (m, D) of other structures by element.
 
     Returns:
         the sum, its derivative (n, D) by x, and the number of terms: S is sum / number.
@@ -217,9 +207,11 @@ class EntropyPotential(Calculator):
         if self.whitening:
             near = distance < self.engine.descriptor.cutoff
             pairs = self.engine.prepare(r_ij[near], i[near], j[near], numbers.astype(np.int64))
-            x = whiten(np.asarray(self.engine.values(pairs)), numbers, self.whitening)
+            values = np.asarray(self.engine.values(pairs))
+            x, by_g = np.zeros_like(values), np.zeros_like(values)
+            for z, whitening in self.whitening.items():
+                x[numbers == z] = whitening(values[numbers == z])
             total, by_x, n_terms = entropy(x, numbers, self.known)
-            by_g = np.zeros_like(by_x)
             for z, whitening in self.whitening.items():
                 by_g[numbers == z] = by_x[numbers == z] @ whitening.matrix.T
             energy -= self.k * total
@@ -239,16 +231,6 @@ class EntropyPotential(Calculator):
         overlap = np.maximum(onset / distance - 1.0, 0.0)
         slope = -self.strength * overlap * onset / distance**3
         return 0.5 * self.strength * float((overlap**2).sum()), slope[:, None] * r_ij
-
-
-def whiten(
-    values: np.ndarray, numbers: np.ndarray, whitening: Mapping[int, Whitening]
-) -> np.ndarray:
-    """Whitened descriptors (n, D) of values (n, D), element by element."""
-    x = np.zeros_like(values)
-    for z, of_element in whitening.items():
-        x[numbers == z] = of_element(values[numbers == z])
-    return x
 
 
 def make_structure(recipe: EntropyRecipe, index: int, potential: EntropyPotential) -> Atoms:
@@ -445,12 +427,7 @@ def _make_one(
 
 
 def read_entropy_recipe(config: str | Path | None, options: Mapping) -> EntropyRecipe:
-    """The recipe of a YAML file, with options of the command line (None: not given) before it.
-
-    Raises:
-        ValueError: an unknown or wrong setting.
-        FileNotFoundError: a file is missing.
-    """
+    """The recipe of a YAML file, with options of the command line (None: not given) before it."""
     settings, given, folder = read_settings(config, EntropyRecipe, options)
     files = settings.get("against") or []
     files = [files] if isinstance(files, str) else files

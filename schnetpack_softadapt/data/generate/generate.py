@@ -61,9 +61,6 @@ def generate(
         recipe: what to make; its calculator must be given.
         out: extended XYZ, or a database (.db) in SchNetPack's format; written at the end.
         executor, timeout, retries, overwrite, say: see `label.label`.
-
-    Raises:
-        ValueError, FileExistsError: as `label.label`.
     """
     out = Path(out)
     arguments = [recipe.arguments(p) for p in recipe.prototypes]

@@ -40,25 +40,18 @@ def journal_of(out: Path, overwrite: bool, suffixes: Sequence[str] = (".extxyz",
 
 
 def compute(
-    function: Callable,
-    tasks: Sequence[Task],
-    journal: Path,
+    function: Callable,  # gives a mapping for JSON; see `executors.run_all`
+    tasks: Sequence[Task],  # a result is found again by key and digest
+    journal: Path,  # gets a line for each task when it is done; the caller holds its lock
+    # executor, timeout, retries: see `executors.run_all`
     executor: Spec = "local:1",
     timeout: float | None = None,
     retries: int = 0,
-    may_fail: bool = True,
-    doing: str = "computing",
+    may_fail: bool = True,  # go on with the others where one fails
+    doing: str = "computing",  # what the progress bar says
     say: Callable[[str], None] = print,
 ) -> tuple[dict[str, dict], int]:
     """Compute what a journal has no results of.
-
-    Args:
-        function: gives a mapping for JSON; see `executors.run_all`.
-        tasks: a result is found again by key and digest.
-        journal: gets a line for each task when it is done; the caller holds its lock.
-        executor, timeout, retries: see `executors.run_all`.
-        may_fail: go on with the others where one fails.
-        doing: what the progress bar says.
 
     Returns:
         a record of each key, with "error" where the calculation failed, and how many are new.
@@ -107,11 +100,7 @@ def compute(
 
 
 def read_lines(path: Path) -> list[dict]:
-    """The records of a file of JSON lines, of which a last one that is not whole is removed.
-
-    Raises:
-        ValueError: one is damaged.
-    """
+    """The records of a file of JSON lines, of which a last one that is not whole is removed."""
     content = path.read_bytes() if path.exists() else b""
     whole = content.rfind(b"\n") + 1
     if whole < len(content):

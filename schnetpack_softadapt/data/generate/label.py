@@ -130,9 +130,6 @@ def label_all(
     """Label what a journal has no labels for, and write all that is labelled.
 
     `provenance` goes into a database, `skipped` into the result, `how` to `journal.compute`.
-
-    Raises:
-        ValueError: nothing could be labelled.
     """
     result = LabelResult(skipped=dict(skipped))
     tasks = [s.task(calculator) for s in structures]
@@ -184,10 +181,6 @@ def read_geometries(files: Sequence[str | Path]) -> Iterator[tuple[str, Atoms]]:
     """Name (file and index) and structure of all in some files; labels are not looked at.
 
     What stands in `info` stays where ASE reads the file, as do initial moments and charges.
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: a file cannot be read.
     """
     options = ImportOptions()
     for source in find_sources(files):

@@ -54,11 +54,7 @@ class Prototype:
 
 @dataclass
 class Recipe:
-    """What to generate and how to label it; the settings of a YAML file have these names.
-
-    Raises:
-        ValueError: a setting that makes no sense.
-    """
+    """What to generate and how to label it; the settings of a YAML file have these names."""
 
     prototypes: list[Prototype]  # what to start from
     # (S, 6) components eps_ab in the order of `VOIGT` (tensor components: shears not doubled), or
@@ -290,11 +286,7 @@ def _deformations(strains: np.ndarray) -> np.ndarray:
 
 
 def parse_grid(value: str | float | Sequence) -> tuple[float, ...]:
-    """Numbers from a number, "start:stop:step" (with both ends), or a list of these.
-
-    Raises:
-        ValueError: not numbers, or a step that does not lead from start to stop.
-    """
+    """Numbers from a number, "start:stop:step" (with both ends), or a list of these."""
     if isinstance(value, str) and "," in value:
         value = value.split(",")
     if isinstance(value, list | tuple):
@@ -348,10 +340,6 @@ def read_recipe(config: str | Path | None, options: Mapping | None = None) -> Re
             name: {file, calculator_args}, or a list of files, relative to its folder.
         options: settings by name, None where an option was not given; `prototypes` are files,
             `strain` texts name=grid, `calculator_args` JSON.
-
-    Raises:
-        ValueError: an unknown or wrong setting.
-        FileNotFoundError: a file is missing.
     """
     settings, given, folder = read_settings(config, Recipe, options or {})
     if "prototypes" in given:

@@ -245,11 +245,7 @@ def _restore(atoms: Atoms, record: dict) -> None:
 
 
 def walk_all(tasks: Sequence[Walk], executor: Spec = "local:1") -> list[tuple[list[Atoms], str]]:
-    """What `walk` gives, in the order of the walks.
-
-    Raises:
-        ValueError: a walk that cannot be done.
-    """
+    """What `walk` gives, in the order of the walks."""
     found = {}
     with open_executor(executor) as workers:
         walking = tqdm(

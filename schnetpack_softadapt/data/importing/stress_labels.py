@@ -54,11 +54,7 @@ class StressRepair:
 
     @classmethod
     def parse(cls, text: str) -> "StressRepair":
-        """Read `GROUP=ORDER`, `GROUP=FACTOR` or `GROUP=FACTOR ORDER`.
-
-        Raises:
-            ValueError: neither an order nor a number that can be a factor.
-        """
+        """Read `GROUP=ORDER`, `GROUP=FACTOR` or `GROUP=FACTOR ORDER`."""
         group, separator, change = text.rpartition("=")
         number, _, order = change.strip().partition(" ")
         try:
@@ -200,16 +196,14 @@ def _rows(family: Sequence[Structure]) -> Iterator[tuple[float, np.ndarray, np.n
 
 
 def _search(
-    group: str, n_structures: int, target: np.ndarray, labels: np.ndarray, weights: np.ndarray
+    # group, n_structures: whose labels they are
+    group: str,
+    n_structures: int,
+    target: np.ndarray,  # (R,) what the labels should give
+    labels: np.ndarray,  # (R, 6) as they stand, Voigt order
+    weights: np.ndarray,  # (R, 6) of each component
 ) -> Finding | None:
-    """The reading of the labels for which `target = sum_c weights_c labels_c`, if much better.
-
-    Args:
-        group, n_structures: whose labels they are.
-        target: (R,) what the labels should give.
-        labels: (R, 6) as they stand, Voigt order.
-        weights: (R, 6) of each component.
-    """
+    """The reading of the labels for which `target = sum_c weights_c labels_c`, if much better."""
     usual = float(np.median(np.abs(target)))
     if n_structures < MIN_STRUCTURES or not usual:
         return None

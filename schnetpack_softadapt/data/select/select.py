@@ -73,18 +73,10 @@ class Rows:
 def structure_rows(
     structures: Sequence[Structure],
     descriptor: Descriptor,
-    by: str = "atoms",
-    known: Sequence[Structure] = (),
+    by: str = "atoms",  # "atoms", "mean" (over the atoms of each element) or "mean_std"
+    known: Sequence[Structure] = (),  # new ones shall differ from these
 ) -> tuple[Rows, np.ndarray]:
-    """Rows of structures, and (K, F) those of known ones; whitened by all of them together.
-
-    Args:
-        by: "atoms", "mean" (over the atoms of each element) or "mean_std".
-        known: new ones shall differ from these.
-
-    Raises:
-        ValueError: `by` is none of these, or a structure has no descriptors.
-    """
+    """Rows of structures, and (K, F) those of known ones; whitened by all of them together."""
     if by not in BY:
         raise ValueError(f"by {by!r} is none of {', '.join(BY)}")
     every, engine = [*structures, *known], descriptor.engine("cpu")
@@ -131,20 +123,11 @@ def structure_rows(
 def select(
     rows: Rows,
     n: int,
-    method: str,
-    known: np.ndarray | None = None,
-    scores: np.ndarray | None = None,
+    method: str,  # of `METHODS`, not looked at with `scores`
+    known: np.ndarray | None = None,  # rows (K, F) of structures that are known already
+    scores: np.ndarray | None = None,  # of the structures, if these decide
 ) -> list[int]:
-    """Structures in the order of choice.
-
-    Args:
-        method: of `METHODS`, not looked at with `scores`.
-        known: rows (K, F) of structures that are known already.
-        scores: of the structures, if these decide.
-
-    Raises:
-        ValueError: another method, or n beyond the number of structures.
-    """
+    """Structures in the order of choice."""
     if scores is None and method not in METHODS:
         raise ValueError(f"method {method!r} is none of {', '.join(METHODS)}")
     if not 0 < n <= len(rows):

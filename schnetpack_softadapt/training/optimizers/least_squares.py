@@ -163,7 +163,9 @@ class LeastSquares(ResidualOptimizer):
         solution = SOLVERS[group["solver"]](problem, **penalties) / unit
         if not np.isfinite(solution).all():
             raise ValueError(f"the solution of {group['solver']} is not finite; raise l2 or cut")
-        self._set(torch.from_numpy(solution), group["lr"])
+        found = torch.from_numpy(solution).split(self._sizes)
+        for p, part in zip(self._parameters, found, strict=True):
+            p.lerp_(part.view_as(p).to(p), group["lr"])
         at, losses, noise = np.append(solution, -1.0), {}, {}
         damping = max(group["l2"] ** 0.5 if group["solver"] == "ridge" else 0.0, _DEPENDENT)
         triangle = _triangle(np.vstack([problem.r, damping * np.eye(n)]))
@@ -176,11 +178,6 @@ class LeastSquares(ResidualOptimizer):
             if left > _ROUNDING:
                 noise[name] = losses[name] / left * max(1.0, _LEAST_NOISE / left)
         return Solution(losses, noise)
-
-    def _set(self, solution: Tensor, length: float) -> None:
-        parts = solution.split(self._sizes)
-        for p, part in zip(self._parameters, parts, strict=True):
-            p.lerp_(part.view_as(p).to(p), length)
 
     def state_dict(self) -> dict:
         """As every optimizer's, with the factors: a checkpoint can be solved again."""

@@ -70,11 +70,7 @@ class ResidualOptimizer(torch.optim.Optimizer):
         raise NotImplementedError
 
     def _residuals(self, closure: Callable[[], Residuals]) -> tuple[Residuals, float]:
-        """Residuals of this rank with their graph, and the sum of squares of all ranks.
-
-        Raises:
-            ValueError: the closure returns anything else, or a residual is not finite.
-        """
+        """Residuals of this rank with their graph, and the sum of squares of all ranks."""
         with torch.enable_grad():
             residuals = closure()
         if not isinstance(residuals, Residuals):

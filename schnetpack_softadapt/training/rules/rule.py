@@ -69,9 +69,6 @@ class Rule:
             lr: learning rate at the start of training.
             labels: labels per structure of each component, mean over the training set.
             loss_weights: `loss_weight` of each component; None if they are all the same.
-
-        Raises:
-            ValueError: no component, or one without a weight.
         """
         components = list(components)
         require(components, "a weighting rule needs at least one loss component")
@@ -146,11 +143,7 @@ class Rule:
         return {"rule": type(self).__name__, **copy.deepcopy(state)}
 
     def load_state_dict(self, state: Mapping) -> None:
-        """Continue where `state_dict` was taken.
-
-        Raises:
-            ValueError: the state is of another rule or of other components.
-        """
+        """Continue where `state_dict` was taken."""
         rule, weights = state.get("rule"), state.get("weights", {})
         require(rule == type(self).__name__, f"the saved weights are of rule {rule}")
         require(
