@@ -55,14 +55,6 @@ class InMemoryAtomsData(ASEAtomsData):
     Samples have the keys that SchNetPack's data set gives, and `group` (1,) when the metadata have
     groups. Subsets share the memory of the whole.
 
-    Args:
-        datapath: database file.
-        keep_float64: properties that casting transforms leave alone; total energies have more
-            digits than float32 holds.
-        cache_transforms: apply the transforms once per structure and keep the results; False for
-            transforms that are random.
-        kwargs: of `schnetpack.data.ASEAtomsData`.
-
     Attributes:
         raw: the whole database, untransformed.
         store: descriptors that samples and batches get, see `attach`.
@@ -70,10 +62,14 @@ class InMemoryAtomsData(ASEAtomsData):
 
     def __init__(
         self,
-        datapath: str,
+        datapath: str,  # database file
+        # properties that casting transforms leave alone; total energies have more digits than
+        # float32 holds
         keep_float64: Sequence[str] = (properties.energy,),
+        # apply the transforms once per structure and keep the results; False for transforms that
+        # are random
         cache_transforms: bool = True,
-        **kwargs,
+        **kwargs,  # of `schnetpack.data.ASEAtomsData`
     ):
         self.datapath = datapath
         self._transformed: RaggedSamples | None = None

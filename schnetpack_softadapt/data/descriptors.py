@@ -82,25 +82,19 @@ class StoreSource(DescriptorSource):
 
 
 class ComputedSource(DescriptorSource):
-    """Computes for every batch what a store would hold of it, with the memory of a few batches.
-
-    Args:
-        structures: all structures of the database, in order.
-        descriptor: what is computed.
-        dtype: "float32" or "float64".
-        jacobian: whether batches carry the derivatives. They cost three times as much as the two
-            products that first-order training needs; without them batches carry all pairs of
-            neighbours, and the model computes the descriptors.
-    """
+    """Computes for every batch what a store would hold of it, with the memory of a few batches."""
 
     in_advance = True
 
     def __init__(
         self,
-        structures: "Geometries",
-        descriptor: Descriptor,
+        structures: "Geometries",  # all structures of the database, in order
+        descriptor: Descriptor,  # what is computed
         keep_neighbors: bool = False,
-        dtype: str = "float32",
+        dtype: str = "float32",  # "float32" or "float64"
+        # whether batches carry the derivatives. They cost three times as much as the two products
+        # that first-order training needs; without them batches carry all pairs of neighbours, and
+        # the model computes the descriptors.
         jacobian: bool = True,
     ):
         # compiled kernels, only where needed

@@ -12,12 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from schnetpack_softadapt.quantities import METRICS, QUANTITIES
 from schnetpack_softadapt.reports.run import Run
-from schnetpack_softadapt.reports.style import (
-    CYCLE,
-    SUBSET_COLOURS,
-    new_figure,
-    subset_legend,
-)
+from schnetpack_softadapt.reports.style import CYCLE, SUBSET_COLOURS, new_figure, subset_legend
 
 __all__ = ["draw_curves", "draw_learning", "draw_weights"]
 

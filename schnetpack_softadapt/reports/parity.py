@@ -11,11 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from schnetpack_softadapt.quantities import ENERGY, QUANTITIES, Quantity
 from schnetpack_softadapt.reports.errors import fitted_line
 from schnetpack_softadapt.reports.predictions import Predictions, parity_values
-from schnetpack_softadapt.reports.style import (
-    SUBSET_COLOURS,
-    new_figure,
-    subset_legend,
-)
+from schnetpack_softadapt.reports.style import SUBSET_COLOURS, new_figure, subset_legend
 
 __all__ = ["draw_histograms", "draw_parity", "interleaved"]
 

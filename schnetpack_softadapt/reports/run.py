@@ -11,12 +11,7 @@ import numpy as np
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
-from schnetpack_softadapt.quantities import (
-    ENERGY,
-    METRICS,
-    SUBSETS,
-    Quantity,
-)
+from schnetpack_softadapt.quantities import ENERGY, METRICS, SUBSETS, Quantity
 from schnetpack_softadapt.reports.errors import error_rows
 from schnetpack_softadapt.reports.history import History, read_history
 from schnetpack_softadapt.reports.predictions import Predictions

@@ -16,13 +16,7 @@ from matplotlib.figure import Figure
 
 from schnetpack_softadapt.quantities import SUBSETS
 
-__all__ = [
-    "CYCLE",
-    "SUBSET_COLOURS",
-    "new_figure",
-    "png_bytes",
-    "subset_legend",
-]
+__all__ = ["CYCLE", "SUBSET_COLOURS", "new_figure", "png_bytes", "subset_legend"]
 
 _BLACK, _ORANGE, _SKY, _GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 _YELLOW, _BLUE, _VERMILLION, _PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"

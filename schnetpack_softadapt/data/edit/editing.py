@@ -41,15 +41,7 @@ from schnetpack_softadapt.data.structures import Structure
 from schnetpack_softadapt.files import link_or_copy, locked, replacing
 from schnetpack_softadapt.quantities import ENERGY, FORCES, STRESS, SUBSETS
 
-__all__ = [
-    "Edit",
-    "Selection",
-    "editing",
-    "kept_versions",
-    "labels_table",
-    "read_rows",
-    "undo",
-]
+__all__ = ["Edit", "Selection", "editing", "kept_versions", "labels_table", "read_rows", "undo"]
 
 STRESSES = (STRESS.name, keys.stress_mask)  # which only some structures may have
 EDITED = ("groups_ids", "names", "group_names", "weights")  # what `entries` makes

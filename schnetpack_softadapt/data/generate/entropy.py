@@ -167,11 +167,6 @@ def entropy(
 class EntropyPotential(Calculator):
     """V as an ASE calculator: energy in eV, forces in eV/Ang, and `entropy`, S above.
 
-    Args:
-        k: K, eV.
-        min_distance: see `EntropyRecipe`.
-        known: see `entropy`.
-
     Attributes:
         strength: factor of V_repulsive = strength sum_(pairs) (r_on / r - 1)^2 below r_on, eV.
     """
@@ -182,9 +177,9 @@ class EntropyPotential(Calculator):
         self,
         descriptor: Descriptor,
         whitening: Mapping[int, Whitening],
-        k: float = 3.0,
-        min_distance: float | None = None,
-        known: Mapping[int, np.ndarray] = {},
+        k: float = 3.0,  # K, eV
+        min_distance: float | None = None,  # see `EntropyRecipe`
+        known: Mapping[int, np.ndarray] = {},  # see `entropy`
     ):
         super().__init__()
         self.engine = descriptor.engine("cpu")

@@ -9,12 +9,7 @@ from pathlib import Path
 from ase import Atoms
 
 from schnetpack_softadapt.data.executors import Spec
-from schnetpack_softadapt.data.generate.label import (
-    LabelResult,
-    ToLabel,
-    label_all,
-    labels_journal,
-)
+from schnetpack_softadapt.data.generate.label import LabelResult, ToLabel, label_all, labels_journal
 from schnetpack_softadapt.data.generate.recipe import Recipe, build, samples
 from schnetpack_softadapt.data.generate.walks import Walk, walk_all
 from schnetpack_softadapt.data.importing.checks import closest_contact

@@ -15,11 +15,7 @@ from itertools import permutations, product
 
 import numpy as np
 
-from schnetpack_softadapt.data.formats.units import (
-    STRESS_UNITS,
-    stress_matrix,
-    stress_order,
-)
+from schnetpack_softadapt.data.formats.units import STRESS_UNITS, stress_matrix, stress_order
 from schnetpack_softadapt.data.structures import Structure
 from schnetpack_softadapt.quantities import VOIGT, full_to_voigt
 
