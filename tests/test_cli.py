@@ -10,6 +10,7 @@ import pytest
 from schnetpack_softadapt import __version__, errors
 from schnetpack_softadapt.cli import arguments
 from schnetpack_softadapt.cli import main as cli
+from schnetpack_softadapt.data.structures import read_atoms
 from schnetpack_softadapt.descriptors.acsf.layout import Layout
 
 #: commands that write a result, and the others
@@ -81,7 +82,7 @@ def refused(args):
     [
         (refused, "file.xyz, structure 3: no energy; give --energy-key"),
         (lambda args: Path("nowhere.xyz").read_text(), "nowhere.xyz: No such file or directory"),
-        (lambda args: arguments.read_structure("empty.xyz"), "empty.xyz is no structure file"),
+        (lambda args: read_atoms("empty.xyz"), "empty.xyz is no structure file"),
     ],
 )
 def test_an_error_of_the_users_is_one_line(command, capsys, tmp_path, monkeypatch, run, text):

@@ -1,9 +1,9 @@
-"""What the commands have in common: `--out` and `--overwrite`, a model, a structure from a file."""
+"""What the commands have in common: `--out` and `--overwrite`, a model."""
 
 import argparse
 from pathlib import Path
 
-__all__ = ["add_model", "add_output", "chosen", "keep_existing", "read_structure"]
+__all__ = ["add_model", "add_output", "chosen", "keep_existing"]
 
 
 def add_output(
@@ -43,15 +43,3 @@ def keep_existing(args: argparse.Namespace) -> None:
     path = Path(args.out) / args.result
     if path.exists():
         raise FileExistsError(f"{path} exists already; choose another --out or give --overwrite")
-
-
-def read_structure(path: str):
-    """A structure from a file that ASE reads."""
-    import ase.io
-
-    try:
-        return ase.io.read(path)
-    except OSError:
-        raise
-    except Exception as error:  # ASE's readers raise whatever their parsing meets
-        raise ValueError(f"{path} is no structure file that ASE reads ({error!r})") from error

@@ -175,10 +175,6 @@ def add_generate(commands) -> None:
     parser.set_defaults(run=_generate, goes_on=True)
 
 
-def _generate(args) -> int:
-    return _generate_diverse(args) if args.method == "entropy" else _generate_grid(args)
-
-
 def _generate_diverse(args) -> int:
     from schnetpack_softadapt.data.generate.entropy import generate_diverse, read_entropy_recipe
 
@@ -194,10 +190,12 @@ def _generate_diverse(args) -> int:
     return 0
 
 
-def _generate_grid(args) -> int:
+def _generate(args) -> int:
     from schnetpack_softadapt.data.generate.generate import generate, plan
     from schnetpack_softadapt.data.generate.recipe import read_recipe
 
+    if args.method == "entropy":
+        return _generate_diverse(args)
     if args.config is None and args.prototypes[:1] and args.prototypes[0].endswith(".yaml"):
         args.config = args.prototypes.pop(0)
     recipe = read_recipe(args.config, vars(args))
@@ -264,17 +262,11 @@ def add_label(commands) -> None:
 
 
 def _label(args) -> int:
-    import json
-
     from schnetpack_softadapt.data.generate.label import label
     from schnetpack_softadapt.data.generate.labelling import COMMAND
+    from schnetpack_softadapt.data.generate.recipe import parse_arguments
 
-    try:
-        arguments = json.loads(args.calculator_args or "{}")
-    except ValueError as error:
-        raise ValueError(f"--calculator-args is not JSON: {error}") from None
-    if not isinstance(arguments, dict):
-        raise ValueError("--calculator-args are keyword arguments by name")
+    arguments = parse_arguments(args.calculator_args or "{}")
     if args.shell_command is not None:
         if not args.shell_command.strip():
             raise ValueError("--command is empty")

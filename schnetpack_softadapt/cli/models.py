@@ -4,7 +4,7 @@ import logging
 import sys
 from pathlib import Path
 
-from schnetpack_softadapt.cli.arguments import add_model, add_output, chosen, read_structure
+from schnetpack_softadapt.cli.arguments import add_model, add_output, chosen
 
 __all__ = ["COMMANDS"]
 
@@ -312,12 +312,13 @@ def add_check(commands) -> None:
 
 
 def _check(args) -> int:
+    from schnetpack_softadapt.data.structures import read_atoms
     from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator
     from schnetpack_softadapt.deploy.check.check import CHECKS, read_options, run_checks
     from schnetpack_softadapt.deploy.check.results import summary
 
     options = read_options(args.set)
-    atoms = read_structure(args.structure)
+    atoms = read_atoms(args.structure)
     atoms.calc = SoftAdaptCalculator(args.model, **chosen(args, "energy_unit", "position_unit"))
     results = run_checks(atoms, args.only or CHECKS, args.out, options)
     print(summary(results))
@@ -359,12 +360,13 @@ def add_export(commands) -> None:
 
 
 def _export(args) -> None:
+    from schnetpack_softadapt.data.structures import read_atoms
     from schnetpack_softadapt.deploy.exchange.export import export_potential
     from schnetpack_softadapt.deploy.loading import load_members
     from schnetpack_softadapt.deploy.training_data import training_structure
 
     models = [member for path in args.model for member in load_members(path)]
-    structure = read_structure(args.structure) if args.structure else None
+    structure = read_atoms(args.structure) if args.structure else None
     if structure is None:
         try:
             structure = training_structure(args.model[0])

@@ -200,7 +200,6 @@ class Fingerprint:
         self._digest = hashlib.sha256()
 
     def add(self, s: Structure) -> None:
-        """Take in the next structure."""
         for array in (s.numbers, s.positions, s.cell, s.pbc, s.energy, s.forces, s.stress):
             self._digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
 

@@ -193,9 +193,7 @@ class SoftAdaptDataModule(AtomsDataModule):
             setattr(self, f"{name}_idx", left)
             setattr(self, f"num_{name}", len(left))
         log.info(
-            "data.exclude: %d structures left out of training, %d of validation",
-            gone["train"],
-            gone["val"],
+            "data.exclude: %(train)d structures left out of training, %(val)d of validation", gone
         )
 
     def _weigh(self) -> None:
@@ -426,7 +424,6 @@ class SoftAdaptDataModule(AtomsDataModule):
         return self._loader("train", num_workers=self.num_workers, **order)
 
     def val_dataloader(self) -> InMemoryLoader:
-        """Validation batches."""
         return self._loader("val", self.val_batch_size, self.num_val_workers)
 
     def test_dataloader(self) -> InMemoryLoader:

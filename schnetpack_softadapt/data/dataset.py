@@ -150,7 +150,6 @@ class InMemoryAtomsData(ASEAtomsData):
 
     @property
     def transforms(self):
-        """Transforms applied to each structure."""
         return self._transforms
 
     @transforms.setter

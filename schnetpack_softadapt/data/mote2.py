@@ -61,7 +61,6 @@ class MoTe2DataModule(SoftAdaptDataModule):
 
     @in_one_line
     def prepare_data(self) -> None:
-        """Make the database if it is not there."""
         create_mote2_database(self.datapath)
 
     def setup(self, stage: str | None = None) -> None:

@@ -68,7 +68,6 @@ class RaggedSamples:
 
     @property
     def keys(self) -> list[str]:
-        """Keys of the samples."""
         return list(self._arrays)
 
     def values(self, key: str) -> np.ndarray:

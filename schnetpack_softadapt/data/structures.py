@@ -1,14 +1,16 @@
 """A labelled structure: what importers produce, databases hold and generators label."""
 
 from dataclasses import dataclass, field
+from os import PathLike
 
+import ase.io
 import numpy as np
 from ase import Atoms
 from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_stress
 
 from schnetpack_softadapt.neighbors.cells import volumes
 
-__all__ = ["Structure"]
+__all__ = ["Structure", "read_atoms"]
 
 
 @dataclass
@@ -61,7 +63,6 @@ class Structure:
 
     @property
     def n_atoms(self) -> int:
-        """Number of atoms in the cell."""
         return len(self.numbers)
 
     @property
@@ -77,3 +78,12 @@ class Structure:
     def to_atoms(self) -> Atoms:
         """The geometry as ASE atoms, without labels."""
         return Atoms(numbers=self.numbers, positions=self.positions, cell=self.cell, pbc=self.pbc)
+
+
+def read_atoms(path: str | PathLike) -> Atoms:
+    try:
+        return ase.io.read(path)
+    except OSError:
+        raise
+    except Exception as error:  # ASE's readers raise whatever their parsing meets
+        raise ValueError(f"{path} is no structure file that ASE reads ({error!r})") from error

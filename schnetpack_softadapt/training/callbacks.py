@@ -27,7 +27,6 @@ class Renamed(Callback):
         self.old, self.new = old, new
 
     def on_fit_start(self, trainer, pl_module) -> None:
-        """Say it once."""
         if trainer.is_global_zero:
             log.warning("%s is now %s; the old name will go", self.old, self.new)
 
@@ -113,11 +112,9 @@ class WeightsProgressBar(ProgressBar):
         self._enabled = False
 
     def enable(self) -> None:
-        """Show the bar again."""
         self._enabled = True
 
     def print(self, *args: Any, **kwargs: Any) -> None:
-        """Print above the bar."""
         tqdm.write(" ".join(map(str, args)), file=sys.stderr)
 
     def on_train_start(self, trainer, pl_module) -> None:
@@ -153,13 +150,11 @@ class WeightsProgressBar(ProgressBar):
         self._drawn = time.monotonic()
 
     def on_train_end(self, trainer, pl_module) -> None:
-        """Show the last epoch and close the bar."""
         if self._bar is not None:
             self._bar.set_postfix_str(describe(pl_module.active, pl_module.record))
         self._close()
 
     def on_exception(self, trainer, pl_module, exception) -> None:
-        """Leave the terminal tidy."""
         self._close()
 
     def _close(self) -> None:

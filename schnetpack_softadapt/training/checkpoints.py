@@ -63,7 +63,6 @@ class RunCheckpoint(Checkpoint):
             self._validated = False
 
     def on_train_epoch_end(self, trainer, pl_module) -> None:
-        """Write the checkpoints of the epoch."""
         if not trainer.fast_dev_run:
             self._write(trainer, pl_module, best=self._is_best(trainer), last=True)
             self._validated = False
@@ -101,7 +100,6 @@ class RunCheckpoint(Checkpoint):
         trainer.strategy.barrier("RunCheckpoint")
 
     def state_dict(self) -> dict[str, Any]:
-        """Which epoch was best."""
         names = ("best_model_path", "best_model_score", "monitor", "mode")
         return {name: getattr(self, name) for name in names}
 
@@ -155,7 +153,6 @@ class AveragedWeights(Callback):
             self._raw = [r.to(p) for r, p in zip(self._raw, parameters, strict=True)]
 
     def on_train_epoch_start(self, trainer, pl_module) -> None:
-        """Go on with the raw weights."""
         self._swap_out(pl_module)
 
     @torch.no_grad()
@@ -188,7 +185,6 @@ class AveragedWeights(Callback):
             self._raw = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Average, raw weights and number of steps."""
         return {"n_updates": self.n_updates, "average": self._average, "raw": self._raw}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -205,7 +201,6 @@ class EarlyStopping(LightningEarlyStopping):
     """
 
     def on_train_start(self, trainer, pl_module) -> None:
-        """Stop at once if patience had run out."""
         super().on_train_start(trainer, pl_module)
         if self.wait_count >= self.patience:
             trainer.should_stop = True
@@ -235,7 +230,6 @@ class Settled(Callback):
         self._changes = (math.inf, math.inf)
 
     def on_train_start(self, trainer, pl_module) -> None:
-        """Stop at once if the run had ended."""
         self._stop(trainer, trainer.current_epoch)
 
     def on_epoch_record(self, trainer, task, record: dict[str, float]) -> None:
@@ -257,11 +251,9 @@ class Settled(Callback):
             trainer.should_stop = True
 
     def state_dict(self) -> dict[str, Any]:
-        """Losses of the last epoch, and their changes."""
         return {"losses": self._losses, "changes": self._changes}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on comparing."""
         self._losses, self._changes = state_dict["losses"], state_dict["changes"]
 
 

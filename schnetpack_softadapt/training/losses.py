@@ -184,7 +184,6 @@ class LossComponent(ModelOutput):
         return inside
 
     def settings(self) -> dict:
-        """What its loss is of, in plain values."""
         names = ("loss", "delta", "unit_factor", "groups", "elements", "voigt")
         return {name: getattr(self, name) for name in names if hasattr(self, name)}
 
@@ -421,7 +420,6 @@ class StressLoss(LossComponent):
 
     @property
     def n_columns(self) -> int:
-        """Number of Voigt components that count."""
         return len(self.voigt or VOIGT)
 
     @property

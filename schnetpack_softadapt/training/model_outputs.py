@@ -93,14 +93,12 @@ class ModelOutputLoss(LossComponent):
 
     @property
     def is_trained(self) -> bool:
-        """Whether it has a loss."""
         return self.model_output.loss_fn is not None and self.loss_weight > 0
 
     def bind(self, dataset) -> None:
         """Nothing to take from the data set."""
 
     def fit(self, targets: TrainingTargets) -> None:
-        """Take the spread of the reference from the training set."""
         values = targets.labels.get(self.target_property)
         if self.has_reference and values is not None and np.issubdtype(values.dtype, np.floating):
             spread = float(np.std(values.astype(np.float64)))

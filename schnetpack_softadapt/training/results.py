@@ -62,7 +62,6 @@ class ResultsWriter(Callback):
             log.info("table of all descriptors: %s", path)
 
     def on_test_end(self, trainer, pl_module) -> None:
-        """Evaluate and write the files."""
         if trainer.is_global_zero:
             self._evaluate(trainer, pl_module)
         trainer.strategy.barrier("ResultsWriter")

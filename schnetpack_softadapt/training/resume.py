@@ -55,7 +55,6 @@ class ResumableTask(AtomisticTask):
     _hparams_bytes: torch.Tensor | None = None
 
     def setup(self, stage: str | None = None) -> None:
-        """Let the data complete the model."""
         super().setup(stage)
         self._hparams_bytes = None
 
@@ -100,7 +99,6 @@ class ResumableTask(AtomisticTask):
         checkpoint[HPARAMS_KEY] = self._hparams_bytes
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take over the state of the run."""
         state = checkpoint.get(STATE_KEY)
         if state is None:
             return

@@ -295,11 +295,9 @@ class SoftAdaptTask(ResumableTask):
         return None
 
     def validation_step(self, batch, batch_idx):
-        """Add a batch to the sums of the epoch."""
         self._evaluate(mark_repeated(batch, batch_idx, self.trainer.val_dataloaders), "val")
 
     def test_step(self, batch, batch_idx):
-        """Add a batch to the sums of the test."""
         self._evaluate(mark_repeated(batch, batch_idx, self.trainer.test_dataloaders), "test")
 
     @in_one_line
@@ -441,13 +439,11 @@ class SoftAdaptTask(ResumableTask):
         self._clock = time.monotonic()
 
     def on_train_epoch_start(self) -> None:
-        """Forget the sums of the last epoch."""
         super().on_train_epoch_start()
         self._sums, self._validation = defaultdict(EpochSums), {}
         self._epoch_lr = self.current_lr()
 
     def on_validation_epoch_end(self) -> None:
-        """Log `val_loss` and what belongs to it."""
         means = self._means("val")
         self._validation = {"val_loss": means.standardized, **means.values}
         if not self.trainer.sanity_checking:
@@ -456,7 +452,6 @@ class SoftAdaptTask(ResumableTask):
             self._log(self._validation)
 
     def on_test_epoch_end(self) -> None:
-        """Log `test_loss` and what belongs to it."""
         means = self._means("test")
         record = {"test_loss": means.standardized, **means.values}
         self.log_dict(self._without_users_names(record), batch_size=1)
@@ -538,7 +533,6 @@ class SoftAdaptTask(ResumableTask):
     # ---------------------------------------------------------------- resume
 
     def run_state(self) -> dict[str, Any]:
-        """Seed, rule, active components and counters, in plain values."""
         return {
             **super().run_state(),
             "rule": self.rule.state_dict(),

@@ -82,12 +82,10 @@ class Edit:
 
     @property
     def is_changed(self) -> bool:
-        """Whether there is anything to write."""
         rows_are_new = self._stays is not None or bool(self._more)
         return rows_are_new or not self.table.equals(self._before)
 
     def remove(self, rows: Sequence[int]) -> None:
-        """Leave structures out."""
         self._stays = np.setdiff1d(np.arange(len(self.table)), rows)
         if not len(self._stays):
             raise ValueError(f"no structure would be left in {self.path}")
@@ -321,7 +319,6 @@ class Selection:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing is asked for."""
         return not (self.rows or self.groups or self.sources or self.subsets or self.where)
 
     def of(self, edit: Edit) -> np.ndarray:

@@ -188,7 +188,6 @@ class EntropyPotential(Calculator):
         self.strength = _STRENGTH
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes) -> None:
-        """Energy, forces and entropy of a structure."""
         super().calculate(atoms, properties, system_changes)
         numbers = self.atoms.numbers
         radii = _EXCLUDED * covalent_radii[numbers]
@@ -337,22 +336,15 @@ def _by_element(descriptor: Descriptor, structures: Sequence[Atoms]) -> dict[int
 
 
 def generate_diverse(
-    recipe: EntropyRecipe,
-    out: str | Path,
-    executor: Spec = "local:1",
-    overwrite: bool = False,
-    say: Callable[[str], None] = print,
+    recipe: EntropyRecipe,  # what to make
+    out: str | Path,  # extended XYZ, written at the end
+    executor: Spec = "local:1",  # see `executors.open_executor`; the file is the same with any
+    overwrite: bool = False,  # replace an `out` that no earlier run made
+    say: Callable[[str], None] = print,  # gets the messages for the user
 ) -> list[Atoms]:
     """Make the structures of a recipe and write them, without labels.
 
     They are kept in `<out>.journal` as they come; the same command again goes on from there.
-
-    Args:
-        recipe: what to make.
-        out: extended XYZ, written at the end.
-        executor: see `executors.open_executor`; the file is the same with any.
-        overwrite: replace an `out` that no earlier run made.
-        say: gets the messages for the user.
 
     Raises:
         ValueError: a wrong name or setting, no room for the atoms of a structure, or another

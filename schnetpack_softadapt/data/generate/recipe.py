@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, fields
 from importlib import resources
 from pathlib import Path
 
-import ase.io
 import numpy as np
 import yaml
 from ase import Atom, Atoms
@@ -21,6 +20,7 @@ from ase.build import surface
 from ase.geometry import get_distances
 
 from schnetpack_softadapt.data.generate.walks import MD, Swaps, settings_of
+from schnetpack_softadapt.data.structures import read_atoms
 from schnetpack_softadapt.quantities import VOIGT
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "Recipe",
     "Sample",
     "build",
+    "parse_arguments",
     "parse_grid",
     "parse_strain",
     "read_recipe",
@@ -351,13 +352,21 @@ def read_recipe(config: str | Path | None, options: Mapping | None = None) -> Re
                 raise ValueError(f"--strain {name}: write name=grid, as xx=-0.1:0.1:0.02")
         given["strain"] = {name.replace("-", "_"): grid for name, _, grid in pairs}
     if "calculator_args" in given:
-        try:
-            given["calculator_args"] = json.loads(given["calculator_args"])
-        except ValueError as error:
-            raise ValueError(f"--calculator-args is not JSON: {error}") from None
+        given["calculator_args"] = parse_arguments(given["calculator_args"])
     settings = {k: v for k, v in {**settings, **given}.items() if v is not None}
     settings["prototypes"] = _read_prototypes(settings.get("prototypes") or [], folder)
     return Recipe(**settings)
+
+
+def parse_arguments(text: str) -> dict:
+    """Keyword arguments from JSON."""
+    try:
+        arguments = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"--calculator-args is not JSON: {error}") from None
+    if not isinstance(arguments, dict):
+        raise ValueError("--calculator-args are keyword arguments by name")
+    return arguments
 
 
 def read_settings(
@@ -413,10 +422,7 @@ def _read_prototypes(given: Mapping | Sequence, folder: Path) -> list[Prototype]
             raise ValueError(f"unknown setting {next(iter(entry))!r} of prototype {name}")
         if not path.exists():
             raise FileNotFoundError(f"no file {path} for the prototype {name}")
-        try:
-            atoms = ase.io.read(path)
-        except Exception as error:  # ASE's readers raise whatever their parsing meets
-            raise ValueError(f"{path} is no structure file that ASE reads ({error!r})") from error
+        atoms = read_atoms(path)
         # without results, constraints and notes; with initial moments, which DFT may start from
         bare = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell.array, pbc=atoms.pbc)
         for array in ("initial_magmoms", "initial_charges"):

@@ -61,7 +61,6 @@ class Rows:
         return len(self.first)
 
     def of(self, structure: int) -> slice:
-        """The rows of a structure."""
         stop = self.first[structure + 1] if structure + 1 < len(self) else len(self.x)
         return slice(self.first[structure], stop)
 

@@ -96,7 +96,6 @@ class KalmanFilter(ResidualOptimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Residuals]) -> Tensor:
-        """See `ResidualOptimizer.step`."""
         group = self.param_groups[0]
         residuals, loss = self._residuals(closure)
         j, r = map(rows_of_all_ranks, self._linearize(residuals, group))
@@ -132,7 +131,6 @@ class KalmanFilter(ResidualOptimizer):
         return super().state_dict()
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """As every optimizer's."""
         self._factor = None
         super().load_state_dict(state_dict)
 

@@ -185,7 +185,6 @@ class LeastSquares(ResidualOptimizer):
         return {**super().state_dict(), "factors": factors}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """As every optimizer's."""
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "factors"})
         factors = state_dict.get("factors", {})
         self.factors = {name: _Factor.of_state(state) for name, state in factors.items()}
@@ -226,13 +225,11 @@ class _Factor:
         self.n_rows, self._blocks = int(n_rows), [_triangle(rows)]
 
     def state(self) -> dict[str, Any]:
-        """In plain values and tensors."""
         rows = torch.from_numpy(self.rows)
         return {"rows": rows, "n_rows": self.n_rows, "count": self.count}
 
     @classmethod
     def of_state(cls, state: Mapping[str, Any]) -> "_Factor":
-        """What `state` gave."""
         rows = state["rows"].double().cpu().numpy()
         factor = cls(rows.shape[1])
         factor.n_rows, factor.count, factor._blocks = state["n_rows"], state["count"], [rows]

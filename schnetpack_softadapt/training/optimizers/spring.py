@@ -70,7 +70,6 @@ class Spring(ResidualOptimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Residuals]) -> Tensor:
-        """See `ResidualOptimizer.step`."""
         group = self.param_groups[0]
         residuals, loss = self._residuals(closure)
         j, r = self._linearize(residuals, group)

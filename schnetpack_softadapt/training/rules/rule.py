@@ -194,7 +194,6 @@ class Rule:
 
 
 def require(condition: Any, message: str) -> None:
-    """Raise a ValueError unless a condition holds."""
     if not condition:
         raise ValueError(message)
 
