@@ -13,10 +13,7 @@ __all__ = ["refit"]
 
 
 def refit(
-    model: nn.Module,
-    checkpoint: str | Path,
-    weights: Mapping[str, float],
-    **settings: Any,
+    model: nn.Module, checkpoint: str | Path, weights: Mapping[str, float], **settings: Any
 ) -> dict[str, float]:
     """Give a linear model the solution with these weights, in a time that no data set lengthens.
 

@@ -65,30 +65,25 @@ class ToLabel:
 
 
 def label(
+    # files, folders and patterns as for `import`, or structures by name
     structures: Sequence[str | Path] | Mapping[str, Atoms],
+    # "module:name" of a class or function that makes an ASE calculator, or `labelling.COMMAND` for
+    # an external program
     calculator: str,
-    out: str | Path,
-    calculator_args: dict | None = None,
+    out: str | Path,  # extended XYZ, or a database (.db) in SchNetPack's format; written at the end
+    calculator_args: dict | None = None,  # keyword arguments, see `ToLabel`
+    # executor, timeout, retries: see `executors.run_all`
     executor: Spec = "local:1",
     timeout: float | None = None,
     retries: int = 0,
+    # replace an `out` that no earlier run made; results in a journal are kept
     overwrite: bool = False,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = print,  # gets the messages for the user
 ) -> LabelResult:
     """Label structures that have no labels of this calculator yet, and write all that have.
 
     Results are kept in `<out>.journal` by geometry and calculator: the same call goes on after an
     interruption, with more structures or after failures, in any order of structures.
-
-    Args:
-        structures: files, folders and patterns as for `import`, or structures by name.
-        calculator: "module:name" of a class or function that makes an ASE calculator, or
-            `labelling.COMMAND` for an external program.
-        out: extended XYZ, or a database (.db) in SchNetPack's format; written at the end.
-        calculator_args: keyword arguments, see `ToLabel`.
-        executor, timeout, retries: see `executors.run_all`.
-        overwrite: replace an `out` that no earlier run made; results in a journal are kept.
-        say: gets the messages for the user.
 
     Raises:
         ValueError: a file cannot be read, a wrong setting, another process at work on the same
