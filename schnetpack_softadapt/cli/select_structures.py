@@ -22,8 +22,6 @@ def select_structures(
     models: Sequence[str] = (),  # of the committee
 ) -> str:
     """Choose n structures, write them in the order of choice, and describe the choice."""
-    import io
-
     import ase.io
     from ase.data import chemical_symbols
 
@@ -32,7 +30,7 @@ def select_structures(
     from schnetpack_softadapt.deploy.predict import labelled_atoms, read_structures
     from schnetpack_softadapt.descriptors.ambient import default_descriptor
     from schnetpack_softadapt.descriptors.protocol import read_descriptor
-    from schnetpack_softadapt.files import write_file
+    from schnetpack_softadapt.files import replacing
 
     if Path(out).suffix not in (".extxyz", ".xyz"):
         raise ValueError(f"--out {out}: the name must end in .extxyz or .xyz")
@@ -71,9 +69,8 @@ def select_structures(
         if scores is not None:
             atoms.info["forces_spread"] = float(scores[k])
         frames.append(atoms)
-    text = io.StringIO()
-    ase.io.write(text, frames, format="extxyz")
-    write_file(out, text.getvalue())
+    with replacing(out) as temporary:
+        ase.io.write(temporary, frames, format="extxyz")
     lines = [
         f"chosen       {n} of {len(structures)} structures by {method}, {basis.title}",
         f"atoms        {sum(len(a) for a in frames)} of {sum(s.n_atoms for s in structures)}",

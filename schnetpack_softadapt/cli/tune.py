@@ -24,8 +24,6 @@ goes on with the fit that was interrupted from its last epoch.
 """
 
 import contextlib
-import csv
-import io
 import json
 import logging
 import math
@@ -35,6 +33,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import yaml
 
 from schnetpack_softadapt.files import locked, write_file
@@ -235,9 +234,8 @@ class _Path:
         columns = [f"{k}, {BY_NAME[k].shown_unit}" for k in self.fits[0]["errors"]]
         rows = [["fit", *self.tuning.parameters, *columns, "objective"]]
         rows += [[str(k), *self._cells(fit)] for k, fit in enumerate(self.fits)]
-        table = io.StringIO()
-        csv.writer(table, lineterminator="\n").writerows(rows)
-        write_file(self.folder / "path.csv", table.getvalue())
+        table = pd.DataFrame(rows[1:], columns=rows[0])
+        write_file(self.folder / "path.csv", table.to_csv(index=False))
         write_file(self.folder / "path.png", png_bytes(_draw, self))
         pairs = zip(self.tuning.parameters, self.best["settings"], strict=True)
         best = self.fits.index(self.best)

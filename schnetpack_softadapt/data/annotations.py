@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 
-import numpy as np
 import pandas as pd
 
 from schnetpack_softadapt.quantities import SUBSETS
@@ -24,7 +23,6 @@ __all__ = [
     "assigned",
     "digest",
     "entries",
-    "weights",
 ]
 
 SOURCE, CALCULATOR, SUBSET, WEIGHT = "source", "calculator", "subset", "weight"
@@ -71,12 +69,6 @@ def entries(table: pd.DataFrame) -> dict:
     if WEIGHT in table and (table[WEIGHT] != 1).any():
         result["weights"] = table[WEIGHT].tolist()
     return result
-
-
-def weights(metadata: Mapping) -> np.ndarray | None:
-    """Weights (S,) of the structures; None if all are 1."""
-    given = metadata.get("weights")
-    return None if given is None else np.asarray(given, dtype=np.float64)
 
 
 def assigned(metadata: Mapping) -> dict[str, list[int]] | None:

@@ -198,12 +198,13 @@ class SoftAdaptDataModule(AtomsDataModule):
 
     def _weigh(self) -> None:
         """Weights by a scheme or by group, times those in the database's metadata."""
-        given = annotations.weights(self.dataset.metadata)
+        given = self.dataset.metadata.get("weights")
         own = {keys.structure_weight, keys.forces_weight} & set(self.dataset.raw.keys)
         if self.weights is not None and not (self.weights == "auto" and own):
             self._weigh_by_scheme(own)
         if given is None:
             return
+        given = np.asarray(given, dtype=np.float64)
         raw, key = self.dataset.raw, keys.structure_weight
         if key in raw:
             given = given * raw.values(key).reshape(-1)

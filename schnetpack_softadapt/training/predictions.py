@@ -170,10 +170,8 @@ def prediction_errors(
 ) -> dict[str, float]:
     """RMSE and MAE of the quantities in `prediction_arrays`, by the keys of metrics.json.
 
-    Args:
-        arrays: of a subset.
-        data_units: kinds and units in which errors are wanted too, as in `energy_rmse_data_unit`;
-            energies in these are those of whole structures, as SchNetPack's metrics are.
+    `data_units` are kinds and units in which errors are wanted too, as in `energy_rmse_data_unit`;
+    energies in these are those of whole structures, as SchNetPack's metrics are.
     """
     metrics = {}
     for q in QUANTITIES:

@@ -203,11 +203,7 @@ class ResumableTask(AtomisticTask):
             self.apply_changes(changes)
 
     def apply_changes(self, changes: dict[str, tuple[Any, Any]]) -> None:
-        """Put optimizer and scheduler where the changed settings want them.
-
-        Args:
-            changes: by name, the setting of the checkpoint and that of this run.
-        """
+        """Put optimizer and scheduler where the changed settings (before, now) want them."""
         if self.global_rank == 0:
             names = [name if name.startswith("data.") else f"task.{name}" for name in changes]
             pairs = zip(names, changes.values(), strict=True)

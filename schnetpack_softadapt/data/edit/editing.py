@@ -57,11 +57,7 @@ def read_rows(path: Path, what: str = "reading") -> Iterator[AtomsRow]:
 class Edit:
     """A database that is being changed, see `editing`.
 
-    Attributes:
-        path: the database.
-        metadata: of the database.
-        table: what is known about each structure (see `annotations`), to be changed in place; rows
-            change by the methods alone.
+    Its `table` (see `annotations`) is changed in place, but its rows by the methods alone.
     """
 
     def __init__(self, path: str | Path):

@@ -154,8 +154,10 @@ class Walk:
         return self.folder / f"{digest.hexdigest()[:16]}.jsonl"
 
 
-def walk(task: Walk) -> tuple[list[Atoms], str]:
+def walk(task: Walk, worker: str = "") -> tuple[list[Atoms], str]:
     """Go on with a walk to its end; returns what it kept, and how it ended.
+
+    As what `run_all` runs it is told its worker, which makes no difference.
 
     The structures' `info` has `step`, `temperature` (K) and, of a committee, `spread` (eV/Ang).
 
@@ -249,7 +251,7 @@ def walk_all(tasks: Sequence[Walk], executor: Spec = "local:1") -> list[tuple[li
     found = {}
     with open_executor(executor) as workers:
         walking = tqdm(
-            run_all(_walk, [(task.key, (task,)) for task in tasks], workers),
+            run_all(walk, [(task.key, (task,)) for task in tasks], workers),
             total=len(tasks),
             desc="walking",
             unit=" walks",
@@ -260,7 +262,3 @@ def walk_all(tasks: Sequence[Walk], executor: Spec = "local:1") -> list[tuple[li
                 raise ValueError(f"{key}: {reason}")
             found[key] = result
     return [found[task.key] for task in tasks]
-
-
-def _walk(task: Walk, worker: str) -> tuple[list[Atoms], str]:
-    return walk(task)

@@ -54,14 +54,11 @@ def find_sources(
         else:
             raise FileNotFoundError(f"no file {file if at else name}")
     n_of_name = Counter(path.name for path, _, was_sought in found if not was_sought)
-    return [
-        LabelledFile(
-            path,
-            frames,
-            _group(path, (was_sought and path.is_file()) or n_of_name[path.name] > 1),
-        )
-        for path, frames, was_sought in found
-    ]
+    sources = []
+    for path, frames, was_sought in found:
+        by_folder = (was_sought and path.is_file()) or n_of_name[path.name] > 1
+        sources.append(LabelledFile(path, frames, _group(path, by_folder)))
+    return sources
 
 
 def _group(path: Path, by_folder: bool) -> str:

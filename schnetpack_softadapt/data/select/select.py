@@ -208,15 +208,11 @@ def _cur(rows: Rows, n: int, known: np.ndarray) -> list[int]:
 
 def _leverage(rows: Rows, n: int, known: np.ndarray) -> list[int]:
     x, known = rows.x, known.astype(np.float64)
+    parts = [x[k : k + _CHUNK] for k in range(0, len(x), _CHUNK)]
     inverse = np.linalg.inv(_RIDGE * np.eye(x.shape[1]) + known.T @ known)
     chosen: list[int] = []
     while len(chosen) < n:
-        leverage = np.concatenate(
-            [
-                ((part @ inverse) * part).sum(1)
-                for part in (x[k : k + _CHUNK] for k in range(0, len(x), _CHUNK))
-            ]
-        )
+        leverage = np.concatenate([((part @ inverse) * part).sum(1) for part in parts])
         chosen.append(_best(rows.largest(leverage), chosen))
         added = x[rows.of(chosen[-1])].astype(np.float64)
         middle = np.linalg.inv(np.eye(len(added)) + added @ inverse @ added.T)
