@@ -31,9 +31,9 @@ NAMES = (*WRITERS, "train", "tune", "info")
 def command(monkeypatch):
     """Makes `run` the handler of a command `try`."""
 
-    def replace(run):
+    def replace(run, **defaults):
         def add(commands):
-            commands.add_parser("try").set_defaults(run=run)
+            commands.add_parser("try").set_defaults(run=run, **defaults)
 
         monkeypatch.setattr(cli, "COMMANDS", [add])
 
@@ -132,6 +132,9 @@ def test_an_interruption_is_no_traceback(command, capsys):
     command(interrupted)
     assert cli.main(["try"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
+    command(interrupted, goes_on=True)
+    assert cli.main(["try"]) == 130
+    assert capsys.readouterr().err == "interrupted; the same command goes on from here\n"
 
 
 def talk(args):
