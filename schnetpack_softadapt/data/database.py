@@ -158,10 +158,7 @@ def row_data(s: Structure) -> dict[str, np.ndarray | None]:
 
 
 def row_structure(row: AtomsRow, data: Mapping | None = None) -> Structure:
-    """A row of a database as structure, in the units of the database, without its group.
-
-    `data` are its labels where they are not in the row.
-    """
+    """A row as structure, in the units of the database; `data`: labels that are not in the row."""
     data = row.data if data is None else data
     return Structure(row.numbers, row.positions, row.cell, row.pbc, **labels_of(data))
 

@@ -185,6 +185,7 @@ class LeastSquares(ResidualOptimizer):
         return {**super().state_dict(), "factors": factors}
 
     def load_state_dict(self, state_dict: dict) -> None:
+        """As every optimizer's."""
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "factors"})
         factors = state_dict.get("factors", {})
         self.factors = {name: _Factor.of_state(state) for name, state in factors.items()}
