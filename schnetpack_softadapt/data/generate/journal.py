@@ -63,11 +63,8 @@ def compute(
     n_other = sum(records.get(t.key, {}).get("digest", t.digest) != t.digest for t in tasks)
     if n_other:
         say(f"{n_other} earlier results are of other settings: made anew")
-    missing = {
-        t.key: t
-        for t in tasks
-        if "error" in (r := records.get(t.key, {"error": None})) or r["digest"] != t.digest
-    }
+    done = {(key, r["digest"]) for key, r in records.items() if "error" not in r}
+    missing = {t.key: t for t in tasks if (t.key, t.digest) not in done}
     with (
         open_executor(executor) as workers,
         open(journal, "ab") as file,
