@@ -123,7 +123,7 @@ def write_database(
     }
     # one transaction for all
     with replacing(path) as file, connect(file, type="db", use_lock_file=False) as database:
-        for s in tqdm(structures, "writing", unit=" structures", disable=None):
+        for s in tqdm(structures, "writing", unit=" structures", delay=1, disable=None):
             row = row_data(s)
             database.write(s.to_atoms(), data={name: row[name] for name in names})
         database.metadata = about

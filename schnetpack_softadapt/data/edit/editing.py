@@ -50,7 +50,7 @@ EDITED = ("groups_ids", "names", "group_names", "weights")  # what `entries` mak
 def read_rows(path: Path, what: str = "reading") -> Iterator[AtomsRow]:
     """The rows of a database in their order, one after the other."""
     with open_database(path) as database:
-        bar = {"unit": " structures", "total": database.count(), "disable": None}
+        bar = {"unit": " structures", "total": database.count(), "delay": 1, "disable": None}
         yield from tqdm(database.select(sort="id"), what, **bar)
 
 
@@ -162,7 +162,7 @@ class Edit:
     def _write_rows(self, file: Path) -> dict:
         names, elements, fingerprint = self.metadata["_property_unit_dict"], set(), Fingerprint()
         with connect(file, type="db", use_lock_file=False) as database:
-            bar = {"unit": " structures", "total": len(self.table), "disable": None}
+            bar = {"unit": " structures", "total": len(self.table), "delay": 1, "disable": None}
             for k, (atoms, data) in enumerate(tqdm(self._items(), "writing", **bar)):
                 if STRESS.name in names:
                     data.setdefault(keys.stress_mask, np.array([float(STRESS.name in data)]))

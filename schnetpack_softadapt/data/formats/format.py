@@ -195,7 +195,7 @@ def read_files(
     files_of_remark: dict[str, list[str]] = {}
     # one large file shows its structures, many show how many of them are done
     unit, total = (" structures", None) if len(files) == 1 else (" files", len(files))
-    with tqdm(desc="reading", unit=unit, total=total, disable=None) as bar:
+    with tqdm(desc="reading", unit=unit, total=total, delay=1, disable=None) as bar:
         for file in files:
             file.options, index = options, 0
             record = format_of(file.path, options)

@@ -29,7 +29,7 @@ def raise_problems(structures: Sequence[Structure], problems: Iterable[str] = ()
     """
     problems = list(problems)
     some_have_forces = any(s.forces is not None for s in structures)
-    bar = tqdm(structures, "checking", unit=" structures", disable=None)
+    bar = tqdm(structures, "checking", unit=" structures", delay=1, disable=None)
     for k, structure in enumerate(bar):
         problems += [f"{where(structure, k)}: {text}" for text in _problems(structure)]
         if some_have_forces and structure.forces is None:
