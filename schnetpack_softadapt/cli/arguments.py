@@ -11,7 +11,9 @@ def add_output(
 ) -> None:
     """`--out` and `--overwrite`: a command never replaces a result that it was not told to.
 
-    `result`: file by which a folder given as `--out` is known to hold an earlier one.
+    Args:
+        result: file by which a folder given as `--out` is known to hold an earlier result; empty
+            where `--out` is the result.
     """
     parser.add_argument("--out", metavar=metavar, help=help, **kwargs)
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier result there")

@@ -7,7 +7,15 @@ __all__ = ["info"]
 
 
 def info(path: str | Path) -> str:
-    """Describe a model (best_model, or the folder of an n2p2 potential), a database or a run."""
+    """Describe what stands at a path.
+
+    Args:
+        path: a model (best_model, or the folder of an n2p2 potential), a database or a run.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+        ValueError: it is none of these, or damaged.
+    """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is nothing at {path}")

@@ -20,14 +20,25 @@ BINS = 200  # of a histogram, as n2p2's nnp-scaling has them by default
 
 
 def select_functions(
-    path: str | Path,  # database, or run with one
-    out: str | Path,  # file for the functions that are kept (JSON)
-    overrides: Sequence[str] = (),  # of the configuration that says what is chosen from
-    # file for the distribution of the values of all functions, *.csv or *.png
+    path: str | Path,
+    out: str | Path,
+    overrides: Sequence[str] = (),
     histograms: str | Path | None = None,
-    **thresholds: float,  # of `descriptors.selection.select_columns`
+    **thresholds: float,
 ) -> str:
-    """Choose functions, write them to a file, and describe the choice."""
+    """Choose functions, write them to a file, and describe the choice.
+
+    Args:
+        path: database, or run with one.
+        out: file for the functions that are kept (JSON).
+        overrides: of the configuration that says what is chosen from.
+        histograms: file for the distribution of the values of all functions, *.csv or *.png.
+        thresholds: of `descriptors.selection.select_columns`.
+
+    Raises:
+        FileNotFoundError: no database or run at the path.
+        ValueError: the run's model has no descriptors, or nothing is left.
+    """
     from schnetpack_softadapt.descriptors.selection import (
         sample_values,
         select_columns,

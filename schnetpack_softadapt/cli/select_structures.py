@@ -9,19 +9,31 @@ __all__ = ["committee_spread", "select_structures"]
 
 
 def select_structures(
-    # as `import` reads them, databases, or lists of structures without labels
     files: Sequence[str],
-    out: str | Path,  # extended XYZ, with the labels that there are
+    out: str | Path,
     n: int,
-    method: str = "farthest",  # of `data.select.select.METHODS`, or "committee"
-    known: Sequence[str] = (),  # files of structures that new ones shall differ from
-    by: str = "atoms",  # of `data.select.select.BY`
-    # a file as `select-functions` writes it; else that of the first model, else bispectrum
-    # components
+    method: str = "farthest",
+    known: Sequence[str] = (),
+    by: str = "atoms",
     descriptor: str | None = None,
-    models: Sequence[str] = (),  # of the committee
+    models: Sequence[str] = (),
 ) -> str:
-    """Choose n structures, write them in the order of choice, and describe the choice."""
+    """Choose n structures, write them in the order of choice, and describe the choice.
+
+    Args:
+        files: as `import` reads them, databases, or lists of structures without labels.
+        out: extended XYZ, with the labels that there are.
+        method: of `data.select.select.METHODS`, or "committee".
+        known: files of structures that new ones shall differ from.
+        by: of `data.select.select.BY`.
+        descriptor: a file as `select-functions` writes it; else that of the first model, else
+            bispectrum components.
+        models: of the committee.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: what is wrong.
+    """
     import ase.io
     from ase.data import chemical_symbols
 
@@ -93,6 +105,9 @@ def committee_spread(structures, models) -> np.ndarray:
     """Largest spread of the force on an atom over a committee (S,), eV/Ang.
 
     The root of the mean squared length of what a member's force differs from the mean by.
+
+    Raises:
+        ValueError: a structure that a model cannot predict.
     """
     from schnetpack_softadapt.deploy.calculator import SoftAdaptCalculator
     from schnetpack_softadapt.deploy.predict import calculated

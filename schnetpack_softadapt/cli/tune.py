@@ -121,7 +121,12 @@ class Tuning:
 
 
 def read_tuning(path: str | Path) -> Tuning:
-    """What a YAML file describes."""
+    """What a YAML file describes.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: an unknown, missing or wrong setting.
+    """
     try:
         return Tuning(**yaml.safe_load(Path(path).read_text(encoding="utf-8")))
     except (yaml.YAMLError, TypeError, AttributeError, ValueError) as error:

@@ -31,7 +31,15 @@ MAY_MISS = (SOURCE, CALCULATOR, SUBSET)
 
 def annotations(metadata: Mapping, n_structures: int, name: str = "") -> pd.DataFrame:
     """A row for each structure: `group`, `source`, `calculator`, `subset` (None where not known),
-    `weight`, and the other groups; `metadata` and `name` are those of the database.
+    `weight`, and the other groups of the database.
+
+    Args:
+        metadata: of the database.
+        n_structures: its number of rows.
+        name: of the database, for groups without names.
+
+    Raises:
+        ValueError: the metadata are of another number of structures.
     """
     columns: dict[str, list] = dict.fromkeys(("group", *MAY_MISS), [None] * n_structures)
     columns["group"] = [""] * n_structures

@@ -158,7 +158,12 @@ def row_data(s: Structure) -> dict[str, np.ndarray | None]:
 
 
 def row_structure(row: AtomsRow, data: Mapping | None = None) -> Structure:
-    """A row as structure, in the units of the database; `data`: labels that are not in the row."""
+    """A row of a database as structure, in the units of the database, without its group.
+
+    Args:
+        row: of the database.
+        data: its labels, where they are not in the row.
+    """
     data = row.data if data is None else data
     return Structure(row.numbers, row.positions, row.cell, row.pbc, **labels_of(data))
 

@@ -55,6 +55,14 @@ class InMemoryAtomsData(ASEAtomsData):
     Samples have the keys that SchNetPack's data set gives, and `group` (1,) when the metadata have
     groups. Subsets share the memory of the whole.
 
+    Args:
+        datapath: database file.
+        keep_float64: properties that casting transforms leave alone; total energies have more
+            digits than float32 holds.
+        cache_transforms: apply the transforms once per structure and keep the results; False for
+            transforms that are random.
+        kwargs: of `schnetpack.data.ASEAtomsData`.
+
     Attributes:
         raw: the whole database, untransformed.
         store: descriptors that samples and batches get, see `attach`.

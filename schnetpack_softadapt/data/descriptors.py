@@ -50,7 +50,12 @@ class DescriptorSource:
 
 
 class StoreSource(DescriptorSource):
-    """Reads a `DescriptorStore` of all structures of the database, in order."""
+    """Reads a store; see `DescriptorSource`.
+
+    Args:
+        store: a `DescriptorStore` of all structures of the database, in order.
+        keep_neighbors: see `DescriptorSource`.
+    """
 
     in_advance = False
 
@@ -82,7 +87,19 @@ class StoreSource(DescriptorSource):
 
 
 class ComputedSource(DescriptorSource):
-    """Computes for every batch what a store would hold of it, with the memory of a few batches."""
+    """Computes for every batch what a store would hold of it; see `DescriptorSource`.
+
+    The memory is that of a few batches.
+
+    Args:
+        structures: all structures of the database, in order.
+        descriptor: what is computed.
+        keep_neighbors: see `DescriptorSource`.
+        dtype: "float32" or "float64".
+        jacobian: whether batches carry the derivatives. They cost three times as much as the two
+            products that first-order training needs; without them batches carry all pairs of
+            neighbours, and the model computes the descriptors.
+    """
 
     in_advance = True
 
@@ -146,7 +163,11 @@ class ComputedSource(DescriptorSource):
 
 
 class Geometries:
-    """The structures of a database as a sequence, without labels and without copies."""
+    """The structures of a database as a sequence, without labels and without copies.
+
+    Args:
+        raw: samples of the database.
+    """
 
     def __init__(self, raw: RaggedSamples):
         self._raw = raw

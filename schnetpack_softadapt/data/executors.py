@@ -44,6 +44,9 @@ def import_object(path: str, what: str) -> Callable:
     """The class or function at "module:name"; modules in the current directory are found too.
 
     Importing executes the module.
+
+    Raises:
+        ValueError: there is none; `what` says what was asked for.
     """
     module_name, separator, name = path.partition(":")
     if not separator or not name:
@@ -196,17 +199,22 @@ def _settings(spec: str | Mapping) -> dict:
 
 
 def run_all(
-    # importable by name where the workers are; `worker` is given to it by name, a text that no
-    # other child of the executor has at the time
     function: Callable,
-    tasks: Iterable[tuple[str, tuple]],  # name and arguments
-    executor: Executor,  # see `open_executor`
-    timeout: float | None = None,  # of one task, s
-    # how often a task is tried again that failed, that took too long, or whose child died. Tasks of
-    # a worker that is lost go to others, as many times and at least once.
+    tasks: Iterable[tuple[str, tuple]],
+    executor: Executor,
+    timeout: float | None = None,
     retries: int = 0,
 ) -> Iterator[tuple[str, Any, str | None]]:
     """Call a function with each of many arguments, and yield results as they come.
+
+    Args:
+        function: importable by name where the workers are; `worker` is given to it by name, a text
+            that no other child of the executor has at the time.
+        tasks: name and arguments.
+        executor: see `open_executor`.
+        timeout: of one task, s.
+        retries: how often a task is tried again that failed, that took too long, or whose child
+            died. Tasks of a worker that is lost go to others, as many times and at least once.
 
     Yields:
         name, result, None; or name, None, reason.

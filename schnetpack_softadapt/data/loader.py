@@ -19,8 +19,11 @@ class EpochSampler(RandomSampler):
 
     torch's RandomSampler draws from the global generator, whose state is another one after a
     resume. The order is that of `torch.utils.data.DistributedSampler`, which Lightning puts in its
-    place under DDP: k ranks with batches of b see the same batches as one rank with k b. The seed
-    is that of `seed_everything` when not given.
+    place under DDP: k ranks with batches of b see the same batches as one rank with k b.
+
+    Args:
+        data_source: anything with a length.
+        seed: that of `seed_everything` when not given.
     """
 
     def __init__(self, data_source: Dataset, seed: int | None = None):
@@ -48,8 +51,10 @@ class EpochSampler(RandomSampler):
 class BatchSource(Dataset):
     """A data set whose batches are cut out of memory in one go.
 
-    Attributes:
-        gather: see `InMemoryAtomsData.batch`.
+    Args:
+        dataset: where they are cut from.
+        gather: whether batches carry their own part of a descriptor store, see
+            `InMemoryAtomsData.batch`.
     """
 
     def __init__(self, dataset: InMemoryAtomsData):

@@ -35,9 +35,10 @@ def mote2_structures() -> list[Structure]:
 
 
 def create_mote2_database(path: str | Path) -> Path:
-    """Make the database of the shipped set, unless it exists; returns its absolute path.
+    """Make the database of the shipped set, unless it exists; safe with several processes.
 
-    Safe with several processes.
+    Returns:
+        its absolute path.
     """
     path = user_path(path)
     if path.exists():
@@ -57,7 +58,12 @@ def _source_hash() -> str:
 
 
 class MoTe2DataModule(SoftAdaptDataModule):
-    """`SoftAdaptDataModule` of the shipped MoTe2 set, whose database is made on first use."""
+    """`SoftAdaptDataModule` of the shipped MoTe2 set, whose database is made on first use.
+
+    Args:
+        datapath: where the database is, or will be.
+        kwargs: of `SoftAdaptDataModule`.
+    """
 
     @in_one_line
     def prepare_data(self) -> None:

@@ -19,7 +19,11 @@ def user_path(path: str | os.PathLike) -> Path:
 
 
 def run_config(run_dir: Path) -> DictConfig:
-    """config.yaml of a run, whose interpolations need no Hydra."""
+    """config.yaml of a run, whose interpolations need no Hydra.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
     if not (run_dir / "config.yaml").is_file():
         raise FileNotFoundError(f"{run_dir} is no run directory: it has no config.yaml")
     config = OmegaConf.load(run_dir / "config.yaml")
@@ -33,6 +37,9 @@ def run_database(run_dir: Path, config: DictConfig) -> Path:
 
     A relative path is sought from the run directory, where SchNetPack reads it, and from where
     `spktrain` was called: the folder around `runs`, or around the run.
+
+    Raises:
+        FileNotFoundError: the config names no database.
     """
     datapath = OmegaConf.select(config, "data.datapath")
     if datapath is None:

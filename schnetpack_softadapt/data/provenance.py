@@ -85,11 +85,15 @@ def _mesh(text: str) -> list[int] | None:
 
 
 def mixed_settings(
-    calculators: Sequence[str | None],  # (S,) texts; None where not known
-    sources: Sequence[str | None],  # (S,) files
-    cells: np.ndarray,  # (S, 3, 3) Ang, rows are lattice vectors, for the spacing of k points
+    calculators: Sequence[str | None], sources: Sequence[str | None], cells: np.ndarray
 ) -> list[str]:
-    """What to warn of: structures by different settings, with their files and numbers."""
+    """What to warn of: structures by different settings, with their files and numbers.
+
+    Args:
+        calculators: (S,) texts; None where not known.
+        sources: (S,) files.
+        cells: (S, 3, 3) Ang, rows are lattice vectors, for the spacing of k points.
+    """
     table = pd.DataFrame({"text": calculators, "source": sources}, dtype=object)
     known = table[table.text.notna()]
     words = {

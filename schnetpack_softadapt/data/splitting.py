@@ -97,11 +97,16 @@ def random_split(n_structures: int, sizes: Sequence[int], seed: int) -> list[lis
 
 
 def grouped_split(groups: np.ndarray, sizes: Sequence[int], seed: int) -> list[list[int]]:
-    """Structures of one of the groups (S,) stay in one subset.
+    """Structures of one group stay in one subset.
 
     Perturbed copies of one strained cell, or frames of one trajectory, resemble each other so much
     that a random split tests on the training set. Groups are dealt out in random order, each to the
     subset that lacks most structures, so sizes come out right to about one group.
+
+    Args:
+        groups: (S,) label of the group of each structure.
+        sizes: of the subsets, in structures.
+        seed: of the order of groups.
     """
     missing = np.array(sizes)
     n_wanted = int((missing > 0).sum())
@@ -128,11 +133,14 @@ def grouped_split(groups: np.ndarray, sizes: Sequence[int], seed: int) -> list[l
 def block_split(groups: np.ndarray, sizes: Sequence[int], seed: int) -> list[list[int]]:
     """Each trajectory is cut into one block of consecutive frames for each subset.
 
-    Structures of equal groups (S,) are a trajectory.
-
     Neighbouring frames resemble each other; here they meet at the ends of blocks only. If fewer
     structures are asked for than there are, the blocks still share all frames between them, and
     the structures are drawn from each block.
+
+    Args:
+        groups: (S,) label of the trajectory of each structure.
+        sizes: of the subsets, in structures.
+        seed: of the drawing.
     """
     time = np.empty(len(groups))  # from 0 to 1 in each trajectory
     for group in np.unique(groups):
@@ -165,15 +173,19 @@ def schnetpack_split(strategy: SplittingStrategy, seed: int, dataset, *sizes) ->
 
 @dataclass
 class Split:
-    """Indices of structures of a database, for training, validation and test."""
+    """Indices of structures of a database, for training, validation and test.
 
-    # train, val, test: indices, counted from 0
+    Attributes:
+        train, val, test: indices, counted from 0.
+        request: what was asked for when the split was made (sizes, seed, strategy).
+        fingerprint: of the database it belongs to, if that has one.
+    """
+
     train: list[int]
     val: list[int]
     test: list[int]
-    # what was asked for when the split was made (sizes, seed, strategy)
     request: dict | None = None
-    fingerprint: str | None = None  # of the database it belongs to, if that has one
+    fingerprint: str | None = None
 
 
 def split_path(database: str | Path) -> Path:
@@ -231,27 +243,31 @@ def load_split(path: str | Path, n_structures: int, fingerprint: str | None = No
 
 @dataclass
 class Partition:
-    """How to split a database."""
+    """How to split a database.
 
-    # num_train, num_val, num_test: sizes, as fractions (floats up to 1), numbers, or None: the
-    # rest. Where the split comes from a file, fractions have no effect, and smaller numbers take a
-    # part of its subsets, larger ones containing the smaller (learning curves).
+    Attributes:
+        num_train, num_val, num_test: sizes, as fractions (floats up to 1), numbers, or None: the
+            rest. Where the split comes from a file, fractions have no effect, and smaller numbers
+            take a part of its subsets, larger ones containing the smaller (learning curves).
+        strategy: "auto": the split file beside the database, else the subsets that the database
+            assigns structures to (`spk-softadapt set`), else by groups `split_key` if it has them,
+            else random; "assigned": these subsets, in any case; "grouped", "blocks", "random" (see
+            the functions), or any splitting strategy of SchNetPack: a new split of that kind.
+        split_key: which of the metadata's `groups_ids` the grouped split keeps together, and the
+            blocks take for trajectories; these are the `group`s if the database has no other.
+        seed: of the split; independent of the seed of the training.
+        split_file: where the run keeps its split, relative to the run directory, and finds it again
+            when it is resumed. None: nowhere. A file outside of the run directory, or one that was
+            not written by this package, is the user's: it is read, whatever the strategy, and never
+            changed; if there is none at an absolute path, the new split is kept there.
+    """
+
     num_train: int | float | None
     num_val: int | float | None
     num_test: int | float | None
-    # "auto": the split file beside the database, else the subsets that the database assigns
-    # structures to (`spk-softadapt set`), else by groups `split_key` if it has them, else random;
-    # "assigned": these subsets, in any case; "grouped", "blocks", "random" (see the functions), or
-    # any splitting strategy of SchNetPack: a new split of that kind
     strategy: str | SplittingStrategy = "auto"
-    # which of the metadata's `groups_ids` the grouped split keeps together, and the blocks take for
-    # trajectories; these are the `group`s if the database has no other
     split_key: str = DEFAULT_SPLIT_KEY
-    seed: int = 0  # of the split; independent of the seed of the training
-    # where the run keeps its split, relative to the run directory, and finds it again when it is
-    # resumed. None: nowhere. A file outside of the run directory, or one that was not written by
-    # this package, is the user's: it is read, whatever the strategy, and never changed; if there is
-    # none at an absolute path, the new split is kept there.
+    seed: int = 0
     split_file: str | None = DEFAULT_SPLIT_FILE
 
     def __post_init__(self):

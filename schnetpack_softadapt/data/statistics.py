@@ -21,20 +21,31 @@ class TrainingTargets:
     """Labels of the training structures as the loss sees them (after transforms), float64.
 
     S: structures, N: atoms of all of them.
+
+    Attributes:
+        elements: (n_elements,) atomic numbers that occur, ascending.
+        compositions: (S, n_elements) atoms of each element.
+        n_atoms: (S,)
+        volumes: (S,) cell volumes in Ang^3, 0 without a cell.
+        numbers: (N,) atomic numbers.
+        energy: (S,) eV, or None if the data have none.
+        forces: (N, 3) eV/Ang, or None.
+        stress: (S, 3, 3) eV/Ang^3, or None; meaningless where `stress_mask` is False.
+        stress_mask: (S,) bool, or None without stress.
+        group: (S,) index of the group, all 0 without groups.
+        labels: every other entry of the samples by key, all structures joined along the first axis.
     """
 
-    elements: np.ndarray  # (n_elements,) atomic numbers that occur, ascending
-    compositions: np.ndarray  # (S, n_elements) atoms of each element
-    n_atoms: np.ndarray  # (S,)
-    volumes: np.ndarray  # (S,) cell volumes in Ang^3, 0 without a cell
-    numbers: np.ndarray  # (N,) atomic numbers
-    group: np.ndarray  # (S,) index of the group, all 0 without groups
-    energy: np.ndarray | None = None  # (S,) eV, or None if the data have none
-    forces: np.ndarray | None = None  # (N, 3) eV/Ang, or None
-    # (S, 3, 3) eV/Ang^3, or None; meaningless where `stress_mask` is False
+    elements: np.ndarray
+    compositions: np.ndarray
+    n_atoms: np.ndarray
+    volumes: np.ndarray
+    numbers: np.ndarray
+    group: np.ndarray
+    energy: np.ndarray | None = None
+    forces: np.ndarray | None = None
     stress: np.ndarray | None = None
-    stress_mask: np.ndarray | None = None  # (S,) bool, or None without stress
-    # every other entry of the samples by key, all structures joined along the first axis
+    stress_mask: np.ndarray | None = None
     labels: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
@@ -79,6 +90,9 @@ class TrainingTargets:
         """Gather from any data set of SchNetPack; neighbour lists are not made.
 
         Labels of energy, forces and stress are those of SchNetPack's keys; see `named` for others.
+
+        Raises:
+            ValueError: the set is empty.
         """
         if len(dataset) == 0:
             raise ValueError("the training set is empty")
@@ -114,12 +128,15 @@ def training_targets(datamodule: AtomsDataModule) -> TrainingTargets:
 
 
 def composition_fit(targets: TrainingTargets) -> tuple[np.ndarray, np.ndarray]:
-    """Atomic numbers (n_elements,) and energies mu_Z, eV, that explain the energies best.
+    """Energies per element that explain the training energies best.
 
     Minimises sum_s w_s ((E_s - sum_Z n_sZ mu_Z) / n_s)^2, errors per atom as in the loss, with the
     weights w of the structures. Compositions are often linearly dependent (all structures MoTe2, or
     one element only): the solution of minimum norm is taken, by singular values, where normal
     equations would be singular.
+
+    Returns:
+        atomic numbers (n_elements,) and energies mu (n_elements,) in eV.
 
     Raises:
         ValueError: the training set has no energies.

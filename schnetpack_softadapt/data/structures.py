@@ -15,18 +15,31 @@ __all__ = ["Structure", "read_atoms"]
 
 @dataclass
 class Structure:
-    """Atoms in a cell with their labels, float64, ASE units."""
+    """Atoms in a cell with their labels, float64, ASE units.
 
-    numbers: np.ndarray  # (n,) atomic numbers
-    positions: np.ndarray  # (n, 3) Ang
-    cell: np.ndarray  # (3, 3) lattice vectors in rows, Ang
-    pbc: np.ndarray  # (3,) periodic along each lattice vector
-    energy: float | None = None  # eV, of the whole cell; None if not known
-    forces: np.ndarray | None = None  # (n, 3) eV/Ang
-    # (3, 3) symmetric, eV/Ang^3, positive = tension; (6,) is read in ASE's order
+    Attributes:
+        numbers: (n,) atomic numbers.
+        positions: (n, 3) Ang.
+        cell: (3, 3) lattice vectors in rows, Ang.
+        pbc: (3,) periodic along each lattice vector.
+        energy: eV, of the whole cell; None if not known.
+        forces: (n, 3) eV/Ang.
+        stress: (3, 3) symmetric, eV/Ang^3, positive = tension; (6,) is read in ASE's order.
+        group: name of the family the structure belongs to, for reports by group.
+        info: anything else worth keeping, such as the strain state; not used in training.
+
+    Raises:
+        ValueError: arrays of other shapes.
+    """
+
+    numbers: np.ndarray
+    positions: np.ndarray
+    cell: np.ndarray
+    pbc: np.ndarray
+    energy: float | None = None
+    forces: np.ndarray | None = None
     stress: np.ndarray | None = None
-    group: str = ""  # name of the family the structure belongs to, for reports by group
-    # anything else worth keeping, such as the strain state; not used in training
+    group: str = ""
     info: dict = field(default_factory=dict)
 
     def __post_init__(self):

@@ -31,14 +31,20 @@ FAR_EV, MANY = 2.0, 0.01  # per atom; of the training structures
 
 
 def weights_of(
-    scheme: str,  # one of `SCHEMES`
-    targets: TrainingTargets,  # all structures
-    train: np.ndarray,  # (n,) rows of the training structures, which span the hull
-    ev: float = 1.0,  # the unit of their energies
+    scheme: str, targets: TrainingTargets, train: np.ndarray, ev: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Weights of structures (S,) and of the forces on atoms (N,), those of a training set mean 1.
 
     None if "auto" sees no need.
+
+    Args:
+        scheme: one of `SCHEMES`.
+        targets: all structures.
+        train: (n,) rows of the training structures, which span the hull.
+        ev: the unit of their energies.
+
+    Raises:
+        ValueError: another scheme; "energy" without energies.
     """
     if scheme == "auto" and targets.energy is None:
         return None
@@ -58,11 +64,14 @@ def weights_of(
 
 
 def weights_of_groups(
-    weights: Mapping[str, float],  # by name of the group; 1 for those that are not named
-    groups: np.ndarray,  # (S,) name of the group of each structure
-    train: np.ndarray,  # (n,) rows of the training structures
+    weights: Mapping[str, float], groups: np.ndarray, train: np.ndarray
 ) -> np.ndarray:
     """Weights of structures (S,) by the groups they belong to, those of a training set mean 1.
+
+    Args:
+        weights: by name of the group; 1 for those that are not named.
+        groups: (S,) name of the group of each structure.
+        train: (n,) rows of the training structures.
 
     Raises:
         ValueError: a group that the data do not have; a weight that is none.
@@ -79,16 +88,17 @@ def weights_of_groups(
     return found / found[train].mean()
 
 
-def energy_above_hull(
-    fractions: np.ndarray,  # (S, n_elements) of atoms of each element
-    energies: np.ndarray,  # (S,) per atom
-    of: np.ndarray,  # (n,) rows of the structures that make the hull
-) -> np.ndarray:
+def energy_above_hull(fractions: np.ndarray, energies: np.ndarray, of: np.ndarray) -> np.ndarray:
     """Distance (S,) to the lower convex hull of energies over compositions; less than 0 below it.
 
     With one composition only, the distance to the lowest energy. Hulls in many dimensions have too
     many facets: of more than five independent elements, the energies of the elements are fitted,
     and the lowest energy above the fit counts for all compositions.
+
+    Args:
+        fractions: (S, n_elements) of atoms of each element.
+        energies: (S,) per atom.
+        of: (n,) rows of the structures that make the hull.
     """
     mean = fractions[of].mean(axis=0)
     # coordinates of compositions, as many as are independent: all MoTe2 have none

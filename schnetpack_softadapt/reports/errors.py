@@ -60,11 +60,15 @@ def fitted_line(reference: np.ndarray, prediction: np.ndarray) -> tuple[float, f
 
 
 def error_rows(
-    predictions: Mapping[str, Predictions],  # by subset
-    # RMSE, MAE and source of a quantity of a subset without predictions, if known
+    predictions: Mapping[str, Predictions],
     elsewhere: Callable[[str, Quantity], dict | None] = lambda subset, quantity: None,
 ) -> pd.DataFrame:
-    """Errors by subset and quantity, see `COLUMNS`; what is not known has no row."""
+    """Errors by subset and quantity, see `COLUMNS`; what is not known has no row.
+
+    Args:
+        predictions: by subset.
+        elsewhere: RMSE, MAE and source of a quantity of a subset without predictions, if known.
+    """
     tables = {q: parity_values(list(predictions.values()), q) for q in QUANTITIES}
     rows = []
     for subset in SUBSETS:

@@ -32,7 +32,10 @@ _SHOWN: Final = 30
 def write_report(runs: Sequence[Run], out: Path | str | None = None) -> Path:
     """Write the report of one run, or the comparison of more, and return its folder.
 
-    By default `report` in the run's directory, or in the directory that the runs have in common.
+    Args:
+        runs: what `read_runs` gives, one at least
+        out: folder of the report; default `report` in the run's directory, or in the directory
+            that the runs have in common
     """
     if out is None:
         paths = [run.path for run in runs]

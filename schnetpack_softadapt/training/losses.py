@@ -116,7 +116,11 @@ class LossComponent(ModelOutput):
     # ---------------------------------------------------------------- before training
 
     def pieces(self) -> list["LossComponent"]:
-        """The components that this one is split into, `{component}_{piece}`; itself without."""
+        """The components that this one is split into, `{component}_{piece}`; itself if it is not.
+
+        Raises:
+            ValueError: the names of the groups or elements are not given.
+        """
         if self.split is None:
             return [self]
         made = []

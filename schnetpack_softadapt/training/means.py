@@ -113,11 +113,14 @@ class EpochSums:
 
 @torch.no_grad()
 def error_sums(
-    # by property, (rows, columns) in the units of the data, and the mask (rows, 1), 0 where there
-    # is no reference, None if there is one everywhere
     errors: Mapping[str, tuple[torch.Tensor, torch.Tensor | None]],
 ) -> dict[str, float | torch.Tensor]:
-    """Sums for RMSE and MAE of each property, without weights."""
+    """Sums for RMSE and MAE of each property, without weights.
+
+    Args:
+        errors: by property, (rows, columns) in the units of the data, and the mask (rows, 1), 0
+            where there is no reference, None if there is one everywhere.
+    """
     values, sums = [], {}
     for name, (error, mask) in errors.items():
         sums[f"{name}/n"] = float(error.numel())

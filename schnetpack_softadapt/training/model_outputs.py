@@ -24,6 +24,9 @@ def components_of(outputs: Iterable[ModelOutput], model: nn.Module) -> list[Loss
 
     Energy, forces and stress with a mean squared or mean absolute loss become ours (per atom, with
     masks); every other output is a `ModelOutputLoss`. `loss_weight` is kept for the rule's prior.
+
+    Raises:
+        ValueError: something that is no `ModelOutput`.
     """
     kinds, components = property_kinds(model), []
     for output in outputs:

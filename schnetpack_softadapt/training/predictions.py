@@ -37,16 +37,20 @@ __all__ = [
 
 
 def prediction_arrays(
-    index: Sequence[int],  # (S,) place of each structure in the data
-    numbers: Sequence[np.ndarray],  # (n_atoms,) atomic numbers of each structure
-    # predicted, references: of each structure, by "energy", "forces", "stress"; eV, eV/Ang,
-    # eV/Ang^3. A quantity counts if the first structure has it.
+    index: Sequence[int],
+    numbers: Sequence[np.ndarray],
     predicted: Sequence[Mapping[str, np.ndarray]],
     references: Sequence[Mapping[str, np.ndarray]],
-    # (S,) False where the stress is a placeholder; default: nowhere
     stress_mask: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Values of S structures with N atoms in all, as they stand in the file.
+
+    Args:
+        index: (S,) place of each structure in the data.
+        numbers: (n_atoms,) atomic numbers of each structure.
+        predicted, references: of each structure, by "energy", "forces", "stress"; eV, eV/Ang,
+            eV/Ang^3. A quantity counts if the first structure has it.
+        stress_mask: (S,) False where the stress is a placeholder; default: nowhere.
 
     Returns:
         index (S,), n_atoms (S,), numbers (N,); energy and energy_ref (S,), forces and forces_ref
@@ -69,18 +73,24 @@ def prediction_arrays(
 
 
 def predict_subset(
-    model: torch.nn.Module,  # any SchNetPack model; its mode is restored
-    datamodule,  # after `setup`
-    subset: str,  # "train", "val" or "test"
-    # keys of prediction and reference, by "energy", "forces", "stress"; what the model or the data
-    # lack is left out
+    model: torch.nn.Module,
+    datamodule,
+    subset: str,
     names: Mapping[str, tuple[str, str]],
-    device: torch.device | str = "cpu",  # where the model is
+    device: torch.device | str = "cpu",
 ) -> dict[str, np.ndarray]:
     """Predictions and references of a subset, see `prediction_arrays`, in the database's order.
 
     Predictions are those of the saved model, with all it adds after training (offsets); references
     are those of the database.
+
+    Args:
+        model: any SchNetPack model; its mode is restored.
+        datamodule: after `setup`.
+        subset: "train", "val" or "test".
+        names: keys of prediction and reference, by "energy", "forces", "stress"; what the model or
+            the data lack is left out.
+        device: where the model is.
 
     Returns:
         `prediction_arrays`, and group (S,) with group_names where the database has groups.
@@ -170,8 +180,10 @@ def prediction_errors(
 ) -> dict[str, float]:
     """RMSE and MAE of the quantities in `prediction_arrays`, by the keys of metrics.json.
 
-    `data_units` are kinds and units in which errors are wanted too, as in `energy_rmse_data_unit`;
-    energies in these are those of whole structures, as SchNetPack's metrics are.
+    Args:
+        arrays: of a subset.
+        data_units: kinds and units in which errors are wanted too, as in `energy_rmse_data_unit`;
+            energies in these are those of whole structures, as SchNetPack's metrics are.
     """
     metrics = {}
     for q in QUANTITIES:

@@ -131,7 +131,11 @@ class ResumableTask(AtomisticTask):
 
     @in_one_line
     def load_state_dict(self, state_dict, *args, **kwargs):
-        """Take over the parameters of a checkpoint."""
+        """Take over the parameters of a checkpoint.
+
+        Raises:
+            ValueError: they are of another model.
+        """
         try:
             return super().load_state_dict(state_dict, *args, **kwargs)
         except RuntimeError as error:  # a line for each tensor that does not fit
@@ -203,7 +207,11 @@ class ResumableTask(AtomisticTask):
             self.apply_changes(changes)
 
     def apply_changes(self, changes: dict[str, tuple[Any, Any]]) -> None:
-        """Put optimizer and scheduler where the changed settings (before, now) want them."""
+        """Put optimizer and scheduler where the changed settings want them.
+
+        Args:
+            changes: by name, the setting of the checkpoint and that of this run.
+        """
         if self.global_rank == 0:
             names = [name if name.startswith("data.") else f"task.{name}" for name in changes]
             pairs = zip(names, changes.values(), strict=True)

@@ -26,9 +26,12 @@ def check_optimizer(
     scheduler_cls: Callable | None,
     scheduler_args: Mapping[str, Any],
     scheduler_monitor: str | None,
-    logged: Collection[str],  # names that `scheduler_monitor` may be
+    logged: Collection[str],
 ) -> None:
     """Make optimizer and scheduler once, for a parameter of their own.
+
+    Args:
+        logged: names that `scheduler_monitor` may be.
 
     Raises:
         ValueError: no learning rate or an impossible one, arguments that do not fit, or a scheduler
@@ -84,8 +87,10 @@ def update_config(path: Path, resumed: bool, chosen: Mapping[str, Any]) -> None:
     Upstream writes the file on the first start only, and on others copies it to config.old.N.yaml:
     an extended run would keep the settings of the shorter one, and a run whose first start has
     failed those that were wrong. A resumed run keeps its first seed. Only the file that upstream
-    writes is touched: that of `spktrain` in the run's folder. `chosen`: what the run has chosen, by
-    dotted names.
+    writes is touched: that of `spktrain` in the run's folder.
+
+    Args:
+        chosen: settings that the run has chosen, by dotted names.
     """
     if not path.is_file() or not HydraConfig.initialized():
         return

@@ -227,7 +227,11 @@ class SoftAdaptTask(ResumableTask):
     def _is_there(
         self, c: LossComponent, available: Sequence[str], targets: TrainingTargets | None = None
     ) -> bool:
-        """Whether a component is trained, as far as known; with targets also by its labels."""
+        """Whether a component is trained, as far as known: its labels, with targets their values.
+
+        Raises:
+            ValueError: one that was asked for by name is not there.
+        """
         if not c.is_trained:
             return False
         missing = c.missing_in(available, self.model.model_outputs)
@@ -461,6 +465,9 @@ class SoftAdaptTask(ResumableTask):
         """Close the epoch: losses, schedulers, new weights, in this order, before checkpoints.
 
         Callbacks that have a method `on_epoch_record(trainer, task, record)` are told the values.
+
+        Raises:
+            ValueError: a loss is not finite.
         """
         used, means = dict(self.rule.weights), self._means("train")
         for c in self.active:

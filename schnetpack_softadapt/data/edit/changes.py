@@ -27,7 +27,11 @@ def tag(path: str | Path, name: str, selection: Selection) -> str:
 
 
 def weight(path: str | Path, weight: float, selection: Selection) -> str:
-    """Weigh structures in all losses."""
+    """Weigh structures in all losses.
+
+    Raises:
+        ValueError: a negative weight, or one that is no number.
+    """
     if not (math.isfinite(weight) and weight >= 0):
         raise ValueError(f"a weight is a number from 0 on, not {weight}")
     return _label(path, WEIGHT, weight, selection)
@@ -59,7 +63,12 @@ def append(
     name: str | None = None,
     subset: str | None = None,
 ) -> str:
-    """Add structures from files; `name` is their group, `subset` what they are assigned to."""
+    """Add structures from files; `name` is their group, `subset` what they are assigned to.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: structures are not valid, or have other labels than the database.
+    """
     structures, problems, remarks = read_files(find_sources(files), ImportOptions())
     remarks += leave_out_placeholder_stress(structures)
     raise_problems(structures, problems)
@@ -73,7 +82,12 @@ def append(
 
 
 def merge(path: str | Path, files: Sequence[str | Path]) -> str:
-    """Add the structures of other databases."""
+    """Add the structures of other databases.
+
+    Raises:
+        FileNotFoundError: there is no such database.
+        ValueError: one has other labels, or other units.
+    """
     with editing.editing(path, f"merge {_shown(files)}") as edit:
         n_before = len(edit.table)
         for other in files:
@@ -106,8 +120,12 @@ def deduplicate(
 ) -> str:
     """Remove structures that are there already; see `find_duplicates`.
 
-    With `differing` also those with other labels, which are only named otherwise; `dry_run` removes
-    none.
+    Args:
+        path: the database.
+        tolerance: by which atoms may be moved, Ang.
+        keep: "first" or "last" of several.
+        differing: also those with other labels, which are only named otherwise.
+        dry_run: only name them.
     """
     with editing.editing(path, f"deduplicate, {tolerance:g} Ang, keep {keep}") as edit:
         table = edit.table

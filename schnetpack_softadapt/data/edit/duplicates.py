@@ -30,13 +30,18 @@ SAME_ENERGY, SAME_FORCE = 1e-3, 0.02  # eV/atom, eV/Ang: what 1e-3 Ang may do
 
 @dataclass(frozen=True)
 class Duplicate:
-    """A structure that is there already."""
+    """A structure that is there already.
 
-    # kept, other: numbers in the database, counted from 0
+    Attributes:
+        kept, other: numbers in the database, counted from 0.
+        energy: difference of the two, per atom, in the unit of the database.
+        force: largest difference of the magnitudes of forces; nan without forces.
+    """
+
     kept: int
     other: int
-    energy: float  # difference of the two, per atom, in the unit of the database
-    force: float  # largest difference of the magnitudes of forces; nan without forces
+    energy: float
+    force: float
 
     @property
     def differs(self) -> bool:
@@ -53,6 +58,9 @@ def find_duplicates(
         path: the database, with lengths in Ang.
         tolerance: by which atoms may be moved, Ang.
         keep: which of several is kept, "first" or "last" in the database.
+
+    Raises:
+        ValueError: a tolerance that is not positive.
     """
     if not tolerance > 0:
         raise ValueError(f"--tolerance is a length in Ang, not {tolerance}")

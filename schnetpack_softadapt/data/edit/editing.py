@@ -57,7 +57,11 @@ def read_rows(path: Path, what: str = "reading") -> Iterator[AtomsRow]:
 class Edit:
     """A database that is being changed, see `editing`.
 
-    Its `table` (see `annotations`) is changed in place, but its rows by the methods alone.
+    Attributes:
+        path: the database.
+        metadata: of the database.
+        table: what is known about each structure (see `annotations`), to be changed in place; rows
+            change by the methods alone.
     """
 
     def __init__(self, path: str | Path):
@@ -195,7 +199,9 @@ class Edit:
 def editing(path: str | Path, what: str) -> Iterator[Edit]:
     """Change a database: a new version is written if the block ends without an error.
 
-    `what` is done goes into its history.
+    Args:
+        path: the database.
+        what: is done, for its history.
 
     Raises:
         FileNotFoundError: there is no database.
@@ -296,18 +302,22 @@ def labels_table(path: str | Path) -> pd.DataFrame:
 
 @dataclass
 class Selection:
-    """Some structures of a database; all of what is given must hold."""
+    """Some structures of a database; all of what is given must hold.
 
-    # numbers counted from 0, slices such as "0:100" and "::10", or text files of numbers
+    Attributes:
+        rows: numbers counted from 0, slices such as "0:100" and "::10", or text files of numbers.
+        groups, sources, subsets: names, or patterns such as "liquid*"; subset "none": unassigned.
+        where: a condition in the words of `labels_table` and `annotations`, for
+            `pandas.DataFrame.query`, such as "max_force > 20 and group == 'liquid'".
+        everything: the whole database.
+    """
+
     rows: Sequence[str] = ()
-    # groups, sources, subsets: names, or patterns such as "liquid*"; subset "none": unassigned
     groups: Sequence[str] = ()
     sources: Sequence[str] = ()
     subsets: Sequence[str] = ()
-    # a condition in the words of `labels_table` and `annotations`, for `pandas.DataFrame.query`,
-    # such as "max_force > 20 and group == 'liquid'"
     where: str | None = None
-    everything: bool = False  # the whole database
+    everything: bool = False
 
     def __str__(self) -> str:
         parts = [f"{f.name} {getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name)]
@@ -318,7 +328,11 @@ class Selection:
         return not (self.rows or self.groups or self.sources or self.subsets or self.where)
 
     def of(self, edit: Edit) -> np.ndarray:
-        """Numbers of the structures, ascending."""
+        """Numbers of the structures, ascending.
+
+        Raises:
+            ValueError: nothing fits, or a name or condition makes no sense.
+        """
         table, path = edit.table, edit.path
         if self.is_empty and not self.everything:
             raise ValueError(

@@ -56,27 +56,36 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class Format:
-    """How files of one kind are recognised and read."""
+    """How files of one kind are recognised and read.
 
-    name: str  # as the user names it with `--format`
-    description: str  # of the files, for the help
-    # yields what `structure` needs of each structure of a file
+    Attributes:
+        name: as the user names it with `--format`.
+        description: of the files, for the help.
+        frames: yields what `structure` needs of each structure of a file.
+        structure: the numbers of one structure as they stand in the file: `numbers`, `positions`,
+            `cell`, `pbc`; `labels`, mappings that hold energy, forces and stress (six or nine
+            numbers) or virial (-volume * stress, an energy), of which the first counts that has
+            one; `usual`, the names of labels that are not just these; `entries`, by which the user
+            may group and split; `group` and `units` (fields of `LabelUnits`) where the file states
+            them. Raises ValueError where they make no sense, KeyError with the name of what is
+            missing.
+        detect: whether a file is unmistakably of this format, from its path and the text that it
+            begins with; None where the user has to name the format.
+        units: what holds unless the file or the user says otherwise.
+        states_units: for the help: files say which units they are in.
+        argument: what the user adds to the name after a colon, for the help; empty: nothing.
+        takes_folders: a folder is one set of data.
+    """
+
+    name: str
+    description: str
     frames: "Callable[[LabelledFile], Iterator[Any]]"
-    # the numbers of one structure as they stand in the file: `numbers`, `positions`, `cell`, `pbc`;
-    # `labels`, mappings that hold energy, forces and stress (six or nine numbers) or virial
-    # (-volume * stress, an energy), of which the first counts that has one; `usual`, the names of
-    # labels that are not just these; `entries`, by which the user may group and split; `group` and
-    # `units` (fields of `LabelUnits`) where the file states them. Raises ValueError where they make
-    # no sense, KeyError with the name of what is missing.
     structure: "Callable[[Any, LabelledFile], dict]"
-    # whether a file is unmistakably of this format, from its path and the text that it begins with;
-    # None where the user has to name the format
     detect: Callable[[Path, str], bool] | None = None
-    # what holds unless the file or the user says otherwise
     units: LabelUnits = field(default_factory=LabelUnits)
-    states_units: bool = False  # for the help: files say which units they are in
-    argument: str = ""  # what the user adds to the name after a colon, for the help; empty: nothing
-    takes_folders: bool = False  # a folder is one set of data
+    states_units: bool = False
+    argument: str = ""
+    takes_folders: bool = False
 
 
 @cache
@@ -95,26 +104,31 @@ def known_formats() -> dict[str, Format]:
 
 @dataclass
 class ImportOptions:
-    """What the user says about the files; None: as is usual in their format."""
+    """What the user says about the files; None: as is usual in their format.
 
-    # "auto", or a name of `known_formats`, followed by a colon and what it needs
+    Attributes:
+        format: "auto", or a name of `known_formats`, followed by a colon and what it needs.
+        energy_key, forces_key, stress_key: names of the labels; None for the usual ones, "none" to
+            leave a label out. A stress of a name such as `virial` is -volume * stress, an energy.
+        energy_unit, length_unit, forces_unit, stress_unit, stress_sign, stress_order: as in
+            `LabelUnits`.
+        group_key: entry that names the group; None: `group` or `config_type`, else the file
+            or its folder.
+        split_keys: entries that must agree only within one subset of a split.
+    """
+
     format: str = AUTO
-    # energy_key, forces_key, stress_key: names of the labels; None for the usual ones, "none" to
-    # leave a label out. A stress of a name such as `virial` is -volume * stress, an energy.
     energy_key: str | None = None
     forces_key: str | None = None
     stress_key: str | None = None
-    # energy_unit, length_unit, forces_unit, stress_unit, stress_sign, stress_order: as in
-    # `LabelUnits`
     energy_unit: str | None = None
     length_unit: str | None = None
     forces_unit: str | None = None
     stress_unit: str | None = None
     stress_sign: int | None = None
     stress_order: str | None = None
-    # entry that names the group; None: `group` or `config_type`, else the file or its folder
     group_key: str | None = None
-    split_keys: tuple[str, ...] = ()  # entries that must agree only within one subset of a split
+    split_keys: tuple[str, ...] = ()
 
     def __post_init__(self):
         name, _, argument = self.format.partition(":")
@@ -147,13 +161,20 @@ _label_units = cache(LabelUnits)  # mostly one for all structures of a file
 
 @dataclass
 class LabelledFile:
-    """A file to read, or a folder where its format takes folders."""
+    """A file to read, or a folder where its format takes folders.
 
-    path: Path  # the file
-    frames: str | None  # which of its structures, in ASE's notation; None for all
-    group: str  # group of structures that do not name theirs
-    options: ImportOptions = field(default_factory=ImportOptions)  # what the user says about it
-    # how labels were understood; the user sees each once
+    Attributes:
+        path: the file.
+        frames: which of its structures, in ASE's notation; None for all.
+        group: group of structures that do not name theirs.
+        options: what the user says about it.
+        remarks: how labels were understood; the user sees each once.
+    """
+
+    path: Path
+    frames: str | None
+    group: str
+    options: ImportOptions = field(default_factory=ImportOptions)
     remarks: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:

@@ -62,16 +62,24 @@ STRESS_ORDERS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class LabelUnits:
-    """Units, sign and order of the labels in a file, and the factors that convert them."""
+    """Units, sign and order of the labels in a file, and the factors that convert them.
 
-    # energy_unit, length_unit, forces_unit, stress_unit: names in the tables above; forces and
-    # stress follow from energy and length when None
+    Attributes:
+        energy_unit, length_unit, forces_unit, stress_unit: names in the tables above; forces and
+            stress follow from energy and length when None.
+        stress_sign: -1 if positive means compression.
+        stress_order: of a stress that is given as six numbers.
+
+    Raises:
+        ValueError: unknown unit, sign or order.
+    """
+
     energy_unit: str = "eV"
     length_unit: str = "Ang"
     forces_unit: str | None = None
     stress_unit: str | None = None
-    stress_sign: int = 1  # -1 if positive means compression
-    stress_order: str = "voigt"  # of a stress that is given as six numbers
+    stress_sign: int = 1
+    stress_order: str = "voigt"
 
     def __post_init__(self):
         if self.stress_sign not in (-1, 1):
@@ -142,12 +150,14 @@ def stress_order(text: str) -> tuple[str, ...]:
 
 
 def stress_matrix(
-    values: np.ndarray,  # (6,), (9,) or (3, 3), any unit and sign
-    order: Sequence[str] = VOIGT,  # component of each of the six numbers
-    # multiplies all: the unit in eV/Ang^3, negative where positive means compression
-    factor: float = 1.0,
+    values: np.ndarray, order: Sequence[str] = VOIGT, factor: float = 1.0
 ) -> np.ndarray:
     """Stress (3, 3) from six numbers in the given order, or from nine (the order then not used).
+
+    Args:
+        values: (6,), (9,) or (3, 3), any unit and sign.
+        order: component of each of the six numbers.
+        factor: multiplies all: the unit in eV/Ang^3, negative where positive means compression.
 
     Raises:
         ValueError: other shapes, or nine numbers that are not symmetric.

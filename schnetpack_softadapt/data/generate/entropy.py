@@ -67,29 +67,43 @@ _ATTEMPTS = 10
 
 @dataclass
 class EntropyRecipe:
-    """What to generate; the settings of a YAML file have these names."""
+    """What to generate; the settings of a YAML file have these names.
 
-    elements: Sequence[str]  # symbols; with several, each structure has a random composition
-    n: int = 100  # number of structures
-    n_atoms: Sequence[int] = (4, 32)  # least and largest number of atoms
-    # of an atom, Ang^3; None: that of the crystals of the elements at ambient conditions
+    Attributes:
+        elements: symbols; with several, each structure has a random composition.
+        n: number of structures.
+        n_atoms: least and largest number of atoms.
+        volume: of an atom, Ang^3; None: that of the crystals of the elements at ambient conditions.
+        density: least and largest volume as a factor of it.
+        shape: the cell is a cube with random numbers up to this, of its edge, added to each vector.
+        k: K in eV; negative for ordered structures.
+        temperature: of the noise that annealing begins with, eV.
+        anneal_steps, steps: of annealing, and of the minimisation after it.
+        min_distance: exclusion radius: no atoms of a structure are closer, Ang; None: 0.65 of the
+            sum of the covalent radii.
+        descriptor: a file as `select-functions` writes it, or what it holds; None: 55 bispectrum
+            components (2J = 8) that reach two shells of neighbours.
+        against: files of structures that new ones shall differ from.
+        seed: of all random numbers.
+
+    Raises:
+        ValueError: a setting that makes no sense.
+    """
+
+    elements: Sequence[str]
+    n: int = 100
+    n_atoms: Sequence[int] = (4, 32)
     volume: float | None = None
-    density: Sequence[float] = (0.8, 1.3)  # least and largest volume as a factor of it
-    # the cell is a cube with random numbers up to this, of its edge, added to each vector
+    density: Sequence[float] = (0.8, 1.3)
     shape: float = 0.2
-    k: float = 3.0  # K in eV; negative for ordered structures
-    temperature: float = 0.5  # of the noise that annealing begins with, eV
-    # anneal_steps, steps: of annealing, and of the minimisation after it
+    k: float = 3.0
+    temperature: float = 0.5
     anneal_steps: int = 50
     steps: int = 100
-    # exclusion radius: no atoms of a structure are closer, Ang; None: 0.65 of the sum of the
-    # covalent radii
     min_distance: float | None = None
-    # a file as `select-functions` writes it, or what it holds; None: 55 bispectrum components (2J =
-    # 8) that reach two shells of neighbours
     descriptor: str | Mapping | None = None
-    against: Sequence[str] = ()  # files of structures that new ones shall differ from
-    seed: int = 0  # of all random numbers
+    against: Sequence[str] = ()
+    seed: int = 0
 
     def __post_init__(self):
         self.elements = [self.elements] if isinstance(self.elements, str) else [*self.elements]
@@ -121,7 +135,11 @@ class EntropyRecipe:
         return sorted(atomic_numbers[symbol] for symbol in self.elements)
 
     def make_descriptor(self) -> Descriptor:
-        """The descriptor that environments are compared by."""
+        """The descriptor that environments are compared by.
+
+        Raises:
+            FileNotFoundError, ValueError: of the file, or one without an element of the recipe.
+        """
         if self.descriptor is None:
             return default_descriptor(self.numbers)
         read = descriptor_from_dict if isinstance(self.descriptor, Mapping) else read_descriptor
@@ -133,12 +151,14 @@ class EntropyRecipe:
 
 
 def entropy(
-    x: np.ndarray,  # (n, D) whitened descriptors
-    numbers: np.ndarray,  # (n,) atomic numbers
-    # whitened descriptors (m, D) of other structures by element
-    known: Mapping[int, np.ndarray] = {},
+    x: np.ndarray, numbers: np.ndarray, known: Mapping[int, np.ndarray] = {}
 ) -> tuple[float, np.ndarray, int]:
     """Sum of ln sqrt(rho_i^2 + e^2) over atoms that have another of their element to compare with.
+
+    Args:
+        x: (n, D) whitened descriptors.
+        numbers: (n,) atomic numbers.
+        known: whitened descriptors (m, D) of other structures by element.
 
     Returns:
         the sum, its derivative (n, D) by x, and the number of terms: S is sum / number.
@@ -166,6 +186,13 @@ def entropy(
 
 class EntropyPotential(Calculator):
     """V as an ASE calculator: energy in eV, forces in eV/Ang, and `entropy`, S above.
+
+    Args:
+        descriptor: of environments.
+        whitening: of each element.
+        k: K, eV.
+        min_distance: see `EntropyRecipe`.
+        known: see `entropy`.
 
     Attributes:
         strength: factor of V_repulsive = strength sum_(pairs) (r_on / r - 1)^2 below r_on, eV.
@@ -336,20 +363,27 @@ def _by_element(descriptor: Descriptor, structures: Sequence[Atoms]) -> dict[int
 
 
 def generate_diverse(
-    recipe: EntropyRecipe,  # what to make
-    out: str | Path,  # extended XYZ, written at the end
-    executor: Spec = "local:1",  # see `executors.open_executor`; the file is the same with any
-    overwrite: bool = False,  # replace an `out` that no earlier run made
-    say: Callable[[str], None] = print,  # gets the messages for the user
+    recipe: EntropyRecipe,
+    out: str | Path,
+    executor: Spec = "local:1",
+    overwrite: bool = False,
+    say: Callable[[str], None] = print,
 ) -> list[Atoms]:
     """Make the structures of a recipe and write them, without labels.
 
     They are kept in `<out>.journal` as they come; the same command again goes on from there.
 
+    Args:
+        recipe: what to make.
+        out: extended XYZ, written at the end.
+        executor: see `executors.open_executor`; the file is the same with any.
+        overwrite: replace an `out` that no earlier run made.
+        say: gets the messages for the user.
+
     Raises:
         ValueError: a wrong name or setting, no room for the atoms of a structure, or another
             process at work on the same file.
-        FileExistsError: see `overwrite`.
+        FileExistsError: `out` exists, and was not made by an earlier run.
     """
     out = Path(out)
     journal = journal_of(out, overwrite)
@@ -414,7 +448,12 @@ def _make_one(
 
 
 def read_entropy_recipe(config: str | Path | None, options: Mapping) -> EntropyRecipe:
-    """The recipe of a YAML file, with options of the command line (None: not given) before it."""
+    """The recipe of a YAML file, with options of the command line (None: not given) before it.
+
+    Raises:
+        ValueError: an unknown or wrong setting.
+        FileNotFoundError: a file is missing.
+    """
     settings, given, folder = read_settings(config, EntropyRecipe, options)
     files = settings.get("against") or []
     files = [files] if isinstance(files, str) else files

@@ -55,7 +55,14 @@ def generate(
     Args:
         recipe: what to make; its calculator must be given.
         out: extended XYZ, or a database (.db) in SchNetPack's format; written at the end.
-        executor, timeout, retries, overwrite, say: see `label.label`.
+        executor, timeout, retries: see `executors.run_all`.
+        overwrite: replace an `out` that no earlier run made; results in a journal are kept.
+        say: gets the messages for the user.
+
+    Raises:
+        ValueError: no calculator, a wrong name, another process at work on the same file, or
+            nothing could be labelled.
+        FileExistsError: `out` exists, and was not made by an earlier run.
     """
     out = Path(out)
     arguments = [recipe.arguments(p) for p in recipe.prototypes]

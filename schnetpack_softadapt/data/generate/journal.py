@@ -97,7 +97,11 @@ def compute(
 
 
 def read_lines(path: Path) -> list[dict]:
-    """The records of a file of JSON lines, of which a last one that is not whole is removed."""
+    """The records of a file of JSON lines, of which a last one that is not whole is removed.
+
+    Raises:
+        ValueError: one is damaged.
+    """
     content = path.read_bytes() if path.exists() else b""
     whole = content.rfind(b"\n") + 1
     if whole < len(content):

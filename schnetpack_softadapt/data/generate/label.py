@@ -27,15 +27,19 @@ __all__ = ["LabelResult", "ToLabel", "label", "label_all", "labels_journal", "re
 
 @dataclass
 class LabelResult:
-    """What came of a list of structures."""
+    """What came of a list of structures.
 
-    # structures with labels, all of them, in the order of the list; their `info["calculator"]` is
-    # name and arguments, as JSON
+    Attributes:
+        labelled: structures with labels, all of them, in the order of the list; their
+            `info["calculator"]` is name and arguments, as JSON.
+        n_new: how many of these were labelled now.
+        skipped: key and reason of structures that were not worth labelling.
+        failed: key and reason of structures whose calculation failed.
+    """
+
     labelled: list[Atoms] = field(default_factory=list)
-    n_new: int = 0  # how many of these were labelled now
-    # key and reason of structures that were not worth labelling
+    n_new: int = 0
     skipped: dict[str, str] = field(default_factory=dict)
-    # key and reason of structures whose calculation failed
     failed: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -50,14 +54,20 @@ class LabelResult:
 
 @dataclass
 class ToLabel:
-    """A structure to label."""
+    """A structure to label.
 
-    name: str  # for messages
-    atoms: Atoms  # the structure
-    # keyword arguments of the calculator; "{worker}" in a text becomes the name of the process, for
-    # calculators that write files into a directory of their own
+    Attributes:
+        name: for messages.
+        atoms: the structure.
+        arguments: keyword arguments of the calculator; "{worker}" in a text becomes the name of the
+            process, for calculators that write files into a directory of their own.
+        key: by which its result is found again; the digest if not given.
+    """
+
+    name: str
+    atoms: Atoms
     arguments: dict
-    key: str | None = None  # by which its result is found again; the digest if not given
+    key: str | None = None
 
     def task(self, calculator: str) -> Task:
         digest = _digest(self.atoms, [calculator, self.arguments])
@@ -65,27 +75,33 @@ class ToLabel:
 
 
 def label(
-    # files, folders and patterns as for `import`, or structures by name
     structures: Sequence[str | Path] | Mapping[str, Atoms],
-    # "module:name" of a class or function that makes an ASE calculator, or `labelling.COMMAND` for
-    # an external program
     calculator: str,
-    out: str | Path,  # extended XYZ, or a database (.db) in SchNetPack's format; written at the end
-    calculator_args: dict | None = None,  # keyword arguments, see `ToLabel`
-    # executor, timeout, retries: see `executors.run_all`
+    out: str | Path,
+    calculator_args: dict | None = None,
     executor: Spec = "local:1",
     timeout: float | None = None,
     retries: int = 0,
-    # replace an `out` that no earlier run made; results in a journal are kept
     overwrite: bool = False,
-    say: Callable[[str], None] = print,  # gets the messages for the user
+    say: Callable[[str], None] = print,
 ) -> LabelResult:
     """Label structures that have no labels of this calculator yet, and write all that have.
 
     Results are kept in `<out>.journal` by geometry and calculator: the same call goes on after an
     interruption, with more structures or after failures, in any order of structures.
 
+    Args:
+        structures: files, folders and patterns as for `import`, or structures by name.
+        calculator: "module:name" of a class or function that makes an ASE calculator, or
+            `labelling.COMMAND` for an external program.
+        out: extended XYZ, or a database (.db) in SchNetPack's format; written at the end.
+        calculator_args: keyword arguments, see `ToLabel`.
+        executor, timeout, retries: see `executors.run_all`.
+        overwrite: replace an `out` that no earlier run made; results in a journal are kept.
+        say: gets the messages for the user.
+
     Raises:
+        FileNotFoundError: a file is missing.
         ValueError: a file cannot be read, a wrong setting, another process at work on the same
             file, or nothing could be labelled.
         FileExistsError: `out` exists, and was not made by an earlier run.
@@ -104,7 +120,12 @@ def label(
 def labels_journal(
     out: Path, calculator: str | None, arguments: Sequence[Mapping], overwrite: bool
 ) -> Path:
-    """Where the labels for a file are kept (`journal_of`), after a look at what the user gave."""
+    """Where the labels for a file are kept, after a look at what the user gave.
+
+    Raises:
+        ValueError: no calculator, a wrong name, or wrong ones among its `arguments`.
+        FileExistsError: `out` exists, and was not made by an earlier run.
+    """
     if calculator is None:
         raise ValueError("no calculator; give --calculator module:name")
     for each in arguments:  # a mistake is an error now, not once per structure
@@ -176,6 +197,10 @@ def read_geometries(files: Sequence[str | Path]) -> Iterator[tuple[str, Atoms]]:
     """Name (file and index) and structure of all in some files; labels are not looked at.
 
     What stands in `info` stays where ASE reads the file, as do initial moments and charges.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file cannot be read.
     """
     options = ImportOptions()
     for source in find_sources(files):

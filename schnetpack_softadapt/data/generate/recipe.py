@@ -44,56 +44,77 @@ SHIPPED = resources.files(__package__) / "recipes"
 
 @dataclass
 class Prototype:
-    """A relaxed structure to start from."""
+    """A relaxed structure to start from.
 
-    name: str  # goes into `info["prototype"]` and `info["group"]` of what is made from it
-    atoms: Atoms  # without calculator and constraints
-    # added to those of the recipe, such as the k points of this cell
+    Attributes:
+        name: goes into `info["prototype"]` and `info["group"]` of what is made from it.
+        atoms: without calculator and constraints.
+        calculator_args: added to those of the recipe, such as the k points of this cell.
+        kind: `info["group"]` instead of the name, such as "surface".
+    """
+
+    name: str
+    atoms: Atoms
     calculator_args: dict = field(default_factory=dict)
-    kind: str = ""  # `info["group"]` instead of the name, such as "surface"
+    kind: str = ""
 
 
 @dataclass
 class Recipe:
-    """What to generate and how to label it; the settings of a YAML file have these names."""
+    """What to generate and how to label it; the settings of a YAML file have these names.
 
-    prototypes: list[Prototype]  # what to start from
-    # (S, 6) components eps_ab in the order of `VOIGT` (tensor components: shears not doubled), or
-    # what `parse_strain` makes them of; the cell becomes cell @ (1 + eps)
+    Attributes:
+        prototypes: what to start from.
+        strain: (S, 6) components eps_ab in the order of `VOIGT` (tensor components: shears not
+            doubled), or what `parse_strain` makes them of; the cell becomes cell @ (1 + eps).
+        sigma: standard deviations of each displaced Cartesian component, Ang; see `parse_grid`.
+        repeats: draws of each random case (a case without displacements and vacancies has one).
+        max_displacement: longer displacements are shortened to this length, Ang.
+        supercell: three repetitions, or several of these.
+        vacancies: numbers of atoms removed at random; see `parse_grid`.
+        vacancy_element: which element is removed; None: any.
+        interstitials: numbers of atoms put into holes, the largest of some random ones; see
+            `parse_grid`. The groups are "vacancy" and "interstitial".
+        interstitial_element: which element is added; None: one of those there.
+        surfaces: slabs cut from each prototype, group "surface": mappings of `indices` (h, k, l),
+            `layers` and `vacuum` (10 Ang on both sides), as in `ase.build.surface`.
+        faults: such slabs whose upper half is shifted, group "stacking fault": with `shifts`, two
+            grids of fractions of the vectors in the plane.
+        md: molecular dynamics from each prototype and supercell; `walks.MD`, or several.
+        swaps: Monte Carlo exchanges of elements; `walks.Swaps`, or several.
+        driver: what moves the atoms of these, "module:name" as `calculator` and in its place; a
+            committee is "schnetpack_softadapt:SoftAdaptCalculator".
+        driver_args: keyword arguments for it, such as {model: [runs/1, runs/2, runs/3]}.
+        min_distance: structures with closer atoms are not labelled, Ang; None: 0.6 times the sum
+            of the covalent radii.
+        seed: of all random numbers.
+        calculator: import path "module:name" of an ASE calculator, or of a function making one.
+        calculator_args: keyword arguments for it.
+
+    Raises:
+        ValueError: a setting that makes no sense.
+    """
+
+    prototypes: list[Prototype]
     strain: np.ndarray | Mapping | Sequence[Mapping] = field(default_factory=dict)
-    # standard deviations of each displaced Cartesian component, Ang; see `parse_grid`
     sigma: tuple[float, ...] = (0.0,)
-    # draws of each random case (a case without displacements and vacancies has one)
     repeats: int = 1
-    max_displacement: float | None = None  # longer displacements are shortened to this length, Ang
-    supercell: tuple = (1, 1, 1)  # three repetitions, or several of these
-    vacancies: tuple[int, ...] = (0,)  # numbers of atoms removed at random; see `parse_grid`
-    vacancy_element: str | None = None  # which element is removed; None: any
-    # numbers of atoms put into holes, the largest of some random ones; see `parse_grid`. The groups
-    # are "vacancy" and "interstitial".
+    max_displacement: float | None = None
+    supercell: tuple = (1, 1, 1)
+    vacancies: tuple[int, ...] = (0,)
+    vacancy_element: str | None = None
     interstitials: tuple[int, ...] = (0,)
-    interstitial_element: str | None = None  # which element is added; None: one of those there
-    # slabs cut from each prototype, group "surface": mappings of `indices` (h, k, l), `layers` and
-    # `vacuum` (10 Ang on both sides), as in `ase.build.surface`
+    interstitial_element: str | None = None
     surfaces: Sequence[Mapping] = ()
-    # such slabs whose upper half is shifted, group "stacking fault": with `shifts`, two grids of
-    # fractions of the vectors in the plane
     faults: Sequence[Mapping] = ()
-    # molecular dynamics from each prototype and supercell; `walks.MD`, or several
     md: Sequence = ()
-    swaps: Sequence = ()  # Monte Carlo exchanges of elements; `walks.Swaps`, or several
-    # what moves the atoms of these, "module:name" as `calculator` and in its place; a committee is
-    # "schnetpack_softadapt:SoftAdaptCalculator"
+    swaps: Sequence = ()
     driver: str | None = None
-    # keyword arguments for it, such as {model: [runs/1, runs/2, runs/3]}
     driver_args: dict = field(default_factory=dict)
-    # structures with closer atoms are not labelled, Ang; None: 0.6 times the sum of the covalent
-    # radii
     min_distance: float | None = None
-    seed: int = 0  # of all random numbers
-    # import path "module:name" of an ASE calculator, or of a function making one
+    seed: int = 0
     calculator: str | None = None
-    calculator_args: dict = field(default_factory=dict)  # keyword arguments for it
+    calculator_args: dict = field(default_factory=dict)
 
     def __post_init__(self):
         self.strain = parse_strain(self.strain)
@@ -287,7 +308,11 @@ def _deformations(strains: np.ndarray) -> np.ndarray:
 
 
 def parse_grid(value: str | float | Sequence) -> tuple[float, ...]:
-    """Numbers from a number, "start:stop:step" (with both ends), or a list of these."""
+    """Numbers from a number, "start:stop:step" (with both ends), or a list of these.
+
+    Raises:
+        ValueError: not numbers, or a step that does not lead from start to stop.
+    """
     if isinstance(value, str) and "," in value:
         value = value.split(",")
     if isinstance(value, list | tuple):
@@ -341,6 +366,10 @@ def read_recipe(config: str | Path | None, options: Mapping | None = None) -> Re
             name: {file, calculator_args}, or a list of files, relative to its folder.
         options: settings by name, None where an option was not given; `prototypes` are files,
             `strain` texts name=grid, `calculator_args` JSON.
+
+    Raises:
+        ValueError: an unknown or wrong setting.
+        FileNotFoundError: a file is missing.
     """
     settings, given, folder = read_settings(config, Recipe, options or {})
     if "prototypes" in given:

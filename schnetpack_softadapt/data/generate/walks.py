@@ -32,19 +32,30 @@ BULK_MODULUS = 100 * units.GPa  # which only says how fast NPT relaxes the volum
 
 @dataclass
 class MD:
-    """Molecular dynamics; the settings of a recipe's `md`."""
+    """Molecular dynamics; the settings of a recipe's `md`.
 
-    temperature: float | Sequence[float]  # K; of two, a ramp from the first to the second
-    steps: int = 1000  # of the whole run
-    every: int = 100  # how many lie between two structures that are kept
-    ensemble: str = "nvt"  # "nvt" (Langevin), or "npt" (Berendsen, the shape of the cell stays)
-    timestep: float = 2.0  # fs
-    friction: float = 0.01  # of the Langevin thermostat, 1/fs
-    pressure: float = 0.0  # GPa, positive = compression
-    # the run ends where the forces of a committee differ on an atom by more, eV/Ang (`forces_std`
-    # of its results); that structure is kept
+    Attributes:
+        temperature: K; of two, a ramp from the first to the second.
+        steps: of the whole run.
+        every: how many lie between two structures that are kept.
+        ensemble: "nvt" (Langevin), or "npt" (Berendsen, the shape of the cell stays).
+        timestep: fs.
+        friction: of the Langevin thermostat, 1/fs.
+        pressure: GPa, positive = compression.
+        stop: the run ends where the forces of a committee differ on an atom by more, eV/Ang
+            (`forces_std` of its results); that structure is kept.
+        repeats: runs with other random numbers.
+    """
+
+    temperature: float | Sequence[float]
+    steps: int = 1000
+    every: int = 100
+    ensemble: str = "nvt"
+    timestep: float = 2.0
+    friction: float = 0.01
+    pressure: float = 0.0
     stop: float | None = None
-    repeats: int = 1  # runs with other random numbers
+    repeats: int = 1
     kind: str = field(default="md", init=False)
 
     def __post_init__(self):
@@ -71,11 +82,16 @@ class MD:
 
 @dataclass
 class Swaps:
-    """Monte Carlo: two atoms of different elements exchange their places, or not (Metropolis)."""
+    """Monte Carlo: two atoms of different elements exchange their places, or do not (Metropolis).
 
-    temperature: float | Sequence[float]  # K; of two, a ramp
-    steps: int = 1000  # attempts of the whole walk
-    # every, stop, repeats: as in `MD`
+    Attributes:
+        temperature: K; of two, a ramp.
+        steps: attempts of the whole walk.
+        every, stop, repeats: as in `MD`.
+    """
+
+    temperature: float | Sequence[float]
+    steps: int = 1000
     every: int = 100
     stop: float | None = None
     repeats: int = 1
@@ -130,17 +146,26 @@ def settings_of(kind: type, given: Mapping | Sequence[Mapping]) -> tuple:
 
 @dataclass
 class Walk:
-    """One walk, everything that determines it."""
+    """One walk, everything that determines it.
 
-    key: str  # its name
-    prototype: str  # name of what it starts from
-    start: Atoms  # that structure
-    settings: MD | Swaps  # of what is done
-    # driver, driver_args: calculator that moves the atoms
+    Attributes:
+        key: its name.
+        prototype: name of what it starts from.
+        start: that structure.
+        settings: of what is done.
+        driver, driver_args: calculator that moves the atoms.
+        seed: of its random numbers.
+        folder: where its journal is; the name follows from all of the above.
+    """
+
+    key: str
+    prototype: str
+    start: Atoms
+    settings: MD | Swaps
     driver: str
     driver_args: dict
-    seed: int  # of its random numbers
-    folder: Path  # where its journal is; the name follows from all of the above
+    seed: int
+    folder: Path
 
     @property
     def journal(self) -> Path:
@@ -247,7 +272,11 @@ def _restore(atoms: Atoms, record: dict) -> None:
 
 
 def walk_all(tasks: Sequence[Walk], executor: Spec = "local:1") -> list[tuple[list[Atoms], str]]:
-    """What `walk` gives, in the order of the walks."""
+    """What `walk` gives, in the order of the walks.
+
+    Raises:
+        ValueError: a walk that cannot be done.
+    """
     found = {}
     with open_executor(executor) as workers:
         walking = tqdm(

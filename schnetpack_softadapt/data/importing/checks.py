@@ -92,11 +92,14 @@ def _geometry_problems(structure: Structure) -> Iterator[str]:
 
 
 def closest_contact(
-    structure: Structure,  # a structure of this package, or of ASE
-    limit: float | None,  # Ang; None for a part of the sum of the covalent radii
-    of_covalent: float = 0.0,  # that part
+    structure: Structure, limit: float | None, of_covalent: float = 0.0
 ) -> tuple[int, int, float, float] | None:
     """Of pairs (with periodic images) closer than a limit the closest one; None if there is none.
+
+    Args:
+        structure: a structure of this package, or of ASE.
+        limit: Ang; None for a part of the sum of the covalent radii.
+        of_covalent: that part.
 
     Returns:
         the two atoms, their distance and the limit, Ang.

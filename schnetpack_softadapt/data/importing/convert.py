@@ -25,22 +25,28 @@ __all__ = ["convert_files"]
 
 
 def convert_files(
-    # files, folders and patterns (see `find_sources`) for training; with neither `val` nor `test`,
-    # for a later split
     files: Sequence[str | Path],
-    out: str | Path,  # database to write, ending in `.db`
-    # val, test: files of the validation and test sets. Then the split is written beside the
-    # database (`my.db`: `my.split.npz`), where the data module finds it. Without `val`, the data
-    # module takes a part of the training structures for validation.
+    out: str | Path,
     val: Sequence[str | Path] = (),
     test: Sequence[str | Path] = (),
-    options: ImportOptions | None = None,  # how labels stand in the files
-    # stresses of groups to be read another way than the files say
+    options: ImportOptions | None = None,
     repairs: Sequence[StressRepair] = (),
-    overwrite: bool = False,  # replace an existing database
-    say: Callable[[str], None] = print,  # gets the messages for the user
+    overwrite: bool = False,
+    say: Callable[[str], None] = print,
 ) -> None:
     """Import files into a database in SchNetPack's format; nothing is written if anything is wrong.
+
+    Args:
+        files: files, folders and patterns (see `find_sources`) for training; with neither `val`
+            nor `test`, for a later split.
+        out: database to write, ending in `.db`.
+        val, test: files of the validation and test sets. Then the split is written beside the
+            database (`my.db`: `my.split.npz`), where the data module finds it. Without `val`, the
+            data module takes a part of the training structures for validation.
+        options: how labels stand in the files.
+        repairs: stresses of groups to be read another way than the files say.
+        overwrite: replace an existing database.
+        say: gets the messages for the user.
 
     Raises:
         FileExistsError: `out` exists.

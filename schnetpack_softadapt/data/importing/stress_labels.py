@@ -41,16 +41,25 @@ PLACES += [(0, 3, 5, 4, 2, 1)]
 
 @dataclass(frozen=True)
 class StressRepair:
-    """What makes stresses right: the order in which they stand, and a factor."""
+    """What makes stresses right: the order in which they stand, and a factor.
 
-    group: str  # name of the group, or a pattern such as `Elastic*`
-    # component that each of the six numbers (ours: xx yy zz yz xz xy) really is
+    Attributes:
+        group: name of the group, or a pattern such as `Elastic*`.
+        order: component that each of the six numbers (ours: xx yy zz yz xz xy) really is.
+        factor: what the numbers are multiplied by.
+    """
+
+    group: str
     order: tuple[str, ...] = VOIGT
-    factor: float = 1.0  # what the numbers are multiplied by
+    factor: float = 1.0
 
     @classmethod
     def parse(cls, text: str) -> "StressRepair":
-        """Read `GROUP=ORDER`, `GROUP=FACTOR` or `GROUP=FACTOR ORDER`."""
+        """Read `GROUP=ORDER`, `GROUP=FACTOR` or `GROUP=FACTOR ORDER`.
+
+        Raises:
+            ValueError: neither an order nor a number that can be a factor.
+        """
         group, separator, change = text.rpartition("=")
         number, _, order = change.strip().partition(" ")
         try:
@@ -72,12 +81,17 @@ class StressRepair:
 
 @dataclass(frozen=True)
 class Finding:
-    """Labels of a group that fit much better if read another way."""
+    """Labels of a group that fit much better if read another way.
 
-    repair: StressRepair  # how to read them
-    n_structures: int  # labels of the group that were looked at
-    # miss, miss_repaired: what the labels miss where the two readings differ, as a part of what
-    # they should be, each at most 1, in the mean
+    Attributes:
+        repair: how to read them.
+        n_structures: labels of the group that were looked at.
+        miss, miss_repaired: what the labels miss where the two readings differ, as a part of what
+            they should be, each at most 1, in the mean.
+    """
+
+    repair: StressRepair
+    n_structures: int
     miss: float
     miss_repaired: float
 
@@ -192,14 +206,16 @@ def _rows(family: Sequence[Structure]) -> Iterator[tuple[float, np.ndarray, np.n
 
 
 def _search(
-    # group, n_structures: whose labels they are
-    group: str,
-    n_structures: int,
-    target: np.ndarray,  # (R,) what the labels should give
-    labels: np.ndarray,  # (R, 6) as they stand, Voigt order
-    weights: np.ndarray,  # (R, 6) of each component
+    group: str, n_structures: int, target: np.ndarray, labels: np.ndarray, weights: np.ndarray
 ) -> Finding | None:
-    """The reading of the labels for which `target = sum_c weights_c labels_c`, if much better."""
+    """The reading of the labels for which `target = sum_c weights_c labels_c`, if much better.
+
+    Args:
+        group, n_structures: whose labels they are.
+        target: (R,) what the labels should give.
+        labels: (R, 6) as they stand, Voigt order.
+        weights: (R, 6) of each component.
+    """
     usual = float(np.median(np.abs(target)))
     if n_structures < MIN_STRUCTURES or not usual:
         return None

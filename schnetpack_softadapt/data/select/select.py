@@ -45,7 +45,12 @@ _CHUNK = 20_000
 
 
 class Rows:
-    """Rows x (R, F), and the structure of each (R,), ascending, 0 to n_structures - 1."""
+    """Rows x (R, F) of structures, and the structure of each (R,), ascending.
+
+    Args:
+        x: rows.
+        owner: 0 to n_structures - 1, each at least once.
+    """
 
     def __init__(self, x: np.ndarray, owner: np.ndarray):
         self.x, self.owner = x, owner
@@ -72,10 +77,20 @@ class Rows:
 def structure_rows(
     structures: Sequence[Structure],
     descriptor: Descriptor,
-    by: str = "atoms",  # "atoms", "mean" (over the atoms of each element) or "mean_std"
-    known: Sequence[Structure] = (),  # new ones shall differ from these
+    by: str = "atoms",
+    known: Sequence[Structure] = (),
 ) -> tuple[Rows, np.ndarray]:
-    """Rows of structures, and (K, F) those of known ones; whitened by all of them together."""
+    """Rows of structures, and (K, F) those of known ones; whitened by all of them together.
+
+    Args:
+        structures: to choose from.
+        descriptor: of their atoms.
+        by: "atoms", "mean" (over the atoms of each element) or "mean_std".
+        known: new ones shall differ from these.
+
+    Raises:
+        ValueError: `by` is none of these, or a structure has no descriptors.
+    """
     if by not in BY:
         raise ValueError(f"by {by!r} is none of {', '.join(BY)}")
     every, engine = [*structures, *known], descriptor.engine("cpu")
@@ -122,11 +137,22 @@ def structure_rows(
 def select(
     rows: Rows,
     n: int,
-    method: str,  # of `METHODS`, not looked at with `scores`
-    known: np.ndarray | None = None,  # rows (K, F) of structures that are known already
-    scores: np.ndarray | None = None,  # of the structures, if these decide
+    method: str,
+    known: np.ndarray | None = None,
+    scores: np.ndarray | None = None,
 ) -> list[int]:
-    """Structures in the order of choice."""
+    """Structures in the order of choice.
+
+    Args:
+        rows: of the structures.
+        n: how many.
+        method: of `METHODS`, not looked at with `scores`.
+        known: rows (K, F) of structures that are known already.
+        scores: of the structures, if these decide.
+
+    Raises:
+        ValueError: another method, or n beyond the number of structures.
+    """
     if scores is None and method not in METHODS:
         raise ValueError(f"method {method!r} is none of {', '.join(METHODS)}")
     if not 0 < n <= len(rows):

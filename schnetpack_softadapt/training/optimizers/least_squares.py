@@ -61,6 +61,9 @@ class LeastSquares(ResidualOptimizer):
         l2, l1: penalties.
         cut: singular values below this part of the largest are left out.
 
+    Raises:
+        ValueError: an argument out of range, nothing to train, several groups.
+
     Attributes:
         factors: of each component, with `rows` and `count`, what it counts.
     """
@@ -96,8 +99,15 @@ class LeastSquares(ResidualOptimizer):
     def step(self, closure: Callable[[], Residuals]) -> Tensor:
         """Take in the rows of a batch; the parameters stay as they are.
 
-        See `ResidualOptimizer.step`; the residuals are sqrt(w) x, whose squares are summed over the
-        epoch, with `counts`, the sums of w.
+        Args:
+            closure: returns the residuals at the current parameters, with their graph: sqrt(w) x,
+                whose squares are summed over the epoch, with `counts`, the sums of w.
+
+        Returns:
+            The sum of squares of all residuals.
+
+        Raises:
+            ValueError: a residual or a derivative is not finite.
         """
         if self._is_solved:  # a new epoch
             if not self.factors:
@@ -193,7 +203,11 @@ class LeastSquares(ResidualOptimizer):
 
 
 class _Factor:
-    """Triangular factor of the rows (m, n_columns) so far, and the sum of their weights."""
+    """Triangular factor of the rows so far, and the sum of their weights.
+
+    Args:
+        n_columns: of the rows, n.
+    """
 
     def __init__(self, n_columns: int):
         self.n_columns, self.n_rows, self.count = n_columns, 0, 0.0

@@ -70,7 +70,11 @@ class ResidualOptimizer(torch.optim.Optimizer):
         raise NotImplementedError
 
     def _residuals(self, closure: Callable[[], Residuals]) -> tuple[Residuals, float]:
-        """Residuals of this rank with their graph, and the sum of squares of all ranks."""
+        """Residuals of this rank with their graph, and the sum of squares of all ranks.
+
+        Raises:
+            ValueError: the closure returns anything else, or a residual is not finite.
+        """
         with torch.enable_grad():
             residuals = closure()
         if not isinstance(residuals, Residuals):
@@ -109,7 +113,11 @@ class ResidualOptimizer(torch.optim.Optimizer):
 
     @staticmethod
     def _check_derivatives(sums: Tensor) -> None:
-        """Refuse what is not finite in sums over all rows of J of all ranks, which must agree."""
+        """Refuse what is not finite in sums over all rows of J of all ranks, which must agree.
+
+        Raises:
+            ValueError: a derivative is not finite.
+        """
         # nan and inf survive a sum
         if not torch.isfinite(sums.sum()):
             raise ValueError("derivatives of the residuals are not finite: the run has diverged")
@@ -117,7 +125,12 @@ class ResidualOptimizer(torch.optim.Optimizer):
     def _move(self, step: Tensor, length: float, change: float, loss: float) -> None:
         """theta <- theta - length x step (P,), shortened where the linear model is not trusted.
 
-        `change`: squared length of the change of the linearised residuals by `step`.
+        Args:
+            change: squared length of the change of the linearised residuals by `step`; where it is
+                more than `trust` of the loss, the length is reduced.
+
+        Raises:
+            ValueError: the step is not finite.
         """
         if not torch.isfinite(step).all():
             raise ValueError(f"the step of {type(self).__name__} is not finite; raise `damping`")

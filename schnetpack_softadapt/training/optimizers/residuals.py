@@ -39,7 +39,15 @@ def least_squares_weight(
 
 
 class Residuals(dict[str, Tensor]):
-    """Residual vectors (M,) by component, with their graph; the loss is the sum of all squares."""
+    """Residual vectors (M,) by component, with their graph; the loss is the sum of all squares.
+
+    Args:
+        vectors: residuals by component.
+        n_columns: entries that belong together, such as the three components of a force; rows of
+            a Jacobian are chosen in such groups. 1 for components that are not named.
+        counts: what each component counts, its residuals if not given: the sum of squares over
+            batches by that of counts is a loss.
+    """
 
     def __init__(
         self,
@@ -57,17 +65,20 @@ class Residuals(dict[str, Tensor]):
 
     def jacobian(
         self,
-        # (n,) groups of rows of each component, ascending; all if None. Group g holds the entries
-        # n_columns g to n_columns (g + 1) - 1.
         groups: Mapping[str, Tensor | None],
-        parameters: Sequence[Tensor],  # their number of elements sums to P; columns in their order
-        # factors on all rows of a component, 1 if not given
+        parameters: Sequence[Tensor],
         scale: Mapping[str, float] | None = None,
-        # memory of an older Jacobian, which the short way writes over: as long as the computation
-        # itself takes the system to give pages to a new one of 50 MB
         room: Tensor | None = None,
     ) -> Tensor:
         """Derivatives of residuals by the parameters, one backward pass for each row.
+
+        Args:
+            groups: (n,) groups of rows of each component, ascending; all if None. Group g holds the
+                entries n_columns g to n_columns (g + 1) - 1.
+            parameters: their number of elements sums to P; columns in their order.
+            scale: factors on all rows of a component, 1 if not given.
+            room: memory of an older Jacobian, which the short way writes over: as long as the
+                computation itself takes the system to give pages to a new one of 50 MB.
 
         Returns:
             (M, P), the n n_columns rows of each component in turn.
@@ -86,7 +97,16 @@ class Residuals(dict[str, Tensor]):
 
 
 class BatchResiduals(Residuals):
-    """Residuals of energies, forces and stress of a batch."""
+    """Residuals of energies, forces and stress of a batch.
+
+    Args:
+        components: loss components.
+        vectors: residuals by component, as diagonal functions of what is predicted.
+        pred: what the model predicted, with its graph.
+        batch: what it predicted it from.
+        model: the model.
+        counts: see `Residuals`.
+    """
 
     def __init__(
         self,

@@ -45,20 +45,27 @@ class SecondOrder:
 
     @staticmethod
     def choose(
-        n_parameters: int,  # trainable parameters P
-        steps_per_epoch: int = 1,  # batches of the training set
-        lr: float = 0.5,  # of both
-        kalman_up_to: int = 2000,  # largest P of the Kalman filter
-        # kalman, spring: other arguments of the optimizers
+        n_parameters: int,
+        steps_per_epoch: int = 1,
+        lr: float = 0.5,
+        kalman_up_to: int = 2000,
         kalman: Mapping[str, Any] | None = None,
         spring: Mapping[str, Any] | None = None,
-        # kalman_epochs, spring_epochs: epochs with each, where `trainer.max_epochs` is -1
         kalman_epochs: int = 25,
         spring_epochs: int = 100,
-        # fewer epochs, but at least five, if they had more steps than this
         most_steps: int = 20_000,
     ) -> Choice:
-        """The optimizer for a number of trainable parameters."""
+        """The optimizer for a number of trainable parameters.
+
+        Args:
+            n_parameters: trainable parameters P.
+            steps_per_epoch: batches of the training set.
+            lr: of both.
+            kalman_up_to: largest P of the Kalman filter.
+            kalman, spring: other arguments of the optimizers.
+            kalman_epochs, spring_epochs: epochs with each, where `trainer.max_epochs` is -1.
+            most_steps: fewer epochs, but at least five, if they had more steps than this.
+        """
         if n_parameters <= kalman_up_to:
             arguments, epochs, cls = kalman, kalman_epochs, KalmanFilter
             reason = f"Kalman filter: {n_parameters} parameters, at most {kalman_up_to}"

@@ -45,7 +45,14 @@ class Spring(ResidualOptimizer):
         lr: length of the step in Gauss-Newton steps, in (0, 1]; a scheduler takes it to zero.
         momentum: mu, in [0, 1).
         damping: lambda / mean(diag(J J^T)), positive.
-        trust, fraction, min_groups: see `ResidualOptimizer`.
+        trust: largest change of the squared length of the linearised residuals in one step,
+            relative to it.
+        fraction: part of the residuals of a component used in each step.
+        min_groups: components with fewer groups of residuals than this (atoms for forces,
+            structures for energy and stress) are used entirely; on each rank.
+
+    Raises:
+        ValueError: an argument out of range, nothing to train, several groups.
     """
 
     def __init__(

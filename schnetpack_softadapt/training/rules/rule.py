@@ -57,14 +57,22 @@ class Rule:
 
     def begin(
         self,
-        components: Sequence[str],  # names in a fixed order
-        lr: float | None = None,  # learning rate at the start of training
-        # labels per structure of each component, mean over the training set
+        components: Sequence[str],
+        lr: float | None = None,
         labels: Mapping[str, float] | None = None,
-        # `loss_weight` of each component; None if they are all the same
         loss_weights: Mapping[str, float] | None = None,
     ) -> dict[str, float]:
-        """Name the components of a run; returns the weights of its first epoch."""
+        """Name the components of a run; returns the weights of its first epoch.
+
+        Args:
+            components: names in a fixed order.
+            lr: learning rate at the start of training.
+            labels: labels per structure of each component, mean over the training set.
+            loss_weights: `loss_weight` of each component; None if they are all the same.
+
+        Raises:
+            ValueError: no component, or one without a weight.
+        """
         components = list(components)
         require(components, "a weighting rule needs at least one loss component")
         self.factors = self._prior_factors(components, labels, loss_weights)
@@ -99,12 +107,18 @@ class Rule:
 
     def update(
         self,
-        epoch: int,  # number of the epoch that has just ended, from 0
-        losses: Mapping[str, float],  # mean unweighted loss of each component over that epoch
-        lr: float | None = None,  # learning rate of the next epoch
-        progress: float = 0.0,  # part of the run that is done, of its epochs or of its time, 0 to 1
+        epoch: int,
+        losses: Mapping[str, float],
+        lr: float | None = None,
+        progress: float = 0.0,
     ) -> dict[str, float]:
         """Take the losses of an epoch; returns the weights of the next.
+
+        Args:
+            epoch: number of the epoch that has just ended, from 0.
+            losses: mean unweighted loss of each component over that epoch.
+            lr: learning rate of the next epoch.
+            progress: part of the run that is done, of its epochs or of its time, 0 to 1.
 
         Raises:
             ValueError: a loss is not finite; names component and epoch.
@@ -132,7 +146,11 @@ class Rule:
         return {"rule": type(self).__name__, **copy.deepcopy(state)}
 
     def load_state_dict(self, state: Mapping) -> None:
-        """Continue where `state_dict` was taken."""
+        """Continue where `state_dict` was taken.
+
+        Raises:
+            ValueError: the state is of another rule or of other components.
+        """
         rule, weights = state.get("rule"), state.get("weights", {})
         require(rule == type(self).__name__, f"the saved weights are of rule {rule}")
         require(
