@@ -2,9 +2,6 @@
 
 import math
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +10,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import toy_runs
+from processes import start
 from schnetpack.task import AtomisticTask
 from schnetpack.train import ExponentialMovingAverage, ReduceLROnPlateau
 from schnetpack.train import ModelCheckpoint as StockCheckpoint
@@ -461,29 +459,22 @@ def test_half_written_files_never_have_the_final_name(database, tmp_path, monkey
 
 
 def test_kill_9_and_the_same_command_again(database, tmp_path):
-    script = Path(toy_runs.__file__)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-    def command(folder, epochs):
-        folder.mkdir(exist_ok=True)
-        arguments = [folder, f"database={database}", f"epochs={epochs}"]
-        return [sys.executable, script, *map(str, arguments)]
-
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    process = subprocess.Popen(command(killed, 1000), env=environment, stderr=subprocess.DEVNULL)
+    whole.mkdir()
+    killed.mkdir()
+    data = {"n_train": 11, "n_val": 5}
+    process = start(toy_runs.run, killed, database, 1000, 1, data, folder=killed)
     last = killed / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 120
     while not last.exists() or len(toy_runs.history(killed)) < 4:
-        assert process.poll() is None, "the run has ended by itself"
+        assert process.is_alive(), "the run has ended by itself"
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    done = torch.load(last, weights_only=True)["epoch"] + 1
-    epochs = done + 3
-    subprocess.run(command(killed, epochs), env=environment, check=True, capture_output=True)
-    whole.mkdir()
-    toy_runs.run(whole, database, epochs, data={"n_train": 11, "n_val": 5})
+    process.kill()
+    process.join()
+    epochs = torch.load(last, weights_only=True)["epoch"] + 1 + 3
+    for folder in (killed, whole):
+        toy_runs.run(folder, database, epochs, data=data)
     same_history(toy_runs.history(killed), toy_runs.history(whole), tolerance=1e-6)
 
 
