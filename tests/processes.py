@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import socket
 import sys
 from collections.abc import Callable
 from multiprocessing.context import ForkProcess
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["start"]
+__all__ = ["start", "start_ranks"]
 
 
 def start(
@@ -28,6 +29,22 @@ def start(
     )
     process.start()
     return process
+
+
+def start_ranks(function: Callable, folder: Path, *args) -> list[str]:
+    """Run a function as two ranks, as a launcher outside of Lightning does; what each prints."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    logs = [folder / f"rank-{rank}.log" for rank in (0, 1)]
+    ranks = [
+        start(function, *args, folder=folder, log=log, LOCAL_RANK=str(k), NODE_RANK="0", **address)
+        for k, log in enumerate(logs)
+    ]
+    for rank, log in zip(ranks, logs, strict=True):
+        rank.join(300)
+        assert rank.exitcode == 0, log.read_text()[-3000:]
+    return [log.read_text() for log in logs]
 
 
 def _begin(function: Callable, args: tuple, folder: Path, log: Path, environment: dict) -> None:

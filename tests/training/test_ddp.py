@@ -2,33 +2,17 @@
 
 import json
 import os
-import socket
 from pathlib import Path
 
 import numpy as np
 import pytest
 import toy_runs
-from processes import start
+from processes import start_ranks
 
 
 def two_ranks(folder, *runs):
     """Train runs, of folders and options, one after the other as two ranks; what each printed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    logs = [folder / f"rank-{rank}.log" for rank in (0, 1)]
-    processes = [
-        # as a launcher outside of Lightning starts them
-        start(
-            train, runs, folder=folder, log=log, LOCAL_RANK=str(rank), NODE_RANK="0",
-            MASTER_ADDR="127.0.0.1", MASTER_PORT=port,
-        )
-        for rank, log in enumerate(logs)
-    ]  # fmt: skip
-    for process, log in zip(processes, logs, strict=True):
-        process.join(300)
-        assert process.exitcode == 0, log.read_text()[-3000:]
-    return [log.read_text() for log in logs]
+    return start_ranks(train, folder, runs)
 
 
 def train(runs):
