@@ -2,8 +2,6 @@
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -155,20 +153,3 @@ def test_names_shadow_nobody():
 def test_package_directive_is_where_hydra_reads_it(name):
     """Hydra reads only the first 512 characters for the package directive."""
     assert "# @package _global_" in (CONFIGS / name).read_text()[:512]
-
-
-def test_found_from_a_foreign_directory(tmp_path):
-    result = subprocess.run(
-        [
-            Path(sys.executable).with_name("spktrain"),
-            "experiment=mote2_softadapt",
-            "--cfg",
-            "job",
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
-    assert "schnetpack_softadapt" in result.stdout
-    assert "not available" not in result.stderr  # Hydra's warning about a provider

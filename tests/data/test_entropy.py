@@ -2,9 +2,6 @@
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,6 +13,7 @@ import pytest
 from ase.build import bulk
 from ase.data import covalent_radii
 from ase.io import read, write
+from processes import start
 from scipy.spatial.distance import cdist
 
 from schnetpack_softadapt.cli.main import main
@@ -156,20 +154,17 @@ def test_resumed_after_kill_the_same_with_any_number_of_processes(monkeypatch, m
         "elements: [W, Be]\nn_atoms: [4, 8]\nanneal_steps: 10\nsteps: 40\ndescriptor: small.json\n"
     )
     command = ["generate", "--method", "entropy", "--config", "my.yaml", "--seed", "3"]
-    program = [sys.executable, "-m", "schnetpack_softadapt.cli.main", *command]
-    process = subprocess.Popen(
-        [*program, "--n", "200", "--executor", "local:2", "--out", "out.extxyz"],
-        stdout=subprocess.DEVNULL,
-    )
+    many = [*command, "--n", "200", "--executor", "local:2", "--out", "out.extxyz"]
+    process = start(main, many, folder=Path.cwd())
     journal = Path("out.extxyz.journal")
     deadline = time.monotonic() + 300
     while not journal.exists() or len(journal.read_bytes().splitlines()) < 3:
-        assert process.poll() is None
+        assert process.is_alive()
         assert time.monotonic() < deadline
         time.sleep(0.02)
     workers = _children(process.pid)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     with open(journal, "ab") as file:
         file.write(b'{"key": "7", "dig')  # the line that was being written
     while any(map(_runs, workers)):

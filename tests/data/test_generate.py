@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from ase import Atoms
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.io import read, write
+from processes import start
 
 from schnetpack_softadapt.cli.main import main
 from schnetpack_softadapt.data.dataset import read_database
@@ -300,16 +300,15 @@ def test_resumes_after_kill_9():
     arguments = ["--calculator-args", '{"seconds": 0.15}']
     command = ["generate", "cu.extxyz", "--calculator", "calculators:Logged", *grid, *arguments]
     command = [*command, "--out", "out.extxyz"]
-    code = f"from schnetpack_softadapt.cli.main import main; main({command!r})"
-    process = subprocess.Popen([sys.executable, "-c", code])
+    process = start(main, command, folder=Path.cwd())
     journal, log = Path("out.extxyz.journal"), Path("calculations.log")
     deadline = time.monotonic() + 60
     while not journal.exists() or len(journal.read_bytes().splitlines()) < 2:
-        assert process.poll() is None
+        assert process.is_alive()
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     workers = {int(line.split()[0]) for line in log.read_text().splitlines()}
     while any(is_alive(worker) for worker in workers):  # they go when they notice
         assert time.monotonic() < deadline

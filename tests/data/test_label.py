@@ -271,8 +271,8 @@ def test_dask_loses_a_worker_the_parent_and_the_scheduler_and_goes_on(capfd):
         return len(journal.read_bytes().splitlines()) if journal.exists() else 0
 
     command = ["label", "in.extxyz", "--calculator", "calculators:Odd", "--out", "out.extxyz"]
-    command += ["--calculator-args", '{"seconds": 0.1}', "--executor"]
-    code = f"from schnetpack_softadapt.cli.main import main; main({[*command, 'dask:s.json']!r})"
+    command += ["--calculator-args", '{"seconds": 0.1}', "--executor", "dask:s.json"]
+    code = f"from schnetpack_softadapt.cli.main import main; main({command!r})"
     dask = [sys.executable, "-m", "dask"]
     about_worker = ["--nworkers", "2", "--nthreads", "1", "--no-dashboard"]
     with contextlib.ExitStack() as stack:
@@ -284,9 +284,14 @@ def test_dask_loses_a_worker_the_parent_and_the_scheduler_and_goes_on(capfd):
             return process
 
         where = ["--host", "127.0.0.1", "--port", "0", "--scheduler-file", "s.json"]
-        scheduler = start(*dask, "scheduler", *where, "--no-dashboard")
-        wait_for(Path("s.json").exists, scheduler)
-        start(*dask, "worker", "--scheduler-file", "s.json", *about_worker)
+
+        def start_cluster() -> subprocess.Popen:
+            scheduler = start(*dask, "scheduler", *where, "--no-dashboard")
+            wait_for(Path("s.json").exists, scheduler)
+            start(*dask, "worker", "--scheduler-file", "s.json", *about_worker)
+            return scheduler
+
+        scheduler = start_cluster()
         parent = start(sys.executable, "-c", code)
         wait_for(lambda: n_kept() > 2, parent)
         child, worker, _ = Path("calculations.log").read_text().split()[-3:]
@@ -304,14 +309,16 @@ def test_dask_loses_a_worker_the_parent_and_the_scheduler_and_goes_on(capfd):
             scheduler.kill()
 
         threading.Thread(target=kill_scheduler).start()
-        assert main([*command, "dask:s.json"]) == 2
+        assert main(command) == 2
         scheduler.wait()
-    errors = capfd.readouterr().err
-    assert errors.splitlines()[-1].endswith("what is finished is kept, start again to go on")
-    assert "Traceback" not in errors
-    n, n_before = n_kept(), len(calculations())
-    assert n < len(lattice)
-    assert main([*command, "local:1"]) == 0
+        errors = capfd.readouterr().err
+        assert errors.splitlines()[-1].endswith("what is finished is kept, start again to go on")
+        assert "Traceback" not in errors
+        n, n_before = n_kept(), len(calculations())
+        assert n < len(lattice)
+        Path("s.json").unlink()
+        start_cluster()
+        assert main(command) == 0
     # and, perhaps, two that the workers had in hand
     assert 0 <= len(calculations()) - n_before - (len(lattice) - n) <= 2
     assert_emt(read("out.extxyz", ":"), lattice)

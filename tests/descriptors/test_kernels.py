@@ -429,13 +429,12 @@ def test_a_second_process_does_not_compile(tmp_path):
     # a cache of its own: tests that run at the same time may overwrite each other's index
     program = """
         import torch
-        from schnetpack_softadapt.descriptors.acsf.kernels import engine
-        from schnetpack_softadapt.descriptors.acsf.kernels.products import values
-        from schnetpack_softadapt.descriptors.acsf.layout import Layout, SymmetryFunction
-        layout = Layout({1: [SymmetryFunction("G4", (1, 1), 4.0, 0.1)]})
+        from schnetpack_softadapt.descriptors.snap import Bispectrum
+        from schnetpack_softadapt.descriptors.snap.kernels.engine import KernelEngine
+        from schnetpack_softadapt.descriptors.snap.kernels.products import values
+        engine = KernelEngine(Bispectrum({"H": 0.5}, {"H": 1.0}, twojmax=2, rcutfac=4.0))
         v = torch.eye(3, dtype=torch.float64)
         zero = torch.zeros(3, dtype=int)
-        engine = engine.KernelEngine(layout)
         engine.values(engine.prepare(v, zero, zero, torch.ones(1, dtype=int)))
         stats = values.stats
         print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))

@@ -3,8 +3,6 @@
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +15,7 @@ from ase.build import bulk
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read, write
+from processes import start
 
 from schnetpack_softadapt.cli.main import main
 from schnetpack_softadapt.data.children import kill_children, place
@@ -143,20 +142,16 @@ def test_killed_and_started_again(executor, tmp_path, monkeypatch):
     write("start.extxyz", labelled(8, 0.02, 0))
     write("test.extxyz", labelled(3, 0.1, 1))
     Path("learn.yaml").write_text(yaml.safe_dump({**LINEAR, "executor": "local:1"}))
-    command = [sys.executable, "-m", "schnetpack_softadapt.cli.main", "learn", "learn.yaml"]
-    with open("log", "w") as log:
-        process = subprocess.Popen(
-            [*command, "--out", "killed"], stdout=log, stderr=log, start_new_session=True
-        )
+    process = start(main, ["learn", "learn.yaml", "--out", "killed"], folder=tmp_path)
     with ThreadPoolExecutor(1) as beside:
         settings = Learning(**LINEAR, executor=executor)
         whole = beside.submit(learn, settings, "whole", say=lambda text: None)
         walks = Path("killed/round-00/explored")
-        while len([*walks.glob("*/*.jsonl")]) < 2 and process.poll() is None:
+        while len([*walks.glob("*/*.jsonl")]) < 2 and process.is_alive():
             time.sleep(0.01)
         victims = children(process.pid)
         process.kill()
-        process.wait()
+        process.join()
         assert victims
         for pid in victims:
             with contextlib.suppress(ProcessLookupError):

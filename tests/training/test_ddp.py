@@ -2,30 +2,24 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import toy_runs
+from processes import start_ranks
 
 
-def two_ranks(*runs):
-    """Train, in folder after folder, as two ranks started by Lightning: the script once more."""
-    words = []
+def two_ranks(folder, *runs):
+    """Train runs, of folders and options, one after the other as two ranks; what each printed."""
+    return start_ranks(train, folder, runs)
+
+
+def train(runs):
     for folder, options in runs:
         folder.mkdir(exist_ok=True)
-        words += ["--", folder, "ranks=2", *(f"{k}={v}" for k, v in options.items())]
-    done = subprocess.run(
-        [sys.executable, toy_runs.__file__, *words[1:]],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done
+        os.chdir(folder)
+        toy_runs.run_as_told(folder, ranks=2, **options)
 
 
 def one_rank(folder, monkeypatch, **options):
@@ -70,13 +64,13 @@ def test_two_ranks_take_the_steps_of_one(database, tmp_path, monkeypatch):
     second-order steps the rows of the Jacobian are spread over the ranks: counts of the losses,
     J J^T or J^T J, the step and its limit are those of all rows. L-BFGS evaluates a batch several
     times, on all ranks at the same parameters. Least squares have the factors of both ranks
-    together. All in one start of two ranks: it takes longer than the training.
+    together.
     """
     runs = {
         name: (tmp_path / name, {"database": database, "epochs": 4, "optimizer": name, **options})
         for name, options in CASES.items()
     }
-    two_ranks(*runs.values())
+    two_ranks(tmp_path, *runs.values())
     for name, (two, options) in runs.items():
         one = tmp_path / f"{name}_one"
         one_rank(one, monkeypatch, **options)
@@ -90,14 +84,14 @@ def test_batch_descriptors_resume_and_results_on_two_ranks(database, tmp_path, m
     one rank that does it in one go."""
     two, one = tmp_path / "two", tmp_path / "one"
     options = {"database": database, "model": "acsf", "losses": "mse,mse,mse"}
-    two_ranks((two, {**options, "epochs": 2}))
+    two_ranks(tmp_path, (two, {**options, "epochs": 2}))
     built = store_files(two)
     assert built
-    done = two_ranks((two, {**options, "epochs": 4, "test": "yes"}))
-    one_rank(one, monkeypatch, epochs=4, test="yes", **options)
+    printed = two_ranks(tmp_path, (two, {**options, "epochs": 4, "test": True}))
+    one_rank(one, monkeypatch, epochs=4, test=True, **options)
     same_histories(two, one)
     assert store_files(two) == built, "the store was built once, by one rank"
-    assert done.stdout.count("RMSE (MAE)") == 1, "one rank prints the table"
+    assert "".join(printed).count("RMSE (MAE)") == 1, "one rank prints the table"
     metrics = [json.loads((folder / "metrics.json").read_text()) for folder in (two, one)]
     for subset in ("train", "val", "test"):
         assert metrics[0][subset] == pytest.approx(metrics[1][subset], rel=1e-4)

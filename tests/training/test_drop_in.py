@@ -2,7 +2,6 @@
 
 import csv
 import json
-import subprocess
 import sys
 
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 import torch
 from ase.build import molecule
 from ase.calculators.emt import EMT
+from processes import start_ranks
 from schnetpack import atomistic, cli, representation, transform
 from schnetpack.data import ASEAtomsData, AtomsDataModule, AtomsLoader
 from schnetpack.model import NeuralNetworkPotential
@@ -197,12 +197,12 @@ def test_settings_of_the_trainer(molecules, tmp_path, monkeypatch, settings):
 
 def test_two_ranks_with_the_stock_trainer(molecules, tmp_path):
     more = ("task=softadapt_task", "trainer=ddp_trainer", "trainer.num_nodes=1")
-    script = tmp_path / "train.py"  # a file: the other rank starts it again
-    script.write_text("from schnetpack.cli import train\n\ntrain()\n")
-    command = [sys.executable, str(script), *md17(molecules, *more), *SMALL]
-    command += [f"run.path={tmp_path}"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+
+    def train():
+        sys.argv = ["spktrain", *md17(molecules, *more), *SMALL, f"run.path={tmp_path}"]
+        cli.train()
+
+    start_ranks(train, tmp_path)
     values = logged(tmp_path / "run")
     assert values["val_loss"][-1] < values["val_loss"][0]
     assert values["weight_forces"][0] == pytest.approx(0.99)

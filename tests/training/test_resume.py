@@ -2,9 +2,6 @@
 
 import math
 import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +10,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import toy_runs
+from processes import start
 from schnetpack.task import AtomisticTask
 from schnetpack.train import ExponentialMovingAverage, ReduceLROnPlateau
 from schnetpack.train import ModelCheckpoint as StockCheckpoint
@@ -254,19 +252,19 @@ def scheduled(cls, optimizer_cls=torch.optim.AdamW, monitor=None, warmup=0, opti
     )
 
 
-def test_a_finished_run_of_25_epochs_goes_on_to_50(database, tmp_path):
-    """The learning rate of a run of 50 from epoch 25 on, not zero and back up."""
+def test_a_finished_run_of_10_epochs_goes_on_to_20(database, tmp_path):
+    """The learning rate of a run of 20 from epoch 10 on, not zero and back up."""
     cosine = torch.optim.lr_scheduler.CosineAnnealingLR
     lr = {}
-    for stops in ((25, 50), (50,)):
+    for stops in ((10, 20), (20,)):
         tasks = [(epochs, scheduled(cosine, T_max=epochs)) for epochs in stops]
         rows, _ = resume(tmp_path / str(stops), database, tasks)
-        assert [row["epoch"] for row in rows] == list(range(50))
+        assert [row["epoch"] for row in rows] == list(range(20))
         lr[stops] = [row["lr"] for row in rows]
-    first = [0.005 * (1 + math.cos(math.pi * k / 25)) for k in range(25)]
-    assert lr[25, 50][:25] == pytest.approx(first, rel=1e-9)
-    assert lr[25, 50][25:] == lr[50,][25:]  # the same operations: to the bit
-    assert lr[50,][25] == pytest.approx(0.005, rel=1e-9)
+    first = [0.005 * (1 + math.cos(math.pi * k / 10)) for k in range(10)]
+    assert lr[10, 20][:10] == pytest.approx(first, rel=1e-9)
+    assert lr[10, 20][10:] == lr[20,][10:]  # the same operations: to the bit
+    assert lr[20,][10] == pytest.approx(0.005, rel=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -461,29 +459,22 @@ def test_half_written_files_never_have_the_final_name(database, tmp_path, monkey
 
 
 def test_kill_9_and_the_same_command_again(database, tmp_path):
-    script = Path(toy_runs.__file__)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-    def command(folder, epochs):
-        folder.mkdir(exist_ok=True)
-        arguments = [folder, f"database={database}", f"epochs={epochs}"]
-        return [sys.executable, script, *map(str, arguments)]
-
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    process = subprocess.Popen(command(killed, 1000), env=environment, stderr=subprocess.DEVNULL)
+    whole.mkdir()
+    killed.mkdir()
+    data = {"n_train": 11, "n_val": 5}
+    process = start(toy_runs.run, killed, database, 1000, 1, data, folder=killed)
     last = killed / "checkpoints" / "last.ckpt"
     deadline = time.monotonic() + 120
     while not last.exists() or len(toy_runs.history(killed)) < 4:
-        assert process.poll() is None, "the run has ended by itself"
+        assert process.is_alive(), "the run has ended by itself"
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    done = torch.load(last, weights_only=True)["epoch"] + 1
-    epochs = done + 3
-    subprocess.run(command(killed, epochs), env=environment, check=True, capture_output=True)
-    whole.mkdir()
-    toy_runs.run(whole, database, epochs, data={"n_train": 11, "n_val": 5})
+    process.kill()
+    process.join()
+    epochs = torch.load(last, weights_only=True)["epoch"] + 1 + 3
+    for folder in (killed, whole):
+        toy_runs.run(folder, database, epochs, data=data)
     same_history(toy_runs.history(killed), toy_runs.history(whole), tolerance=1e-6)
 
 

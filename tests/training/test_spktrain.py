@@ -66,6 +66,7 @@ def test_from_import_to_report(tmp_path, capsys):
     command = [Path(sys.executable).with_name("spktrain"), *settings]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "not available" not in done.stderr  # Hydra's warning about the search path
     run = tmp_path / "runs" / "acsf_softadapt"
     assert [row["epoch"] for row in toy_runs.history(run)] == [0, 1, 2]
     metrics = json.loads((run / "metrics.json").read_text())

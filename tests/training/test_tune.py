@@ -4,12 +4,12 @@ import json
 import math
 import os
 import signal
-import subprocess
 import sys
 import time
 
 import numpy as np
 import pytest
+from processes import start
 
 from schnetpack_softadapt.cli.main import main
 from schnetpack_softadapt.cli.tune import Parameter, Tuning, read_tuning, tune
@@ -74,19 +74,15 @@ def test_weights_of_the_objective(tmp_path):
 
 def test_killed_and_continued_it_is_the_same_path(tmp_path):
     tune(toy_tuning(evaluations=12), tmp_path / "whole", toy_errors)
-    code = (
-        "import os, signal, sys, test_tune as t\n"
-        "def fit(overrides, run):\n"
-        "    if run.name == 'fit_0005':\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return t.toy_errors(overrides, run)\n"
-        f"t.tune(t.toy_tuning(evaluations=12), {str(tmp_path / 'parts')!r}, fit)\n"
-    )
-    here = os.path.dirname(__file__)
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=here, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+
+    def killed(overrides, run):
+        if run.name == "fit_0005":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return toy_errors(overrides, run)
+
+    process = start(tune, toy_tuning(evaluations=12), "parts", killed, folder=tmp_path)
+    process.join(300)
+    assert process.exitcode == -signal.SIGKILL
     assert len(fits(tmp_path / "parts")) == 5
     further = []
 
@@ -207,14 +203,13 @@ evaluations: 2
     assert [len(fit["errors"]) for fit in whole] == [3, 3]
     assert whole[0]["settings"] == [4.25, 1e-3]
     assert [p.name for p in (tmp_path / "whole").glob("fit_*/best_model")] == ["best_model"]
-    command = [sys.executable, "-m", "schnetpack_softadapt.cli.main", "tune", "small.yaml"]
-    process = subprocess.Popen([*command, "--out", "parts"], stdout=subprocess.DEVNULL)
+    process = start(main, ["tune", "small.yaml", "--out", "parts"], folder=tmp_path)
     deadline = time.monotonic() + 300
     while not (tmp_path / "parts/fits.json").exists() and time.monotonic() < deadline:
-        assert process.poll() is None
+        assert process.is_alive()
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert len(fits(tmp_path / "parts")) == 1
     assert main(["tune", "small.yaml", "--out", "parts"]) == 0
     assert fits(tmp_path / "parts") == whole

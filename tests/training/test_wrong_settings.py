@@ -1,13 +1,14 @@
 """What `spktrain` says of settings that are wrong: one line, before anything long is done."""
 
-import subprocess
 import sys
 import traceback
 
+import hydra
 import pytest
 import torch
 import toy_runs
 from omegaconf import OmegaConf
+from processes import start
 from schnetpack import cli
 from schnetpack.train import ReduceLROnPlateau
 
@@ -17,7 +18,12 @@ from schnetpack_softadapt.model import ACSF
 from schnetpack_softadapt.training.losses import EnergyLoss, ForcesLoss, StressLoss
 from schnetpack_softadapt.training.optimizers import KalmanFilter
 from schnetpack_softadapt.training.rules import Fixed, LinearRamp, SoftAdapt
-from schnetpack_softadapt.training.settings import check_monitor, check_optimizer, logged_names
+from schnetpack_softadapt.training.settings import (
+    check_monitor,
+    check_optimizer,
+    logged_names,
+    update_config,
+)
 from schnetpack_softadapt.training.task import SoftAdaptTask
 
 SMALL = (
@@ -321,14 +327,13 @@ def test_values_of_other_callbacks_may_be_watched():
 def test_a_config_of_the_user_stays(tmp_path):
     """A Hydra program of the user's whose own config.yaml is where it was started."""
     (tmp_path / "config.yaml").write_text("lr: 1 # mine\n")
-    (tmp_path / "program.py").write_text(
-        "import pathlib, hydra\n"
-        "from schnetpack_softadapt.training.settings import update_config\n"
-        "@hydra.main(config_path='.', config_name='config', version_base='1.2')\n"
-        "def main(config):\n"
-        "    update_config(pathlib.Path('config.yaml'), False, {})\n"
-        "main()\n"
-    )
-    command = [sys.executable, "program.py", "lr=5"]
-    subprocess.run(command, cwd=tmp_path, check=True)
+
+    def program():
+        sys.argv = ["program.py", "lr=5"]
+        main = hydra.main(config_path=str(tmp_path), config_name="config", version_base="1.2")
+        main(lambda config: update_config(tmp_path / "config.yaml", False, {}))()
+
+    process = start(program, folder=tmp_path, log=tmp_path / "log")
+    process.join(60)
+    assert process.exitcode == 0, (tmp_path / "log").read_text()
     assert (tmp_path / "config.yaml").read_text() == "lr: 1 # mine\n"

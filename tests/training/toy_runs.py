@@ -1,12 +1,6 @@
-"""A small potential, EMT data and runs of them, for the tests of training.
-
-As a script: `python toy_runs.py FOLDER KEY=VALUE... [-- FOLDER ...]` trains in FOLDER after
-FOLDER, to be killed, or on two ranks; see `run_as_told`.
-"""
+"""A small potential, EMT data and runs of them, for the tests of training."""
 
 import csv
-import os
-import sys
 import warnings
 from pathlib import Path
 
@@ -250,7 +244,6 @@ def run_as_told(
             length, or one of ours.
         test: evaluate the best epoch at the end, as `spktrain` does.
     """
-    ranks = int(ranks)
     task = None
     data = {"batch_size": 4 // ranks, "n_train": 11, "n_val": 5}
     if model != "toy":
@@ -270,25 +263,6 @@ def run_as_told(
             lr={"SGD": 1e-2, "LeastSquares": 1.0}.get(optimizer, 0.2),
         )
     trainer_args = {"strategy": "ddp", "devices": ranks} if ranks > 1 else {}
-    trainer, task, datamodule = run(
-        folder, database, int(epochs), data=data, task=task, **trainer_args
-    )
+    trainer, task, datamodule = run(folder, database, epochs, data=data, task=task, **trainer_args)
     if test:
         trainer.test(task, datamodule=datamodule, ckpt_path="best", verbose=False)
-
-
-def main():
-    torch.set_num_threads(1)
-    runs = [[]]
-    for word in sys.argv[1:]:
-        runs.append([]) if word == "--" else runs[-1].append(word)
-    for folder, *options in runs:
-        os.chdir(folder)
-        run_as_told(folder, **dict(option.split("=", 1) for option in options))
-        if torch.distributed.is_initialized():
-            # Lightning would start the second rank once more: from here on it is told not to
-            os.environ.setdefault("LOCAL_RANK", "0")
-
-
-if __name__ == "__main__":
-    main()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import NamedTuple
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from ase.data import chemical_symbols
@@ -129,7 +128,7 @@ class SymmetryFunction:
 
     def to_dict(self) -> dict:
         """Plain numbers and strings, the arguments; weights by symbol where they are given."""
-        data = dataclasses.asdict(self)
+        data = dict(vars(self))  # dataclasses.asdict would copy each pair of the weights
         del data["weights"]  # what was written before there were weights stays as it was
         if self.weights:
             data["weights"] = {chemical_symbols[z]: weight for z, weight in self.weights}
@@ -148,6 +147,11 @@ class SymmetryFunction:
 
 def _weights(weights) -> tuple[tuple[int, float], ...]:
     items = weights.items() if isinstance(weights, Mapping) else weights or ()
+    return _checked_weights(tuple(map(tuple, items)))
+
+
+@lru_cache  # many functions have the same
+def _checked_weights(items: tuple[tuple[Any, float], ...]) -> tuple[tuple[int, float], ...]:
     table = {atomic_number(element): float(weight) for element, weight in items}
     for z, weight in table.items():
         if not math.isfinite(weight):
