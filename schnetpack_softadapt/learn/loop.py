@@ -15,8 +15,8 @@ The model is a linear cluster expansion with so many functions as the labels of 
 for (`functions_for`), which knows its uncertainty, see `posterior`; train networks on the
 structures that it asked for. Of other models it takes a committee (`members: 3`,
 `model: {epochs: 25}`), whose uncertainty is the spread of the members' forces (H. S. Seung et al.,
-COLT 1992, 287; in interatomic potentials N. Artrith, J. Behler, Phys. Rev. B 85, 045439, 2012), at
-many times the cost.
+COLT 1992, 287; in interatomic potentials N. Artrith, J. Behler, Phys. Rev. B 85, 045439, 2012): in
+the one case that was tried it chose better than chance, and the linear model better than it.
 """
 
 import json

@@ -228,7 +228,7 @@ def networks(folder: Path, case: str, seeds: list[int]) -> None:
     """Errors of networks that are trained on what linear models asked for, and on random choice."""
     folder = folder / case
     names = ["active", "random, as many", f"random, {N['random'] // N['uncertain']} times as many"]
-    print("| seed | model |", " | ".join(names), "|\n|---|---|---|---|---|")
+    rows = ["| seed | model | " + " | ".join(names) + " |\n|---|---|---|---|---|"]
     for seed in seeds:
         last = f"round-{ROUNDS - 1:02}/train.db"
         active, random = (read_database(folder / f"{choose}-{seed}" / last) for choose in N)
@@ -245,7 +245,8 @@ def networks(folder: Path, case: str, seeds: list[int]) -> None:
                     )
                     api.predict(trained.model, folder / "test.extxyz", out / "test.npz")
                 cells.append(f"{np.mean([*by_kind(folder, out / 'test.npz').values()]):.1f}")
-            print("|", " | ".join([str(seed), model, *cells]), "|", flush=True)
+            rows.append(f"| {seed} | {model} | " + " | ".join(cells) + " |")
+    print("\n".join(rows))
 
 
 def needed(labels: np.ndarray, errors: np.ndarray, target: float) -> float:
