@@ -10,9 +10,9 @@ def add_learn(commands) -> None:
     parser = commands.add_parser(
         "learn",
         help="train, label where models are uncertain, and again until they are not",
-        description="Active learning: train several models, or a linear one, let them run molecular"
-        " dynamics and other explorations, label what they know least with any ASE calculator,"
-        " train again."
+        description="Active learning: train a linear model, or several networks, let them run"
+        " molecular dynamics and other explorations, label what they know least with any ASE"
+        " calculator, train again."
         " The file (YAML) has train, test, calculator, explore, members, model, executor,"
         " uncertain, n, rounds and more (schnetpack_softadapt/learn/loop.py). The same command"
         " again goes on with what was stopped, and more rounds extend it.",

@@ -3,24 +3,20 @@
     train: [start.db]          # labelled structures to begin with, as `import` reads them
     test: [test.extxyz]        # labelled, never trained on
     calculator: ase.calculators.emt:EMT
-    executor: local:2          # members, explorations and labels; see data.executors
-    members: 1
-    model: {model: linear, overrides: [model.representation.parameters.n_functions=120]}
     explore:
       - {method: md, temperature: [300, 1500], steps: 2000, every: 20, stop: 1.0, repeats: 4}
       - {method: strain, strain: 0.08, sigma: 0.1, n: 20}
-    uncertain: 0.1             # eV/Ang: below, a force is known
-    n: 20                      # labels a round
-    rounds: 10
 
-With another calculator (`calculator_args`, `timeout`) the same loop labels with any code of density
-functional theory. Everything is in files of the folder `--out`, each written whole: a stage whose
-files are there is not done again, so that the same command goes on wherever it was stopped.
-One linear model, with no more functions than a fourth of the labels, knows its uncertainty, see
-`posterior`; train networks on the structures that it asked for. Of other models it takes a
-committee (`members: 3`, `model: {epochs: 25}`), whose uncertainty is the spread of the members'
-forces (H. S. Seung et al., COLT 1992, 287; in interatomic potentials N. Artrith, J. Behler, Phys.
-Rev. B 85, 045439, 2012), at many times the cost.
+`Learning` has what else can be set. With another calculator (`calculator_args`, `timeout`) the same
+loop labels with any code of density functional theory. Everything is in files of the folder
+`--out`, each written whole: a stage whose files are there is not done again, so that the same
+command goes on wherever it was stopped.
+The model is a linear cluster expansion with so many functions as the labels of the round are good
+for (`functions_for`), which knows its uncertainty, see `posterior`; train networks on the
+structures that it asked for. Of other models it takes a committee (`members: 3`,
+`model: {epochs: 25}`), whose uncertainty is the spread of the members' forces (H. S. Seung et al.,
+COLT 1992, 287; in interatomic potentials N. Artrith, J. Behler, Phys. Rev. B 85, 045439, 2012): in
+the one case that was tried it chose better than chance, and the linear model better than it.
 """
 
 import json
@@ -53,7 +49,7 @@ from schnetpack_softadapt.files import locked, write_file
 from schnetpack_softadapt.learn.explore import check_explorer, explore
 from schnetpack_softadapt.learn.posterior import PosteriorCalculator, write_posterior
 
-__all__ = ["Learning", "learn", "read_learning"]
+__all__ = ["Learning", "functions_for", "learn", "read_learning"]
 
 #: models that can start from the weights of others
 STARTING = ("acsf", "ace")
@@ -64,6 +60,8 @@ FEW_LABELS = (
     "task/weighting=fixed",
     "task.weighting.weights={energy: 0.05, forces: 0.9, stress: 0.05}",
 )
+#: labels for each coefficient of a linear model, and functions that there are at most
+LABELS_OF_ONE, MOST_FUNCTIONS = 4, 700
 #: name of the file that a training leaves in its end
 DONE = "trained"
 CHOICES = ("uncertain", "random")
@@ -81,8 +79,11 @@ class Learning:
         start: files of structures that these start from, each as often as any other; those of
             `train` if not given.
         executor, timeout, retries: see `executors.run_all`; the time is that of one label, s.
-        members: models of the committee; 1 of a linear one ("linear", "quadratic").
-        model: keywords of `schnetpack_softadapt.train`, and `overrides`, a list.
+        members: 1, a linear model ("linear", "quadratic"), or those of a committee.
+        model: keywords of `schnetpack_softadapt.train`, and `overrides`, a list; if not given,
+            "linear" for one member and "acsf" for more. The number of functions of "linear" follows
+            from the labels of each round (`functions_for`) unless an override names the
+            representation.
         refine: what is different from the second round on, where each member starts from its last
             weights (models "acsf" and "ace"); false: all members are trained anew.
         uncertain: spread of a force from which a structure is worth a label, eV/Ang.
@@ -112,7 +113,7 @@ class Learning:
     executor: str | dict | Executor = "local:1"
     timeout: float | None = None
     retries: int = 0
-    members: int = 3
+    members: int = 1
     model: dict = field(default_factory=dict)
     refine: dict | bool = field(default_factory=dict)
     uncertain: float = 0.1
@@ -133,8 +134,13 @@ class Learning:
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} is a whole number from {least} on, not {value!r}")
-        if self.members == 1 and self.model.get("model") not in LINEAR:
-            raise ValueError(f"members: one model alone is {' or '.join(LINEAR)}; give 2 or more")
+        self.model = {"model": "linear" if self.members == 1 else "acsf", **self.model}
+        of_networks = {"epochs", "n_hidden"} & set(self.model)
+        if self.members == 1 and (self.model["model"] not in LINEAR or of_networks):
+            raise ValueError(
+                f"members: one model alone is {' or '.join(LINEAR)}, without epochs and n_hidden;"
+                " of networks give 3"
+            )
         if not 0 < self.uncertain < self.hopeless:
             raise ValueError("uncertain and hopeless are spreads (eV/Ang), positive and ascending")
         if self.choose not in CHOICES:
@@ -234,7 +240,7 @@ class _Round:
         """Train, test, explore; the row of the table."""
         known = read_database(self.folder / "train.db")
         self.say(f"round {self.number}: {len(known)} structures")
-        self._train(len(known))
+        self._train(known)
         errors = json.loads(_once(self.folder / "metrics.json", self._test).read_text())
         visited = self._explore()
         spreads = np.array([atoms.info["spread"] for atoms in visited])
@@ -283,8 +289,11 @@ class _Round:
         if failed:
             raise ValueError(f"round {self.number}, {what}: {'; '.join(failed)}")
 
-    def _train(self, n: int) -> None:
+    def _train(self, known: Sequence[Structure]) -> None:
         is_alone, database = self.settings.members == 1, self.folder / "train.db"
+        n = len(known)
+        if is_alone and n < 2:
+            raise ValueError("train: give two structures or more; the first is not trained on")
         if is_alone:  # a solution needs no validation, but there must be one: the very first
             split = Split(train=[*range(1, n)], val=[0], test=[])
             save_split(split_path(database), split, replace=False)
@@ -296,11 +305,14 @@ class _Round:
             options |= {"num_test": 0, **self.settings.model}
             overrides = ["data.num_train=null", f"data.split_seed={k}"]
             given = options.pop("overrides", [])
-            if options.get("model") in LINEAR and "weighting" not in f"{[*options, *given]}":
+            if options["model"] in LINEAR and "weighting" not in f"{[*options, *given]}":
                 overrides += FEW_LABELS
+            if options["model"] == "linear" and "representation" not in f"{given}":
+                number = functions_for(known[1:])
+                overrides.append(f"model.representation.parameters.n_functions={number}")
             overrides += given
             if self.number and self.settings.refine is not False:
-                if options.get("model", "acsf") in STARTING:
+                if options["model"] in STARTING:
                     last = self.out / f"round-{self.number - 1:02}" / f"member-{k}"
                     overrides.append("model/start_from=model_softadapt")
                     overrides.append(f"model.start_from.path='{last}'")
@@ -369,6 +381,13 @@ class _Round:
             rows, known_rows = structure_rows(new, descriptor, known=known)
             chosen = select(rows, n, "farthest", known_rows)
         ase.io.write(path, [candidates[k] for k in chosen], format="extxyz")
+
+
+def functions_for(structures: Sequence[Structure]) -> int:
+    """Functions of each element that a linear model of these structures should have."""
+    n_labels = sum(1 + 3 * s.n_atoms + 6 * (s.stress is not None) for s in structures)
+    n_elements = len({int(z) for s in structures for z in s.numbers})
+    return min(max(n_labels // (LABELS_OF_ONE * max(n_elements, 1)), 1), MOST_FUNCTIONS)
 
 
 def _once(path: Path, make: Callable[[Path], object]) -> Path:

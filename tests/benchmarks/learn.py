@@ -11,9 +11,11 @@ one: hot and strained crystals alone.
 
     python tests/benchmarks/learn.py run FOLDER kinds 0 1 2 3 4     # seeds
     python tests/benchmarks/learn.py table FOLDER kinds [--picture learn.png]
+    python tests/benchmarks/learn.py networks FOLDER kinds 0 1      # trained on these labels
 """
 
 import argparse
+import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -31,6 +33,9 @@ from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from ase.optimize import BFGS
 from scipy.stats import ttest_1samp
 
+from schnetpack_softadapt import api
+from schnetpack_softadapt.data.database import write_database
+from schnetpack_softadapt.data.dataset import read_database
 from schnetpack_softadapt.learn.loop import Learning, learn
 
 A = 3.6
@@ -165,7 +170,7 @@ def prepare(folder: Path, case: str) -> None:
     write(folder / "start.extxyz", start)
 
 
-def settings(folder: Path, case: str, choose: str, seed: int, executor) -> Learning:
+def settings(folder: Path, case: str, choose: str, seed: int, model: dict, executor) -> Learning:
     md = {"method": "md", "every": 4, "timestep": 4.0, "stop": 1.0}
     explore = {
         "kinds": [{**md, "temperature": [300, 900], "steps": 40, "repeats": 16}],
@@ -180,12 +185,7 @@ def settings(folder: Path, case: str, choose: str, seed: int, executor) -> Learn
         start=[str(folder / "start.extxyz")],
         calculator="ase.calculators.emt:EMT",
         executor=executor,
-        members=1,
-        model={
-            "model": "linear",
-            "cutoff": 5.0,
-            "overrides": ["model.representation.parameters.n_functions=120"],
-        },
+        **model,
         explore=explore[case],
         uncertain=0.01,
         n=N[choose],
@@ -196,28 +196,57 @@ def settings(folder: Path, case: str, choose: str, seed: int, executor) -> Learn
     )
 
 
-def run(folder: Path, case: str, seeds: list[int]) -> None:
+def by_kind(folder: Path, predictions: Path) -> dict[str, float]:
+    """RMSE of forces of each kind in the test set, meV/Ang."""
+    test = read(folder / "test.extxyz", ":")
+    of_atom = np.repeat([a.info["group"] for a in test], [len(a) for a in test])
+    with np.load(predictions) as file:
+        squares = (file["forces"] - file["forces_ref"]) ** 2
+    return {k: 1e3 * squares[of_atom == k].mean() ** 0.5 for k in dict.fromkeys(of_atom)}
+
+
+def run(folder: Path, case: str, seeds: list[int], model: dict) -> None:
     """Errors of each kind after each round go to FOLDER/CASE/errors-SEED.csv."""
     folder = folder / case
     prepare(folder, case)
-    kinds = np.array([a.info["group"] for a in read(folder / "test.extxyz", ":")])
-    sizes = [len(a) for a in read(folder / "test.extxyz", ":")]
-    of_atom, executor = np.repeat(kinds, sizes), ThreadPoolExecutor(1)
+    executor = ThreadPoolExecutor(1)
     for seed in seeds:
         rows = []
         for choose in N:
             out = folder / f"{choose}-{seed}"
-            table = learn(settings(folder, case, choose, seed, executor), out, say=lambda _: None)
+            chosen = settings(folder, case, choose, seed, model, executor)
+            table = learn(chosen, out, say=lambda _: None)
             for number, n in enumerate(table["structures"]):
-                with np.load(out / f"round-{number:02}" / "test.npz") as file:
-                    squares = (file["forces"] - file["forces_ref"]) ** 2
-                errors = {
-                    k: 1e3 * squares[of_atom == k].mean() ** 0.5 for k in dict.fromkeys(kinds)
-                }
+                errors = by_kind(folder, out / f"round-{number:02}" / "test.npz")
                 labels = n - table["structures"][0]
                 rows.append({"choose": choose, "round": number, "labels": labels, **errors})
         pd.DataFrame(rows).to_csv(folder / f"errors-{seed}.csv", index=False)
         print(folder.name, seed, flush=True)
+
+
+def networks(folder: Path, case: str, seeds: list[int]) -> None:
+    """Errors of networks that are trained on what linear models asked for, and on random choice."""
+    folder = folder / case
+    names = ["active", "random, as many", f"random, {N['random'] // N['uncertain']} times as many"]
+    rows = ["| seed | model | " + " | ".join(names) + " |\n|---|---|---|---|---|"]
+    for seed in seeds:
+        last = f"round-{ROUNDS - 1:02}/train.db"
+        active, random = (read_database(folder / f"{choose}-{seed}" / last) for choose in N)
+        for model in ("acsf", "ace"):
+            cells = []
+            for k, structures in enumerate((active, random[: len(active)], random)):
+                out = folder / "networks" / f"{seed}-{model}-{k}"
+                if not (out / "test.npz").exists():
+                    out.mkdir(parents=True, exist_ok=True)
+                    write_database(out / "train.db", structures, names[k])
+                    where = {"out": out / "run", "num_val": 0.1, "num_test": 0}
+                    trained = api.train(
+                        out / "train.db", "data.num_train=null", model=model, **where
+                    )
+                    api.predict(trained.model, folder / "test.extxyz", out / "test.npz")
+                cells.append(f"{np.mean([*by_kind(folder, out / 'test.npz').values()]):.1f}")
+            rows.append(f"| {seed} | {model} | " + " | ".join(cells) + " |")
+    print("\n".join(rows))
 
 
 def needed(labels: np.ndarray, errors: np.ndarray, target: float) -> float:
@@ -288,15 +317,18 @@ def table(folder: Path, case: str, target: float | None, picture: Path | None) -
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("run", "table"))
+    parser.add_argument("what", choices=("run", "table", "networks"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("case", choices=("kinds", "one"))
     parser.add_argument("seeds", nargs="*", type=int)
+    parser.add_argument("--model", default="{}", help="members and model of Learning, JSON")
     parser.add_argument("--target", type=float, help="meV/Ang")
     parser.add_argument("--picture", type=Path)
     args = parser.parse_args()
     if args.what == "run":
-        run(args.folder, args.case, args.seeds)
+        run(args.folder, args.case, args.seeds, json.loads(args.model))
+    elif args.what == "networks":
+        networks(args.folder, args.case, args.seeds)
     else:
         table(args.folder, args.case, args.target, args.picture)
     sys.exit()

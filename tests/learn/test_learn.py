@@ -20,6 +20,7 @@ from processes import start
 from schnetpack_softadapt.cli.main import main
 from schnetpack_softadapt.data.children import kill_children, place
 from schnetpack_softadapt.data.dataset import read_database
+from schnetpack_softadapt.data.structures import Structure
 from schnetpack_softadapt.learn import loop
 from schnetpack_softadapt.learn.loop import Learning, _is_over, learn
 from schnetpack_softadapt.learn.posterior import PosteriorCalculator, root_and_scale
@@ -118,13 +119,8 @@ def test_two_rounds_interrupted_between_them(executor, tmp_path, monkeypatch):
 
 
 LINEAR = {
-    **SETTINGS,
-    "members": 1,
-    "model": {
-        "model": "linear",
-        "cutoff": 4.0,
-        "overrides": ["model.representation.parameters.n_functions=12"],
-    },
+    **{k: v for k, v in SETTINGS.items() if k != "members"},
+    "model": {"cutoff": 4.0},
     "explore": [{"method": "md", "temperature": 600, "steps": 60, "every": 2, "repeats": 2}],
     "n": 3,
 }
@@ -137,7 +133,7 @@ def children(pid: int) -> list[int]:
 
 
 def test_killed_and_started_again(executor, tmp_path, monkeypatch):
-    """A linear model, whose uncertainty is its own; parent and children end in an exploration."""
+    """The linear model of no settings; parent and children end in an exploration."""
     monkeypatch.chdir(tmp_path)
     write("start.extxyz", labelled(8, 0.02, 0))
     write("test.extxyz", labelled(3, 0.1, 1))
@@ -170,6 +166,10 @@ def test_killed_and_started_again(executor, tmp_path, monkeypatch):
     calculator = PosteriorCalculator("whole/round-00/member-0")
     largest = [(calculator.whitened(atoms) ** 2).sum(1).max() for atoms in visited]
     assert np.array_equal(chosen[0].positions, visited[np.argmax(largest)].positions)
+    # one function for four of 7 (10) times 1 + 12 + 6 labels
+    for number, n in ((0, 33), (1, 47)):
+        model = PosteriorCalculator(f"whole/round-0{number}/member-0").model
+        assert len(model.representation.descriptor.functions) == n
     # all are trained on but the first of all, and the uncertainty is that of this fit
     history = pd.read_csv("whole/round-01/member-0/history.csv")
     assert history["weight_forces"].item() == pytest.approx(0.9)
@@ -182,6 +182,22 @@ def test_killed_and_started_again(executor, tmp_path, monkeypatch):
     root, scale = root_and_scale(rows[1:], errors[1:])
     np.testing.assert_allclose(calculator.root, root, rtol=1e-9, atol=1e-9 * np.abs(root).max())
     assert calculator.scale == pytest.approx(scale, rel=1e-9)
+
+
+@pytest.mark.parametrize("given", [[], ["model/representation=acsf"]])
+def test_functions_for_the_labels(given, tmp_path, monkeypatch):
+    """Of two elements, without stress: 7 structures times 1 + 120 labels, a fourth, a half."""
+    tasks = []
+    monkeypatch.setattr(loop._Round, "_map", lambda self, f, new, what: tasks.extend(new))
+    atoms = bulk("CuAu", "cesiumchloride", a=3.0).repeat((2, 2, 5))
+    known = [Structure.from_atoms(atoms) for _ in range(8)]
+    settings = Learning(**{**LINEAR, "model": {"overrides": given}})
+    (tmp_path / "round-00").mkdir()
+    loop._Round(settings, tmp_path, 0, None, False, print)._train(known)
+    ((_, (_, _, overrides, options, _)),) = tasks
+    assert options["model"] == "linear"
+    own = [f"model.representation.parameters.n_functions={7 * 121 // 8}"]
+    assert [x for x in overrides if "representation" in x] == (given or own)
 
 
 def test_walks_start_from_all_alike(tmp_path, monkeypatch):
@@ -223,7 +239,9 @@ def test_the_end():
         ({"colour": 1}, "unknown setting 'colour'"),
         ({"test": None}, "no setting 'test'"),
         ({"members": 0}, "members is a whole number from 1 on"),
-        ({"members": 1}, "one model alone is linear or quadratic"),
+        ({"members": 1}, "one model alone is linear or quadratic, without epochs and n_hidden"),
+        ({"members": 1, "model": {"model": "ace"}}, "linear or quadratic"),
+        ({"members": 1, "model": {}}, "train: give two structures or more"),
         ({"explore": [{"method": "walk"}]}, "method 'walk' is none of md, swaps, strain, entropy"),
         ({"explore": [{"method": "strain", "eps": 1}]}, "strain has no 'eps'; it has n, sigma"),
         ({"explore": [{"method": "md", "temperature": -1}]}, "md: temperature is"),
