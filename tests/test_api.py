@@ -149,6 +149,8 @@ def test_models_of_schnetpack(database, model, capsys):
     assert run.folder == Path("runs/cu, au=1?").resolve()
     assert type(run.model.representation).__name__.lower() == model
     assert run.metrics["test"]["stress_rmse_MPa"] > 0
+    with pytest.raises(ValueError, match="only models whose representation is a descriptor"):
+        spksa.train(database, start_from=run.folder)
     capsys.readouterr()
     assert main(["info", str(run.folder)]) == 0
     assert "outputs      energy, forces, stress" in capsys.readouterr().out

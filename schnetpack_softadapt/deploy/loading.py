@@ -47,7 +47,10 @@ def load_potential(
 
 
 def load_start(path: str) -> nn.Module:
-    """The model at a path that the user gave, for `model.start_from` of a configuration."""
+    """The model at a path that the user gave, for `model.start_from` of a configuration.
+
+    `DescriptorPotential.like` makes one of its form from it.
+    """
     return load_potential(user_path(path))
 
 

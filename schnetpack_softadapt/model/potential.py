@@ -11,6 +11,7 @@ from ase.data import chemical_symbols
 from schnetpack import atomistic
 from schnetpack.model import NeuralNetworkPotential
 from schnetpack.transform import AddOffsets, CastTo32, CastTo64, ScaleProperty
+from schnetpack.units import convert_units
 from torch import Tensor, nn
 
 from schnetpack_softadapt.data.statistics import composition_fit, training_targets
@@ -123,7 +124,6 @@ class DescriptorPotential(NeuralNetworkPotential):
         networks = ElementalAtomwise(
             n_hidden=widths,
             activation=activation or "tanh",
-            output_key=old.output_key,
             fit_scale=len(widths) > 0,
             quadratic=old.quadratic,
             dtype="float64",
@@ -218,8 +218,11 @@ class DescriptorPotential(NeuralNetworkPotential):
         (start,), dataset = self._start, datamodule.dataset
         mine = {**dict(dataset.units), "length": dataset.distance_unit}
         theirs = (getattr(start, "metadata", None) or {}).get("units", {})
+        theirs = {k: theirs[k] for k in ("energy", "length") if k in theirs and k in mine}
         other = [
-            f"{theirs[k]}, not {mine[k]}" for k in theirs if mine.get(k, theirs[k]) != theirs[k]
+            f"{theirs[k]}, not {mine[k]}"
+            for k in theirs
+            if abs(convert_units(theirs[k], mine[k]) - 1.0) > 1e-9
         ]
         if other:
             raise ValueError(
