@@ -68,7 +68,7 @@ SETTINGS = {
 def train(
     database: str | Path,
     *overrides: str,
-    model: str = "acsf",
+    model: str | None = None,
     out: str | Path | None = None,
     epochs: int | None = None,
     max_time: str | float | timedelta | None = None,
@@ -92,9 +92,9 @@ def train(
     Args:
         database: in SchNetPack's format, as `spk-softadapt import` writes it.
         overrides: of the configuration, as for `spktrain`: "task.weighting.beta=1".
-        model: "acsf" (networks on symmetry functions), "ace" (on the cluster expansion), "linear"
-            (in its functions, by least squares), "quadratic" (SNAP), or SchNetPack's "painn" or
-            "schnet".
+        model: "acsf" (networks on symmetry functions; if neither this nor `start_from` is given),
+            "ace" (on the cluster expansion), "linear" (in its functions, by least squares),
+            "quadratic" (SNAP), or SchNetPack's "painn" or "schnet".
         out: folder of the run, `runs/<name of the database>` if not given. The run in it goes on.
         epochs: largest number of epochs.
         max_time: wall time after which the run ends, of all its starts together: seconds, or a
@@ -106,8 +106,11 @@ def train(
         batch_size: structures in a step.
         num_train, num_val, num_test: sizes of the subsets, as numbers or fractions.
         device: "cpu", "gpu" or "auto".
-        start_from: run, model or exported potential whose energies the model has before training:
-            of the same descriptors and networks or of fewer (`model.start`).
+        start_from: run, model or potential (a folder of `export`, a .yace, .ace or .snapcoeff file,
+            an n2p2 folder) that is trained further: its descriptors, networks and baseline, with
+            its forces and stresses before the first step, and its energies up to constants of the
+            elements, which are fitted to the labels. With `model`, or settings of
+            `model.representation`, it may be a smaller one (`model.start`).
 
     Raises:
         FileNotFoundError: there is no such database.
@@ -122,15 +125,21 @@ def train(
 def spktrain_arguments(
     database: str | Path,
     overrides: Sequence[str] = (),
-    model: str = "acsf",
+    model: str | None = None,
     out: str | Path | None = None,
     **settings: Any,
 ) -> list[str]:
     """What follows `spktrain` in the command that a call of `train` stands for."""
-    if model not in MODELS:
+    if model is not None and model not in MODELS:
         raise ValueError(f"model {model!r} is none of {', '.join(MODELS)}")
-    crystal, molecule = MODELS[model]
-    recipe = crystal if _has_periodic_structures(Path(database).expanduser()) else molecule
+    is_crystal = _has_periodic_structures(Path(database).expanduser())
+    start, own = settings.get("start_from"), ("experiment=", "model=", "model/rep", "model.rep")
+    if start is None or model is not None or any(x.startswith(own) for x in overrides):
+        recipe = MODELS[model or "acsf"][0 if is_crystal else 1]
+    else:
+        from schnetpack_softadapt.deploy.loading import refinement
+
+        recipe = refinement(start) + ([] if is_crystal else ["data.splitting=blocks"])
     out = Path("runs", Path(database).stem) if out is None else Path(out).expanduser()
     arguments = [*recipe, f"data.datapath={_value(database)}", f"run.id={_value(out.name)}"]
     if out.parent != Path("runs"):

@@ -126,15 +126,16 @@ def test_the_same_call_goes_on(database):
 
 
 def test_starts_from_a_run(run, database):
-    """With steps of no length it stays the model that it started from."""
-    still = ["task.optimizer_args.lr=0", "seed=7", "data.split_seed=7"]
-    new = spksa.train(
-        database, *SMALL, *still, out="new", start_from=run.folder, epochs=1, **SETTINGS
-    )
+    """With steps of no length it stays the model that it started from, but for the constants."""
+    still = ["task.optimizer_args.lr=0", "seed=7", "data.split_seed=7", "logger=acsf_quiet"]
+    settings = {"epochs": 1, "device": "cpu", "batch_size": 5, "start_from": run.folder}
     frames = ase.io.read(database.with_suffix(".extxyz"), ":")
-    old, same = (spksa.predict(r.model, frames) for r in (run, new))
-    np.testing.assert_allclose(same.energy, old.energy, rtol=0, atol=1e-4)
-    np.testing.assert_allclose(same.forces, old.forces, rtol=0, atol=1e-4)
+    old = spksa.predict(run.model, frames)
+    for k, form in enumerate(([], [*SMALL, "globals.cutoff=4", "globals.n_hidden=[4]"])):
+        new = spksa.train(database, *form, *still, out=f"new{k}", **settings)
+        same = spksa.predict(new.model, frames)
+        np.testing.assert_allclose(np.ptp(same.energy - old.energy), 0.0, atol=[1e-6, 1e-4][k])
+        np.testing.assert_allclose(same.forces, old.forces, rtol=0, atol=[1e-7, 1e-4][k])
     assert np.ptp(old.energy) > 0.1
     with pytest.raises(ValueError, match="there is no model at"):
         spksa.train(database, *SMALL, out="none", start_from="nowhere", **SETTINGS)
@@ -148,6 +149,8 @@ def test_models_of_schnetpack(database, model, capsys):
     assert run.folder == Path("runs/cu, au=1?").resolve()
     assert type(run.model.representation).__name__.lower() == model
     assert run.metrics["test"]["stress_rmse_MPa"] > 0
+    with pytest.raises(ValueError, match="only models whose representation is a descriptor"):
+        spksa.train(database, start_from=run.folder)
     capsys.readouterr()
     assert main(["info", str(run.folder)]) == 0
     assert "outputs      energy, forces, stress" in capsys.readouterr().out

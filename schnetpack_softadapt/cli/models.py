@@ -26,10 +26,9 @@ def add_train(commands) -> None:
     )
     parser.add_argument(
         "--model",
-        default="acsf",
         metavar="KIND",
-        help="acsf (default), ace, linear (cluster expansion) or quadratic (SNAP), both without"
-        " epochs, painn or schnet",
+        help="acsf (default, unless there is --start-from), ace, linear (cluster expansion) or"
+        " quadratic (SNAP), both without epochs, painn or schnet",
     )
     parser.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/DB)")
     parser.add_argument("--epochs", type=int, metavar="N", help="largest number of epochs")
@@ -48,7 +47,8 @@ def add_train(commands) -> None:
     parser.add_argument(
         "--start-from",
         metavar="MODEL",
-        help="run or model that new data refine, or with fewer functions or neurons than this one",
+        help="run, model, folder of `export`, *.yace, *.snapcoeff or n2p2 folder that new data"
+        " refine; with --model, one of fewer functions or neurons",
     )
     parser.set_defaults(run=_train, result=None)
 

@@ -15,8 +15,9 @@ from schnetpack_softadapt.deploy.exchange.pace import read_pace
 from schnetpack_softadapt.deploy.exchange.snap import read_snap
 from schnetpack_softadapt.deploy.exchange.text import FILE_NAME, read_text
 from schnetpack_softadapt.files import replacing
+from schnetpack_softadapt.model.composition import take_apart
 
-__all__ = ["load_members", "load_potential", "load_start", "save_potential"]
+__all__ = ["load_members", "load_potential", "load_start", "refinement", "save_potential"]
 
 
 def load_potential(
@@ -46,8 +47,22 @@ def load_potential(
 
 
 def load_start(path: str) -> nn.Module:
-    """The model at a path that the user gave, for `model.start_from` of a configuration."""
+    """The model at a path that the user gave, for `model.start_from` of a configuration.
+
+    `DescriptorPotential.like` makes one of its form from it.
+    """
     return load_potential(user_path(path))
+
+
+def refinement(path: str | Path) -> list[str]:
+    """Overrides of a configuration for a model of the form of the one at a path.
+
+    Raises:
+        UnsupportedModelError: it is no model of descriptors, such as SchNetPack's.
+    """
+    parts = take_apart(load_potential(path), short_range=True)
+    kind = "softadapt" if parts.networks.n_hidden else "linear"
+    return [f"experiment=refine_{kind}", f"globals.cutoff={parts.descriptor.cutoff!r}"]
 
 
 def load_members(

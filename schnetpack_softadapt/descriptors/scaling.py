@@ -124,11 +124,16 @@ class Scaling(nn.Module):
         return self.minimum - slack, self.maximum + slack
 
     @torch.no_grad()
-    def fit(self, batches: Iterable[tuple[Tensor | np.ndarray, ...]]) -> None:
+    def fit(
+        self, batches: Iterable[tuple[Tensor | np.ndarray, ...]], goes_on: bool = False
+    ) -> None:
         """Take statistics of training atoms and set shifts and factors by them.
 
         Args:
             batches: descriptors (n, D) and atomic numbers (n,) of a part of the atoms, each.
+            goes_on: add to the statistics there are, of the atoms of a model that is trained
+                further. What these atoms do not tell may still count in that model: descriptors
+                that do not vary, and elements without atoms, keep the factor 1.
 
         Raises:
             UnknownElementError: an atom of another element.
@@ -136,6 +141,10 @@ class Scaling(nn.Module):
         """
         n_columns = self.shift.shape[1]
         moments = {z: _Moments(n_columns) for z in self.elements}
+        for row, z in enumerate(self.elements if goes_on else ()):
+            if n := int(self.n_atoms[row]):
+                names = ("minimum", "maximum", "mean", "sigma")
+                moments[z].start(n, *(getattr(self, x)[row].double().numpy() for x in names))
         for g, numbers in batches:
             g, numbers = np.asarray(g), np.asarray(numbers)
             present = set(np.unique(numbers).tolist())
@@ -143,17 +152,21 @@ class Scaling(nn.Module):
             for z in present:
                 moments[z].add(np.asarray(g[numbers == z], dtype=np.float64), chemical_symbols[z])
         missing = [chemical_symbols[z] for z in self.elements if not moments[z].n]
-        if missing:
+        if missing and not goes_on:
             raise ValueError(
                 f"no training atom of {', '.join(missing)}: descriptors cannot be scaled; leave "
                 "the element out or add structures with it"
             )
+        for z in self.elements:
+            if not moments[z].n:
+                moments[z].start(0, *np.zeros((4, n_columns)))
         self.set_statistics(
             *(
                 np.stack([getattr(moments[z], name) for z in self.elements])
                 for name in ("minimum", "maximum", "mean", "sigma")
             ),
             n_atoms=np.array([moments[z].n for z in self.elements]),
+            off=not goes_on,
         )
 
     @torch.no_grad()
@@ -164,11 +177,12 @@ class Scaling(nn.Module):
         mean: Tensor | np.ndarray,
         sigma: Tensor | np.ndarray,
         n_atoms: Tensor | np.ndarray | None = None,
+        off: bool = True,
     ) -> None:
         """Set statistics (n_elements, D) of elsewhere, and shifts and factors by them.
 
         Descriptors that do not vary get the factor 0, with a warning: the network does not see
-        them.
+        them. With `off` false they get the factor 1.
         """
         used = self._used().to(self.shift.device)
         given = {"minimum": minimum, "maximum": maximum, "mean": mean, "sigma": sigma}
@@ -185,8 +199,10 @@ class Scaling(nn.Module):
             factor = torch.ones_like(spread)
         else:
             width = self.sigma if self.mode in ("sigma", "spread") else spread
-            factor = torch.where(varies, (high - low) / torch.where(varies, width, 1.0), 0.0)
-            self._warn_constant(used & ~varies)
+            constant = 0.0 if off else 1.0
+            factor = torch.where(varies, (high - low) / torch.where(varies, width, 1.0), constant)
+            if off:
+                self._warn_constant(used & ~varies)
         if self.mode in ("none", "spread"):
             shift = torch.zeros_like(spread)
         else:
@@ -216,6 +232,11 @@ class _Moments:
         self.maximum = np.full(n_columns, -np.inf)
         self.mean = np.zeros(n_columns)
         self._squares = np.zeros(n_columns)  # sum of (g - mean)^2
+
+    def start(self, n: int, minimum, maximum, mean, sigma) -> None:
+        """Go on from these of n rows."""
+        self.n, self.minimum, self.maximum, self.mean = n, minimum, maximum, mean
+        self._squares = np.nan_to_num(sigma) ** 2 * max(n - 1, 1)  # some files have none
 
     @property
     def sigma(self) -> np.ndarray:

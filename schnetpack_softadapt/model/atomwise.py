@@ -183,7 +183,7 @@ class ElementalAtomwise(Transform):
         return self.index is not None
 
     def build(self, elements: Sequence[int | str], n_in: int | Mapping[int | str, int]) -> None:
-        """Create the networks with random weights; zeros in a quadratic model.
+        """Create the networks with random weights; zeros in linear and quadratic models.
 
         Elements with fewer descriptors than the largest have zero weights in the padded columns,
         which stay zero: the padded descriptors are zero and so are the gradients.
@@ -209,7 +209,7 @@ class ElementalAtomwise(Transform):
         self.biases = nn.ParameterList()
         for layer, (n_rows, n_cols) in enumerate(pairwise(widths)):
             weight = torch.zeros(len(index), n_rows, n_cols, dtype=self.dtype)
-            for k, size in enumerate(() if self.quadratic else sizes):
+            for k, size in enumerate(sizes if self.n_hidden else ()):
                 fan_in = size if layer == 0 else n_rows
                 # variance 1 / fan_in keeps tanh units in their linear range (LeCun et al. 1998)
                 weight[k, :fan_in] = torch.randn(fan_in, n_cols) / math.sqrt(fan_in)

@@ -138,7 +138,7 @@ class Baseline(Transform):
             targets = training_targets(value).named(energy=self.energy_key)
             _, shifts = composition_fit(targets)
             excess = (targets.energy - targets.compositions @ shifts) / targets.n_atoms
-            self.fade.ceiling = max(0.0, float(excess.max()))
+            self.fade.ceiling = max(self.fade.ceiling, float(excess.max()))
 
     def _in_ang(self, s: Structure) -> Structure:
         factor = self.length_unit
@@ -266,7 +266,8 @@ class ZBL(PairBaseline):
 
     Below that d the network fades out whether cutoffs are given or not, see `Fade`: it knows
     nothing of such distances. SchNetPack's own models (PaiNN, SchNet) do not fade: ZBL is added to
-    whatever they give there.
+    whatever they give there. A ZBL that has been trained with keeps its cutoffs with other data;
+    networks that fade then do so below the smaller of both distances.
 
     Args:
         inner, outer: the switch begins and ends, Ang; both or none.
@@ -342,14 +343,20 @@ class ZBL(PairBaseline):
     def follow(self, datamodule, structures):
         """Elements and smallest distances of the data; of all, so that the store holds no close
         pair."""
-        elements = tuple(sorted({int(z) for s in structures for z in np.unique(s.numbers)}))
-        distances = _smallest_distances(structures, elements)
-        self._build(elements, distances)
+        found = {int(z) for s in structures for z in np.unique(s.numbers)}
+        is_new = self._table is None
+        elements = tuple(sorted(found)) if is_new else self.elements
+        n, known = len(elements), None
+        if self.fade is not None:
+            known = self.fade.start * self.length_unit
+        distances = _smallest_distances(structures, elements, known)
+        if is_new:
+            self._build(elements, distances)
         if self.fades:
-            n = len(elements)
             start = np.array([distances[a, b] for a in elements for b in elements]).reshape(n, n)
             start /= self.length_unit
-            self.fade = Fade(elements, start, _INNER * start)
+            ceiling = 0.0 if self.fade is None else self.fade.ceiling
+            self.fade = Fade(elements, start, _INNER * start, ceiling)
         for (a, b), (inner, outer) in self.pairs.items():
             log.info("ZBL %s-%s: inner %.4g Ang, outer %.4g Ang", a, b, inner, outer)
 
@@ -446,16 +453,19 @@ def baseline_of(model: torch.nn.Module) -> Baseline | None:
 
 
 def _smallest_distances(
-    structures: Sequence[Structure], elements: Sequence[int]
+    structures: Sequence[Structure], elements: Sequence[int], known: np.ndarray | None = None
 ) -> dict[tuple[int, int], float]:
     """Smallest distance of each pair of elements, Ang, in both orders.
 
     For pairs that are never within 4 Ang, 0.8 times the sum of the covalent radii.
+
+    Args:
+        known: (n_elements, n_elements) those of other structures, which count as well.
     """
     from schnetpack_softadapt.neighbors.pair_list import neighbor_pairs
 
     n = len(elements)
-    smallest = np.full(n * n, np.inf)
+    smallest = np.full(n * n, np.inf) if known is None else known.flatten()
     for s in structures:
         idx_i, idx_j, r_ij, _ = neighbor_pairs(s.positions, s.cell, s.pbc, _FAR)
         rows = np.searchsorted(elements, s.numbers)

@@ -1,17 +1,24 @@
 """The model that `spktrain` builds: SchNetPack's potential, completed from the training data."""
 
+import copy
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+import numpy as np
+import torch
 from ase.data import chemical_symbols
 from schnetpack import atomistic
 from schnetpack.model import NeuralNetworkPotential
 from schnetpack.transform import AddOffsets, CastTo32, CastTo64, ScaleProperty
+from schnetpack.units import convert_units
 from torch import Tensor, nn
 
-from schnetpack_softadapt.data.statistics import training_targets
+from schnetpack_softadapt.data.statistics import composition_fit, training_targets
+from schnetpack_softadapt.descriptors.elements import UnknownElementError, check_elements
 from schnetpack_softadapt.model.atomwise import ElementalAtomwise
 from schnetpack_softadapt.model.baseline import Baseline, baseline_of
+from schnetpack_softadapt.model.composition import take_apart
 from schnetpack_softadapt.model.direct import evaluate_directly
 from schnetpack_softadapt.model.jacobian import JacobianRows, potential_jacobian
 from schnetpack_softadapt.model.representation import DescriptorRepresentation
@@ -52,7 +59,9 @@ class DescriptorPotential(NeuralNetworkPotential):
     Args:
         input_modules: `Strain` and `PairwiseDistances` if not given.
         start_from: a smaller model, or one of the same size, whose energies this one has before
-            training, see `model.start`: the last step of a ladder, or a model that new data refine.
+            training, see `model.start`: the last step of a ladder, or a model that new data refine
+            (`like`). Other codes and pseudopotentials count energies from other zeros, so only its
+            differences are kept: the constants of the elements are fitted to the new labels.
 
     Attributes:
         metadata: what a user of the saved model must know: units, elements, descriptor,
@@ -76,6 +85,57 @@ class DescriptorPotential(NeuralNetworkPotential):
         self._start = None if start_from is None else [start_from]
         self.metadata: dict = {}
         self._build_networks()
+
+    @classmethod
+    def like(
+        cls,
+        start_from: nn.Module,
+        representation: DescriptorRepresentation,
+        cutoff: float | None = None,
+        n_hidden: Sequence[int] | str | None = None,
+        activation: str | None = None,
+    ) -> "DescriptorPotential":
+        """A model of the form of another, which new data refine: `start_from` and its baseline.
+
+        Args:
+            start_from: any of our models, of the same units as the new data.
+            representation: without a descriptor; it gets that of the other, with its scaling if it
+                has statistics.
+            cutoff: that of the descriptor, Ang, or None.
+            n_hidden, activation: of the networks; those of the other if None.
+
+        Raises:
+            UnsupportedModelError: the other is no `Composition`.
+            ValueError: another cutoff.
+        """
+        other = take_apart(start_from, short_range=True)
+        descriptor, old = other.descriptor, other.networks
+        if cutoff is not None and abs(cutoff - descriptor.cutoff) > 1e-9:
+            raise ValueError(
+                f"the model that is started from has a cutoff of {descriptor.cutoff:g} Ang, and its"
+                f" energies cannot be had with globals.cutoff={cutoff:g}"
+            )
+        if representation.descriptor is None and type(representation) is DescriptorRepresentation:
+            representation.goes_on = True
+            representation.settle(descriptor)
+            if other.scaling.is_fitted:
+                representation.scaling = copy.deepcopy(other.scaling)
+        widths = old.n_hidden if n_hidden is None else n_hidden
+        networks = ElementalAtomwise(
+            n_hidden=widths,
+            activation=activation or "tanh",
+            fit_scale=len(widths) > 0,
+            quadratic=old.quadratic,
+            dtype="float64",
+        )
+        if activation is None and len(networks.n_hidden) == len(old.n_hidden):
+            networks.activations = old.activations
+        return cls(
+            representation,
+            output_modules=[networks, ForcesAndStress("auto", "auto")],
+            postprocessors=[] if other.baseline is None else [copy.deepcopy(other.baseline)],
+            start_from=start_from,
+        ).train()
 
     @property
     def baseline(self) -> Baseline | None:
@@ -114,8 +174,11 @@ class DescriptorPotential(NeuralNetworkPotential):
 
         Raises:
             UnknownElementError: the data contain an element that the model was not built for.
-            ValueError: the model that this one starts from is no part of it.
+            ValueError: the model that this one starts from is no part of it, or has other units
+                than the data.
         """
+        if self._start is not None:
+            self._check_start(datamodule)
         baseline = self.baseline
         if baseline is not None:
             baseline.datamodule(datamodule)  # first: all else is fitted to what it leaves
@@ -148,7 +211,52 @@ class DescriptorPotential(NeuralNetworkPotential):
             log.debug("all of them:\n%s", descriptor)
         if self._start is not None:
             start_from(self, *self._start)
+            self._fit_constants(datamodule)
             self._start = None
+
+    def _check_start(self, datamodule) -> None:
+        (start,), dataset = self._start, datamodule.dataset
+        mine = {**dict(dataset.units), "length": dataset.distance_unit}
+        theirs = (getattr(start, "metadata", None) or {}).get("units", {})
+        theirs = {k: theirs[k] for k in ("energy", "length") if k in theirs and k in mine}
+        other = [
+            f"{theirs[k]}, not {mine[k]}"
+            for k in theirs
+            if abs(convert_units(theirs[k], mine[k]) - 1.0) > 1e-9
+        ]
+        if other:
+            raise ValueError(
+                f"the model that is started from is in {'; '.join(other)} as the data: convert them"
+            )
+        if getattr(self.representation, "goes_on", False):
+            known = self.representation.descriptor.elements
+            try:
+                if hasattr(datamodule, "check_elements"):
+                    datamodule.check_elements(known)
+                check_elements(training_targets(datamodule).elements.tolist(), known)
+            except UnknownElementError as error:
+                raise UnknownElementError(
+                    f"{error}, or start a larger one (--model) from it"
+                ) from error
+
+    @torch.no_grad()
+    def _fit_constants(self, datamodule) -> None:
+        """Add to the constants of the elements what the labels of energies are off by."""
+        parts = take_apart(self, postprocessed=False, short_range=True)
+        networks, offsets = parts.networks, parts.offsets
+        targets = training_targets(datamodule).named(energy=networks.shifts.target_key)
+        if targets.energy is None:
+            return
+        energies = [
+            float(networks.atomic_energies(parts.scaling(values, z), z).double().sum())
+            + float(offsets[z].sum())
+            for values, z in self.representation.training_values(datamodule.train_dataset)
+        ]
+        left = replace(targets, energy=targets.energy - np.array(energies))
+        elements, constants = composition_fit(left)
+        for z, constant in zip(elements.tolist(), constants.tolist(), strict=True):
+            networks.shifts.shift[z] += constant
+            log.info("constant energy of %s moved by %.6g eV", chemical_symbols[z], constant)
 
     def _reads_neighbors(self) -> bool:
         """Whether batches need neighbour lists beside stored descriptors."""

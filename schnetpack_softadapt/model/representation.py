@@ -60,6 +60,9 @@ class DescriptorRepresentation(Transform):
 
     selected: Tensor
 
+    #: whether the scaling is one that goes on, see `Scaling.fit`
+    goes_on = False
+
     reads_neighbors = False  # where there is a store
     is_preprocessor = False
     is_postprocessor = False
@@ -92,9 +95,10 @@ class DescriptorRepresentation(Transform):
         if self.select is not None:
             self._pool = descriptor
             return
-        self._settle(descriptor)
+        self.settle(descriptor)
 
-    def _settle(self, descriptor: Descriptor) -> None:
+    def settle(self, descriptor: Descriptor) -> None:
+        """Take this descriptor, and a scaling that is not fitted."""
         self.descriptor = descriptor
         self.cutoff = float(descriptor.cutoff)
         self.scaling = Scaling(descriptor.n_functions, mode=self.scaling_mode)
@@ -143,7 +147,7 @@ class DescriptorRepresentation(Transform):
             row[: len(chosen)] = torch.tensor(chosen)
         self.register_buffer("selected", selected)
         self._pool = None
-        self._settle(pool.select(columns))
+        self.settle(pool.select(columns))
         log.info(
             "kept %s, chosen by CUR; share of the variance left out: %s",
             ", ".join(
@@ -194,7 +198,7 @@ class DescriptorRepresentation(Transform):
         check_elements(elements, self.descriptor.elements, "training data")
         if not (hasattr(value, "attach_descriptors") and value.attach_descriptors(self.descriptor)):
             self._check_neighbors(value.train_dataset.transforms)
-        self.scaling.fit(self._training_values(value.train_dataset))
+        self.scaling.fit(self.training_values(value.train_dataset), self.goes_on)
 
     def _check_neighbors(self, transforms: Sequence) -> None:
         for transform in transforms:
@@ -207,7 +211,7 @@ class DescriptorRepresentation(Transform):
                 )
 
     @torch.no_grad()
-    def _training_values(self, dataset) -> Iterator[tuple[Tensor, Tensor]]:
+    def training_values(self, dataset) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield unscaled descriptors (n_atoms, D) and atomic numbers of each training structure."""
         for k in range(len(dataset)):
             sample = dataset[k]

@@ -73,11 +73,12 @@ def start_from(model: nn.Module, source: nn.Module) -> None:
 
     New functions get first weights of zero; new neurons, and densities of a Finnis-Sinclair model,
     keep their random weights and count nothing at first. A linear model becomes the first density.
-    Elements that the smaller model does not have keep their random networks.
+    Elements that the smaller model does not have keep their random networks. Constant energies are
+    those of the smaller model.
 
     Args:
         model: completed from its data.
-        source: the smaller model; no quadratic one.
+        source: the smaller model.
 
     Raises:
         ValueError: an element, a function, a layer or a neuron of the smaller model is missing, or
@@ -96,7 +97,7 @@ def start_from(model: nn.Module, source: nn.Module) -> None:
     is_linear = not old.n_hidden and not old.quadratic
     as_density = is_linear and networks.has_densities
     widths = [1] if as_density else [*old.n_hidden]
-    fits = len(widths) == len(networks.n_hidden) and not old.quadratic | networks.quadratic
+    fits = len(widths) == len(networks.n_hidden) and old.quadratic == networks.quadratic
     fits &= as_density or old.activations == networks.activations
     if not fits or any(a > b for a, b in zip(widths, networks.n_hidden, strict=True)):
         raise ValueError(
@@ -114,9 +115,11 @@ def start_from(model: nn.Module, source: nn.Module) -> None:
         if as_density:
             weights.append(torch.ones_like(weights[0][:1]))
             biases.insert(0, torch.zeros_like(biases[0]))
-        biases[-1] = biases[-1] + float(theirs.offsets[z] - mine.offsets[z]) / scale
+        networks.shifts.shift[z] += (theirs.offsets[z] - mine.offsets[z]).to(networks.shifts.shift)
         for layer, (w, b) in enumerate(zip(weights, biases, strict=True)):
-            rows = places if layer == 0 else list(range(len(w)))
+            rows = list(range(len(w)))
+            if layer == 0:
+                rows = [*places, *_products(places, networks.n_columns)][: len(w)]
             weight, bias = networks.weights[layer][row], networks.biases[layer][row, 0]
             weight[:, : w.shape[1]] = 0.0
             weight[rows, : w.shape[1]] = w.to(weight)
@@ -130,12 +133,38 @@ def _shape(networks) -> str:
 
 
 def _rescaled(w: Tensor, b: Tensor, theirs: Composition, mine: Composition, z: int, places):
-    """First weights and biases that give with our scaling what w (D, m) and b (m,) give there."""
+    """First weights and biases that give with our scaling what w (D, m) and b (m,) give there.
+
+    The functions there are a y + c with a function y of ours, and a quadratic form of them is one
+    of y.
+    """
     old, row = theirs.scaling, theirs.scaling.elements.index(z)
     old_factor, old_shift = (x[row, : len(places)].double() for x in (old.factor, old.shift))
     new, row = mine.scaling, mine.scaling.elements.index(z)
     factor, shift = (x[row, places].double() for x in (new.factor, new.shift))
     # a function that is the same for all of the new data has the factor 0 and counts in the bias
     ratio = torch.where(factor > 0, old_factor / torch.where(factor > 0, factor, 1.0), 0.0)
-    w = w[: len(places)]
-    return w * ratio[:, None], b + (w * (old_factor * (shift - old_shift))[:, None]).sum(0)
+    constant = old_factor * (shift - old_shift)
+    products, w = w[theirs.networks.n_columns :], w[: len(places)]
+    b = b + (w * constant[:, None]).sum(0)
+    if not len(products):
+        return w * ratio[:, None], b
+    n = theirs.networks.n_columns
+    first, second = torch.triu_indices(n, n)
+    matrix = w.new_zeros(n, n)
+    matrix[first, second] = matrix[second, first] = products[:, 0]
+    matrix = matrix[: len(places), : len(places)]
+    w, b = w + (matrix @ constant)[:, None], b + 0.5 * constant @ matrix @ constant
+    matrix = ratio[:, None] * matrix * ratio
+    first, second = torch.triu_indices(len(places), len(places))
+    return torch.cat([w * ratio[:, None], matrix[first, second][:, None]]), b
+
+
+def _products(places: Sequence[int], n: int) -> list[int]:
+    """Rows of the products of some of n columns, in the order of `with_products`."""
+    first, second = torch.triu_indices(n, n)
+    row = torch.empty(n, n, dtype=torch.long)
+    row[first, second] = row[second, first] = n + torch.arange(len(first))
+    first, second = torch.triu_indices(len(places), len(places))
+    own = torch.tensor(places)
+    return row[own[first], own[second]].tolist()

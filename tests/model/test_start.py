@@ -48,6 +48,7 @@ def predictions(model):
 
 
 NETWORK = {"n_hidden": [4, 3], "activation": "softplus"}
+QUADRATIC = {"n_hidden": [], "quadratic": True, "n_functions": 5}
 DENSITIES = {"n_hidden": [2], "activation": "finnis_sinclair"}
 
 
@@ -60,8 +61,9 @@ DENSITIES = {"n_hidden": [2], "activation": "finnis_sinclair"}
         ({"n_hidden": []}, {"n_hidden": [], "n_functions": 30, "scaling": "center"}),
         ({"n_hidden": []}, {**DENSITIES, "n_functions": 30}),
         (DENSITIES, {**DENSITIES, "n_functions": 30, "n_hidden": [5]}),
+        (QUADRATIC, {**QUADRATIC, "n_functions": 7}),
     ],
-    ids=["same", "larger", "element", "linear", "linear to densities", "densities"],
+    ids=["same", "larger", "element", "linear", "linear to densities", "densities", "quadratic"],
 )
 def test_has_the_energies_of_the_smaller_model(old, new):
     source, model = potential(**old), potential(seed=1, **new)

@@ -28,9 +28,10 @@ def problem(n_batches=30, n_parameters=6, seed=0):
     }
 
 
-def fitted(rows, weights=WEIGHTS, **settings):
+def fitted(rows, weights=WEIGHTS, start=(0.0,) * 6, **settings):
     """Solution (P,), losses at it, and the optimizer; the parameters in two tensors."""
-    theta = [torch.randn(2, 1).double().requires_grad_(), torch.randn(4).double().requires_grad_()]
+    start = torch.tensor(start, dtype=torch.float64)
+    theta = [start[:2, None].clone().requires_grad_(), start[2:].clone().requires_grad_()]
 
     def now():
         return torch.cat([p.reshape(-1) for p in theta])
@@ -67,6 +68,24 @@ def test_is_the_solution_of_all_rows(settings):
     a, b = weighted(rows, other)
     again = torch.cat([p.detach().reshape(-1) for p in optimizer.param_groups[0]["params"]])
     np.testing.assert_allclose(again.numpy(), np.linalg.lstsq(a, b)[0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("l2", [1e-12, 0.1, 1e6])
+def test_penalties_are_on_the_way_from_the_start(l2):
+    """Of normal equations with columns of length 1; without a penalty the start does not count."""
+    rows, start = problem(), np.array([3.0, -2.0, 1.0, 0.5, -4.0, 2.0])
+    found, losses, optimizer = fitted(rows, start=start, l2=l2)
+    a, b = weighted(rows)
+    length = np.linalg.norm(a, axis=0)
+    unit = a / length
+    way = np.linalg.solve(unit.T @ unit + l2 * np.eye(6), unit.T @ (b - a @ start)) / length
+    np.testing.assert_allclose(found, start + way, rtol=0, atol=1e-10)
+    assert (np.abs(way).max() < 1e-4) == (l2 == 1e6)
+    # once more, and from a checkpoint
+    shapes = (2, 1), (4,)
+    again = LeastSquares([torch.zeros(x).double().requires_grad_() for x in shapes])
+    again.load_state_dict(optimizer.state_dict())
+    assert again.solve(WEIGHTS).losses == pytest.approx(losses, rel=1e-12)
 
 
 @pytest.mark.parametrize("l2", [1e-12, 0.1])

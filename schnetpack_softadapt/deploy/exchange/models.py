@@ -74,7 +74,8 @@ def to_model(member: Member) -> DescriptorPotential:
     if member.zbl:
         cutoffs = {"-".join(symbols): pair for symbols, *pair in member.zbl}
         elements = {atomic_numbers[s] for symbols, _, _ in member.zbl for s in symbols}
-        baseline = ZBL.of_elements(elements, cutoffs=cutoffs)
+        baseline = ZBL.of_elements(elements, cutoffs=cutoffs, fade=member.fade is not None)
+        baseline.fade = member.fade
     representation = DescriptorRepresentation(d, scaling=member.mode)
     model = made_model(representation, networks, f"read from {FILE_NAME}", baseline)
     networks.fade = member.fade

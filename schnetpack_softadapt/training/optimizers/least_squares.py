@@ -51,7 +51,8 @@ class LeastSquares(ResidualOptimizer):
 
     Penalties are relative: columns of the weighted A are scaled to length 1 first. `l2` = 1e-10
     damps what has a singular value below 1e-5 of a column; `l1` is a part of the penalty that
-    leaves nothing.
+    leaves nothing. They are on what the parameters move by from those of the first step: from 0 in
+    a new model, else from another one, which is trained further.
 
     Args:
         params: parameters of one model; one group.
@@ -66,6 +67,7 @@ class LeastSquares(ResidualOptimizer):
 
     Attributes:
         factors: of each component, with `rows` and `count`, what it counts.
+        start: (P,) the parameters at the first step; None before.
     """
 
     #: `SoftAdaptTask` gives sums instead of means, and calls `solve` at the end of the epoch
@@ -93,6 +95,7 @@ class LeastSquares(ResidualOptimizer):
         }
         super().__init__(params, settings)
         self.factors: dict[str, _Factor] = {}
+        self.start: Tensor | None = None
         self._is_solved = True
 
     @torch.no_grad()
@@ -110,9 +113,8 @@ class LeastSquares(ResidualOptimizer):
             ValueError: a residual or a derivative is not finite.
         """
         if self._is_solved:  # a new epoch
-            if not self.factors:
-                for p in self._parameters:  # no start is better, and none is as exact
-                    p.zero_()
+            if self.start is None:
+                self.start = torch.cat([p.reshape(-1) for p in self._parameters]).cpu().double()
             self.factors, self._is_solved = {}, False
         group = self.param_groups[0]
         residuals, loss = self._residuals(closure)
@@ -163,14 +165,15 @@ class LeastSquares(ResidualOptimizer):
         rows = _triangle(np.concatenate(parts), n + 1)
         length = np.linalg.norm(rows[:, :n], axis=0)
         unit = np.where(length > 0.0, length, 1.0)
+        start = np.zeros(n) if self.start is None else self.start.numpy()
         problem = LeastSquaresProblem(
             rows[:n, :n] / unit,
-            rows[:n, n],
+            rows[:n, n] - rows[:n, :n] @ start,
             float(rows[n, n]) ** 2,
             sum(f.n_rows for name, f in counted.items() if weights[name] > 0.0),
         )
         penalties = {name: group[name] for name in ("l2", "l1", "cut")}
-        solution = SOLVERS[group["solver"]](problem, **penalties) / unit
+        solution = start + SOLVERS[group["solver"]](problem, **penalties) / unit
         if not np.isfinite(solution).all():
             raise ValueError(f"the solution of {group['solver']} is not finite; raise l2 or cut")
         found = torch.from_numpy(solution).split(self._sizes)
@@ -192,12 +195,12 @@ class LeastSquares(ResidualOptimizer):
     def state_dict(self) -> dict:
         """As every optimizer's, with the factors: a checkpoint can be solved again."""
         factors = {name: factor.state() for name, factor in self.factors.items()}
-        return {**super().state_dict(), "factors": factors}
+        return {**super().state_dict(), "factors": factors, "start": self.start}
 
     def load_state_dict(self, state_dict: dict) -> None:
         """As every optimizer's."""
-        super().load_state_dict({k: v for k, v in state_dict.items() if k != "factors"})
-        factors = state_dict.get("factors", {})
+        super().load_state_dict({k: state_dict[k] for k in ("state", "param_groups")})
+        factors, self.start = state_dict.get("factors", {}), state_dict.get("start")
         self.factors = {name: _Factor.of_state(state) for name, state in factors.items()}
         self._is_solved = True
 

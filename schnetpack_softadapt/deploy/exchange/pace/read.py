@@ -51,8 +51,7 @@ def read_pace(path: str | Path) -> DescriptorPotential:
 
     Its descriptor has the radial functions of the file as a table and the independent invariants of
     its products as columns; their coefficients in the densities are the first layer of
-    `finnis_sinclair` networks, or linear ones. Training goes on from it (`model/start_from`) with
-    the same columns: `model.representation.descriptor` takes a file of its `to_dict`.
+    `finnis_sinclair` networks, or linear ones. `train(..., start_from=path)` trains these further.
 
     Raises:
         OSError: a file that is not there.
