@@ -9,6 +9,7 @@
 `train` composes the configuration that `spktrain` would, and runs it in this process.
 """
 
+import json
 import re
 import shlex
 import sqlite3
@@ -47,6 +48,9 @@ MODELS = {
         ["experiment=snap_quadratic", "data.splitting=blocks"],
     ),
 }
+
+#: labels for each coefficient of a linear model, and functions that there are at most
+LABELS_OF_ONE, MOST_FUNCTIONS = 4, 700
 
 #: setting of the configuration behind each keyword of `train`
 SETTINGS = {
@@ -93,8 +97,9 @@ def train(
         database: in SchNetPack's format, as `spk-softadapt import` writes it.
         overrides: of the configuration, as for `spktrain`: "task.weighting.beta=1".
         model: "acsf" (networks on symmetry functions; if neither this nor `start_from` is given),
-            "ace" (on the cluster expansion), "linear" (in its functions, by least squares),
-            "quadratic" (SNAP), or SchNetPack's "painn" or "schnet".
+            "ace" (on the cluster expansion), "linear" (in as many of its functions as the data are
+            good for, see `functions_for`, by least squares), "quadratic" (SNAP), or SchNetPack's
+            "painn" or "schnet".
         out: folder of the run, `runs/<name of the database>` if not given. The run in it goes on.
         epochs: largest number of epochs.
         max_time: wall time after which the run ends, of all its starts together: seconds, or a
@@ -132,7 +137,8 @@ def spktrain_arguments(
     """What follows `spktrain` in the command that a call of `train` stands for."""
     if model is not None and model not in MODELS:
         raise ValueError(f"model {model!r} is none of {', '.join(MODELS)}")
-    is_crystal = _has_periodic_structures(Path(database).expanduser())
+    path = Path(database).expanduser()
+    is_crystal = _has_periodic_structures(path)
     start, own = settings.get("start_from"), ("experiment=", "model=", "model/rep", "model.rep")
     if start is None or model is not None or any(x.startswith(own) for x in overrides):
         recipe = MODELS[model or "acsf"][0 if is_crystal else 1]
@@ -140,6 +146,10 @@ def spktrain_arguments(
         from schnetpack_softadapt.deploy.loading import refinement
 
         recipe = refinement(start) + ([] if is_crystal else ["data.splitting=blocks"])
+    if model == "linear" and "representation" not in f"{overrides}":
+        n_functions = functions_for(path)
+        if n_functions < MOST_FUNCTIONS:
+            recipe = [*recipe, f"model.representation.parameters.n_functions={n_functions}"]
     out = Path("runs", Path(database).stem) if out is None else Path(out).expanduser()
     arguments = [*recipe, f"data.datapath={_value(database)}", f"run.id={_value(out.name)}"]
     if out.parent != Path("runs"):
@@ -194,14 +204,37 @@ def run_spktrain(arguments: Sequence[str]) -> Path:
     return Path(done.hydra_cfg.hydra.runtime.output_dir)
 
 
+def functions_for(database: str | Path) -> int:
+    """Functions of each element that a linear model of a database has if nobody says otherwise.
+
+    One for each four labels of energy, forces and stress, of all elements together, and no more
+    than 700. Fewer labels than coefficients say nothing of other structures.
+    """
+    (n, n_atoms), (n_elements,), (metadata,) = (
+        _query(Path(database), query)
+        for query in (
+            "SELECT count(*), sum(natoms) FROM systems",
+            "SELECT count(DISTINCT Z) FROM species",
+            "SELECT value FROM information WHERE name = 'metadata'",
+        )
+    )
+    labels = json.loads(metadata)["_property_unit_dict"]
+    n_labels = n + 3 * n_atoms * ("forces" in labels) + 6 * n * ("stress" in labels)
+    return min(max(n_labels // (LABELS_OF_ONE * n_elements), 1), MOST_FUNCTIONS)
+
+
 def _has_periodic_structures(database: Path) -> bool:
     if not database.is_file():
         raise FileNotFoundError(f"no database at {database}; `spk-softadapt import` writes one")
+    return bool(_query(database, "SELECT EXISTS(SELECT 1 FROM systems WHERE pbc > 0)")[0])
+
+
+def _query(database: Path, query: str) -> tuple:
+    """The first row of what an SQL query finds."""
     try:
         uri = f"{database.absolute().as_uri()}?mode=ro"
         with closing(sqlite3.connect(uri, uri=True)) as connection:
-            query = "SELECT EXISTS(SELECT 1 FROM systems WHERE pbc > 0)"
-            return bool(connection.execute(query).fetchone()[0])
+            return connection.execute(query).fetchone()
     except sqlite3.DatabaseError as error:
         raise ValueError(f"{database} is no database of structures: {error}") from None
 
@@ -246,7 +279,6 @@ class Run:
     @property
     def metrics(self) -> dict[str, Any]:
         """metrics.json: errors by subset ("train", "val", "test"), epochs, wall time."""
-        import json
 
         return json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
 

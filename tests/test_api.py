@@ -276,6 +276,8 @@ def test_commands(run, database, capsys):
 
 def test_info_is_one_screen(run, database, capsys):
     assert main(["export", str(run.folder), "--out", "n2p2"]) == 0
+    two = [str(run.folder)] * 2
+    assert main(["export", *two, "--format", "lammps", "--out", "committee"]) == 0
     shutil.copy(database, "my.db")
     shutil.copy(run.folder / "split.npz", split_path("my.db"))
     expected = {
@@ -286,6 +288,7 @@ def test_info_is_one_screen(run, database, capsys):
         ],
         str(run.folder / "best_model"): ["elements     Cu, Au", "cutoff       4 Ang", "energy eV"],
         "n2p2": ["elements     Cu, Au", "parameters", "read from potential.json"],
+        "committee": ["committee    of 2 models", "elements     Cu, Au"],
         "my.db": [
             "structures   20 (20 with forces, 20 with stress)",
             "atoms        80: Cu 60",
@@ -302,3 +305,21 @@ def test_info_is_one_screen(run, database, capsys):
         assert len(shown.splitlines()) < 40
     assert main(["info", "nowhere"]) == 2
     assert "there is nothing at nowhere" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("cell", "n_labels"), [(True, 1 + 12 + 6), (False, 1 + 12)])
+def test_functions_of_a_linear_model_follow_from_the_labels(tmp_path, cell, n_labels):
+    frames = list(crystals(10))
+    for atoms in frames:
+        atoms.pbc = atoms.pbc & cell
+        if not cell:
+            atoms.calc.results.pop("stress")
+    database = imported(frames, tmp_path / "my.db")
+    # a fourth of the labels, for the coefficients of two elements
+    own = f"model.representation.parameters.n_functions={10 * n_labels // 8}"
+    given = ["model.representation.parameters.n_functions=7"]
+    for overrides, model, expected in (
+        ([], "linear", [own]), (given, "linear", given), ([], "ace", []),
+    ):  # fmt: skip
+        arguments = spksa.api.spktrain_arguments(database, overrides, model)
+        assert [x for x in arguments if "n_functions" in x] == expected

@@ -5,12 +5,15 @@ from pathlib import Path
 
 __all__ = ["info"]
 
+#: a folder with any of these is a run
+OF_A_RUN = ("config.yaml", "history.csv", "metrics.json")
+
 
 def info(path: str | Path) -> str:
     """Describe what stands at a path.
 
     Args:
-        path: a model (best_model, or the folder of an n2p2 potential), a database or a run.
+        path: a model or potential as `load_members` takes it, a database or a run.
 
     Raises:
         FileNotFoundError: there is nothing.
@@ -21,7 +24,7 @@ def info(path: str | Path) -> str:
         raise FileNotFoundError(f"there is nothing at {path}")
     if path.suffix == ".db":
         lines = _database(path)
-    elif path.is_dir() and not (path / "input.nn").exists():
+    elif any((path / name).exists() for name in OF_A_RUN):
         lines = _run(path)
     else:
         lines = _model(path)
@@ -75,12 +78,14 @@ def _run(path: Path) -> Iterable[tuple[str, str]]:
 def _model(path: Path) -> Iterable[tuple[str, str]]:
     from ase.data import chemical_symbols
 
-    from schnetpack_softadapt.api import load
+    from schnetpack_softadapt.deploy.loading import load_members
 
-    model = load(path)
+    model, *others = load_members(path)
     representation = getattr(model, "representation", None)
     metadata = getattr(model, "metadata", None) or {}
     yield "model", f"{path}: {type(model).__name__} with {type(representation).__name__}"
+    if others:
+        yield "committee", f"of {1 + len(others)} models, of which this is the first"
     yield "outputs", ", ".join(sorted(getattr(model, "model_outputs", [])))
     descriptor = getattr(representation, "descriptor", None)  # SchNetPack's own have none
     elements = metadata.get("elements")

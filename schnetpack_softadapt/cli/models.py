@@ -225,7 +225,7 @@ def add_info(commands) -> None:
     parser.add_argument(
         "path",
         metavar="MODEL|DB|RUN",
-        help="best_model (a pickle, which can execute code: only what you trust), n2p2 folder,"
+        help="best_model (a pickle, which can execute code: only what you trust), exported folder,"
         " database or run directory",
     )
     parser.set_defaults(run=_info)

@@ -12,7 +12,7 @@ loop labels with any code of density functional theory. Everything is in files o
 `--out`, each written whole: a stage whose files are there is not done again, so that the same
 command goes on wherever it was stopped.
 The model is a linear cluster expansion with so many functions as the labels of the round are good
-for (`functions_for`), which knows its uncertainty, see `posterior`; train networks on the
+for (`api.functions_for`), which knows its uncertainty, see `posterior`; train networks on the
 structures that it asked for. Of other models it takes a committee (`members: 3`,
 `model: {epochs: 25}`), whose uncertainty is the spread of the members' forces (H. S. Seung et al.,
 COLT 1992, 287; in interatomic potentials N. Artrith, J. Behler, Phys. Rev. B 85, 045439, 2012): in
@@ -49,7 +49,7 @@ from schnetpack_softadapt.files import locked, write_file
 from schnetpack_softadapt.learn.explore import check_explorer, explore
 from schnetpack_softadapt.learn.posterior import PosteriorCalculator, write_posterior
 
-__all__ = ["Learning", "functions_for", "learn", "read_learning"]
+__all__ = ["Learning", "learn", "read_learning"]
 
 #: models that can start from the weights of others
 STARTING = ("acsf", "ace")
@@ -60,8 +60,6 @@ FEW_LABELS = (
     "task/weighting=fixed",
     "task.weighting.weights={energy: 0.05, forces: 0.9, stress: 0.05}",
 )
-#: labels for each coefficient of a linear model, and functions that there are at most
-LABELS_OF_ONE, MOST_FUNCTIONS = 4, 700
 #: name of the file that a training leaves in its end
 DONE = "trained"
 CHOICES = ("uncertain", "random")
@@ -82,7 +80,7 @@ class Learning:
         members: 1, a linear model ("linear", "quadratic"), or those of a committee.
         model: keywords of `schnetpack_softadapt.train`, and `overrides`, a list; if not given,
             "linear" for one member and "acsf" for more. The number of functions of "linear" follows
-            from the labels of each round (`functions_for`) unless an override names the
+            from the labels of each round (`api.functions_for`) unless an override names the
             representation.
         refine: what is different from the second round on, where each member starts from its last
             weights (models "acsf" and "ace"); false: all members are trained anew.
@@ -307,9 +305,6 @@ class _Round:
             given = options.pop("overrides", [])
             if options["model"] in LINEAR and "weighting" not in f"{[*options, *given]}":
                 overrides += FEW_LABELS
-            if options["model"] == "linear" and "representation" not in f"{given}":
-                number = functions_for(known[1:])
-                overrides.append(f"model.representation.parameters.n_functions={number}")
             overrides += given
             if self.number and self.settings.refine is not False:
                 if options["model"] in STARTING:
@@ -381,13 +376,6 @@ class _Round:
             rows, known_rows = structure_rows(new, descriptor, known=known)
             chosen = select(rows, n, "farthest", known_rows)
         ase.io.write(path, [candidates[k] for k in chosen], format="extxyz")
-
-
-def functions_for(structures: Sequence[Structure]) -> int:
-    """Functions of each element that a linear model of these structures should have."""
-    n_labels = sum(1 + 3 * s.n_atoms + 6 * (s.stress is not None) for s in structures)
-    n_elements = len({int(z) for s in structures for z in s.numbers})
-    return min(max(n_labels // (LABELS_OF_ONE * max(n_elements, 1)), 1), MOST_FUNCTIONS)
 
 
 def _once(path: Path, make: Callable[[Path], object]) -> Path:

@@ -123,6 +123,15 @@ def test_nothing_is_known_of_noise_with_fewer_labels_than_parameters():
     assert optimizer.solve({"energy": 1.0}).noise == {"energy": 1.0}
 
 
+def test_forces_that_vanish_by_symmetry_say_nothing():
+    rows = problem()
+    others = fitted({"energy": rows["energy"]}, {"energy": 1.0})[2].solve({"energy": 1.0})
+    rows["forces"] = tuple(torch.zeros_like(x) for x in rows["forces"])
+    solution = fitted(rows)[2].solve(WEIGHTS)
+    assert solution.noise["forces"] == 1.0
+    assert solution.losses["energy"] == pytest.approx(others.losses["energy"], rel=1e-6)
+
+
 def test_the_condition_is_not_squared():
     """Columns that differ by 1e-9 of their length: normal equations have nothing left of it."""
     rows = problem()

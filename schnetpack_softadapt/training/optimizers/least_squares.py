@@ -186,7 +186,8 @@ class LeastSquares(ResidualOptimizer):
             losses[name] = float(np.square(f.rows @ at).sum()) / f.count
             part = (weights[name] / f.count) ** 0.5 * f.rows[:, :n] / unit
             fitted = float(np.square(solve_triangular(triangle, part.T, trans="T")).sum())
-            left = 1.0 - fitted / f.n_rows
+            # forces that vanish by symmetry say nothing: rows of zeros
+            left = 1.0 - fitted / f.n_rows if f.n_rows else 0.0
             noise[name] = 1.0
             if left > _ROUNDING:
                 noise[name] = losses[name] / left * max(1.0, _LEAST_NOISE / left)
