@@ -151,6 +151,10 @@ def test_has_form_and_energies_of_its_source(name, sources, tmp_path):
     assert networks.activations == old.activations
     assert [w.shape for w in networks.weights] == [w.shape for w in old.weights]
     assert networks.biases[0].requires_grad == old.biases[0].requires_grad
+    known, scaling = (m.representation.scaling for m in (source, model))
+    if known.is_fitted:  # the ranges are those of both
+        assert (scaling.minimum <= known.minimum).all()
+        assert (scaling.n_atoms > known.n_atoms).all()
     atoms = list(structures())[-1]  # not of the new data
     for close in (False, True):
         if close:  # where networks fade, and cores repel
