@@ -89,7 +89,7 @@ def test_penalties_are_on_the_way_from_the_start(l2):
 
 
 @pytest.mark.parametrize("l2", [1e-12, 0.1])
-def test_noise_is_without_what_parameters_take(l2):
+def test_noise_is_that_of_labels_left_out(l2):
     """By the dense matrix of the fit; six parameters and eight energies."""
     rows = problem(n_batches=4)
     _, losses, optimizer = fitted(rows, l2=l2)
@@ -97,8 +97,8 @@ def test_noise_is_without_what_parameters_take(l2):
     a = a / np.linalg.norm(a, axis=0)
     hat = np.einsum("mi,ij,mj->m", a, np.linalg.inv(a.T @ a + l2 * np.eye(6)), a)
     expected = {
-        "energy": losses["energy"] / (1 - hat[:8].mean()),
-        "forces": losses["forces"] / (1 - hat[8:].mean()),
+        "energy": losses["energy"] / (1 - hat[:8].mean()) ** 2,
+        "forces": losses["forces"] / (1 - hat[8:].mean()) ** 2,
     }
     assert optimizer.solve(WEIGHTS).noise == pytest.approx(expected, rel=1e-6)
 
@@ -114,8 +114,12 @@ def test_few_energies_do_not_take_all_of_the_weight():
     for _ in range(100):
         solution = optimizer.solve(weights)
         weights = {name: 1.0 / noise for name, noise in solution.noise.items()}
-    # 1 % of the squared error of an energy that is left out, which is about 1 here; 4 of 80 rows
-    assert 0.002 < 20 * solution.noise["energy"] < 0.05
+    # the mean of squared errors of energies that are left out one by one
+    a, b = weighted(rows, weights)
+    hat = np.einsum("mi,ij,mj->m", a, np.linalg.inv(a.T @ a), a)
+    left_out = (b - a @ np.linalg.lstsq(a, b, rcond=None)[0]) / (1 - hat)
+    found = solution.noise["energy"] * weights["energy"]
+    assert found == pytest.approx(np.square(left_out[:80]).sum(), rel=0.3)
 
 
 def test_nothing_is_known_of_noise_with_fewer_labels_than_parameters():

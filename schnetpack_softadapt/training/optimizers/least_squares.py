@@ -20,14 +20,12 @@ class Solution(NamedTuple):
     """What a solution is for each component."""
 
     losses: dict[str, float]  # mean of w x^2
-    # the same without what the parameters have taken of it, see `LeastSquares.solve`
+    # the same of labels that are left out, see `LeastSquares.solve`
     noise: dict[str, float]
 
 
 # singular values of columns of length 1 that say nothing: rounding, divided by them, would
 _DEPENDENT = 1e-6
-# noise, as a part of the squared errors of labels that are left out: see `LeastSquares.solve`
-_LEAST_NOISE = 0.01
 _ROUNDING = 1e-5  # of the part of rows that is not fitted in any case
 
 
@@ -133,13 +131,11 @@ class LeastSquares(ResidualOptimizer):
         """Set the parameters to the solution with these weights; as often as you like.
 
         Of the M_k rows of a component t_k = tr(A_k (A^T A)^-1 A_k^T) are fitted whatever their
-        labels are: in the extreme a few energies by many parameters. `noise` is M_k / (M_k - t_k)
-        times the loss, the iterated estimate of variance components (W. Foerstner, Z. Vermess. 104,
-        446, 1979), with which weights of maximum likelihood are those of restricted likelihood.
-        That vanishes where the parameters can meet all labels of a component, and the others would
-        count for nothing. So it is no less than 0.01 of the squared error of labels left out, which
-        is about (M_k / (M_k - t_k))^2 times the loss; and 1, the spread of the labels, where there
-        are more parameters than labels of all components.
+        labels are: in the extreme a few energies by many parameters, which then say nothing of the
+        error of others. `noise` is (M_k / (M_k - t_k))^2 times the loss, the squared error of
+        labels that are left out by generalised cross-validation (G. H. Golub, M. Heath, G. Wahba,
+        Technometrics 21, 215, 1979), for each component; 1, the spread of the labels, where
+        everything is fitted. Weights of maximum likelihood take it in place of the loss.
 
         Args:
             weights: of the components.
@@ -188,9 +184,7 @@ class LeastSquares(ResidualOptimizer):
             fitted = float(np.square(solve_triangular(triangle, part.T, trans="T")).sum())
             # forces that vanish by symmetry say nothing: rows of zeros
             left = 1.0 - fitted / f.n_rows if f.n_rows else 0.0
-            noise[name] = 1.0
-            if left > _ROUNDING:
-                noise[name] = losses[name] / left * max(1.0, _LEAST_NOISE / left)
+            noise[name] = losses[name] / left**2 if left > _ROUNDING else 1.0
         return Solution(losses, noise)
 
     def state_dict(self) -> dict:
