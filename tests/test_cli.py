@@ -163,6 +163,14 @@ def test_how_much_is_said(command, capsys, options, shown):
         assert logger.handlers == []
 
 
+def test_nothing_is_said_twice(command, capsys, monkeypatch):
+    command(talk)
+    root = logging.StreamHandler()
+    monkeypatch.setattr(logging.root, "handlers", [*logging.root.handlers, root])
+    assert cli.main(["try"]) == 0
+    assert capsys.readouterr().err.splitlines() == ["a warning"]
+
+
 def test_results_are_not_replaced_unasked(command, capsys, tmp_path, monkeypatch):
     done = []
 

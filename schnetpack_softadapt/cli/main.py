@@ -98,6 +98,8 @@ def _messages(args: argparse.Namespace):
     logger = logging.getLogger("schnetpack_softadapt")
     before, handler = logger.level, logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    # importing SchNetPack's programs gives the root logger one of its own: no message twice
+    handler.addFilter(lambda _: logging.StreamHandler not in map(type, logging.root.handlers))
     with warnings.catch_warnings():
         if not args.debug:
             warnings.simplefilter("ignore", FutureWarning)
