@@ -1,6 +1,7 @@
 """What all commands share: help, versions, messages, errors, outputs."""
 
 import logging
+import sys
 import warnings
 from pathlib import Path
 
@@ -165,10 +166,10 @@ def test_how_much_is_said(command, capsys, options, shown):
 
 def test_nothing_is_said_twice(command, capsys, monkeypatch):
     command(talk)
-    root = logging.StreamHandler()
-    monkeypatch.setattr(logging.root, "handlers", [*logging.root.handlers, root])
-    assert cli.main(["try"]) == 0
-    assert capsys.readouterr().err.splitlines() == ["a warning"]
+    for stream, shown in ((sys.stdout, "WARNING a warning"), (sys.stderr, "a warning")):
+        monkeypatch.setattr(logging.root, "handlers", [logging.StreamHandler(stream)])
+        assert cli.main(["try"]) == 0
+        assert capsys.readouterr().err.splitlines() == [shown]
 
 
 def test_results_are_not_replaced_unasked(command, capsys, tmp_path, monkeypatch):

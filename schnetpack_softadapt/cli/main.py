@@ -91,6 +91,12 @@ def _add_verbosity(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--debug", help="say all, with a traceback of any error", **shown)
 
 
+def _root_shows() -> bool:
+    """Whether messages are on stderr anyway: SchNetPack's programs, once imported, see to that."""
+    kinds = ((type(handler), getattr(handler, "stream", None)) for handler in logging.root.handlers)
+    return (logging.StreamHandler, sys.stderr) in kinds
+
+
 @contextlib.contextmanager
 def _messages(args: argparse.Namespace):
     """Our messages on stderr; warnings of other packages' future only for `--debug`."""
@@ -98,8 +104,7 @@ def _messages(args: argparse.Namespace):
     logger = logging.getLogger("schnetpack_softadapt")
     before, handler = logger.level, logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
-    # importing SchNetPack's programs gives the root logger one of its own: no message twice
-    handler.addFilter(lambda _: logging.StreamHandler not in map(type, logging.root.handlers))
+    handler.addFilter(lambda _: not _root_shows())
     with warnings.catch_warnings():
         if not args.debug:
             warnings.simplefilter("ignore", FutureWarning)
