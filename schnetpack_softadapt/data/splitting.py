@@ -309,7 +309,8 @@ class Partition:
                 raise ValueError(
                     f"no structures left for {words}: {len(dataset)} structures with"
                     f" num_train={self.num_train}, num_val={self.num_val},"
-                    f" num_test={self.num_test}"
+                    f" num_test={self.num_test}; give numbers, such as data.num_train=8"
+                    " data.num_val=1 data.num_test=1, or more structures"
                 )
         sizes = ", ".join(f"{len(getattr(split, name))} {name}" for name in SUBSETS)
         log.info("split of %d structures: %s", len(dataset), sizes)

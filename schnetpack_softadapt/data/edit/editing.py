@@ -142,7 +142,10 @@ class Edit:
                     " the same labels, but for stress, in the same units"
                 )
         if theirs:
-            raise ValueError(f"{other} has {', '.join(theirs)}, which {self.path} lacks")
+            raise ValueError(
+                f"{other} has {', '.join(theirs)}, which {self.path} lacks; merge a database without"
+                " (`import` leaves a label out with a key of none, such as --forces-key none)"
+            )
 
     def write(self, what: str) -> Path:
         """Write the new version; returns where the old one is kept."""
