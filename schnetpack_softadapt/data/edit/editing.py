@@ -143,7 +143,7 @@ class Edit:
                 )
         if theirs:
             raise ValueError(
-                f"{other} has {', '.join(theirs)}, which {self.path} lacks; merge a database without"
+                f"{other} has {', '.join(theirs)}, which {self.path} lacks; merge one without"
                 " (`import` leaves a label out with a key of none, such as --forces-key none)"
             )
 
