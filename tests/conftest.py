@@ -8,6 +8,9 @@ import os
 import sys
 from pathlib import Path
 
+# workers share the cores; before numpy and torch are loaded
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != CHECKOUT]
 
