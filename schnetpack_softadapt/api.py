@@ -209,16 +209,19 @@ def functions_for(database: str | Path) -> int:
 
     One for each four labels of energy, forces and stress, of all elements together, and no more
     than 700. Fewer labels than coefficients say nothing of other structures.
+
+    Raises:
+        ValueError: it is no database of SchNetPack's with structures.
     """
-    (n, n_atoms), (n_elements,), (metadata,) = (
-        _query(Path(database), query)
-        for query in (
-            "SELECT count(*), sum(natoms) FROM systems",
-            "SELECT count(DISTINCT Z) FROM species",
-            "SELECT value FROM information WHERE name = 'metadata'",
+    path = Path(database)
+    n, n_atoms = _query(path, "SELECT count(*), sum(natoms) FROM systems")
+    (n_elements,) = _query(path, "SELECT count(DISTINCT Z) FROM species")
+    metadata = _query(path, "SELECT value FROM information WHERE name = 'metadata'")
+    labels = json.loads(metadata[0]).get("_property_unit_dict") if metadata else None
+    if not n or not labels:
+        raise ValueError(
+            f"{database} has no labelled structures; `spk-softadapt import` writes some"
         )
-    )
-    labels = json.loads(metadata)["_property_unit_dict"]
     n_labels = n + 3 * n_atoms * ("forces" in labels) + 6 * n * ("stress" in labels)
     return min(max(n_labels // (LABELS_OF_ONE * n_elements), 1), MOST_FUNCTIONS)
 
@@ -229,8 +232,8 @@ def _has_periodic_structures(database: Path) -> bool:
     return bool(_query(database, "SELECT EXISTS(SELECT 1 FROM systems WHERE pbc > 0)")[0])
 
 
-def _query(database: Path, query: str) -> tuple:
-    """The first row of what an SQL query finds."""
+def _query(database: Path, query: str) -> tuple | None:
+    """The first row of what an SQL query finds, if any."""
     try:
         uri = f"{database.absolute().as_uri()}?mode=ro"
         with closing(sqlite3.connect(uri, uri=True)) as connection:
@@ -279,7 +282,6 @@ class Run:
     @property
     def metrics(self) -> dict[str, Any]:
         """metrics.json: errors by subset ("train", "val", "test"), epochs, wall time."""
-
         return json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
 
     @property

@@ -7,6 +7,7 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
+import ase.db
 import ase.io
 import numpy as np
 import pandas as pd
@@ -323,3 +324,10 @@ def test_functions_of_a_linear_model_follow_from_the_labels(tmp_path, cell, n_la
     ):  # fmt: skip
         arguments = spksa.api.spktrain_arguments(database, overrides, model)
         assert [x for x in arguments if "n_functions" in x] == expected
+
+
+def test_a_database_without_labels_has_no_linear_model(tmp_path):
+    with ase.db.connect(tmp_path / "bare.db") as bare:
+        bare.write(bulk("Cu"))
+    with pytest.raises(ValueError, match="no labelled structures"):
+        spksa.api.functions_for(tmp_path / "bare.db")
