@@ -70,14 +70,10 @@ class InMemoryAtomsData(ASEAtomsData):
 
     def __init__(
         self,
-        datapath: str,  # database file
-        # properties that casting transforms leave alone; total energies have more digits than
-        # float32 holds
+        datapath: str,
         keep_float64: Sequence[str] = (properties.energy,),
-        # apply the transforms once per structure and keep the results; False for transforms that
-        # are random
         cache_transforms: bool = True,
-        **kwargs,  # of `schnetpack.data.ASEAtomsData`
+        **kwargs,
     ):
         self.datapath = datapath
         self._transformed: RaggedSamples | None = None

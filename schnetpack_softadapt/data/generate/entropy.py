@@ -204,9 +204,9 @@ class EntropyPotential(Calculator):
         self,
         descriptor: Descriptor,
         whitening: Mapping[int, Whitening],
-        k: float = 3.0,  # K, eV
-        min_distance: float | None = None,  # see `EntropyRecipe`
-        known: Mapping[int, np.ndarray] = {},  # see `entropy`
+        k: float = 3.0,
+        min_distance: float | None = None,
+        known: Mapping[int, np.ndarray] = {},
     ):
         super().__init__()
         self.engine = descriptor.engine("cpu")

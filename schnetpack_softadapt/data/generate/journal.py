@@ -40,18 +40,26 @@ def journal_of(out: Path, overwrite: bool, suffixes: Sequence[str] = (".extxyz",
 
 
 def compute(
-    function: Callable,  # gives a mapping for JSON; see `executors.run_all`
-    tasks: Sequence[Task],  # a result is found again by key and digest
-    journal: Path,  # gets a line for each task when it is done; the caller holds its lock
-    # executor, timeout, retries: see `executors.run_all`
+    function: Callable,
+    tasks: Sequence[Task],
+    journal: Path,
     executor: Spec = "local:1",
     timeout: float | None = None,
     retries: int = 0,
-    may_fail: bool = True,  # go on with the others where one fails
-    doing: str = "computing",  # what the progress bar says
+    may_fail: bool = True,
+    doing: str = "computing",
     say: Callable[[str], None] = print,
 ) -> tuple[dict[str, dict], int]:
     """Compute what a journal has no results of.
+
+    Args:
+        function: gives a mapping for JSON; see `executors.run_all`.
+        tasks: a result is found again by key and digest.
+        journal: gets a line for each task when it is done; the caller holds its lock.
+        executor, timeout, retries: see `executors.run_all`; the time is in seconds.
+        may_fail: go on with the others where one fails.
+        doing: what the progress bar says.
+        say: gets the messages for the user.
 
     Returns:
         a record of each key, with "error" where the calculation failed, and how many are new.

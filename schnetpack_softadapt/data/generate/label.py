@@ -146,6 +146,9 @@ def label_all(
     """Label what a journal has no labels for, and write all that is labelled.
 
     `provenance` goes into a database, `skipped` into the result, `how` to `journal.compute`.
+
+    Raises:
+        ValueError: nothing could be labelled.
     """
     result = LabelResult(skipped=dict(skipped))
     tasks = [s.task(calculator) for s in structures]

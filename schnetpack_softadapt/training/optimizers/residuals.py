@@ -51,12 +51,8 @@ class Residuals(dict[str, Tensor]):
 
     def __init__(
         self,
-        vectors: Mapping[str, Tensor],  # residuals by component
-        # entries that belong together, such as the three components of a force; rows of a Jacobian
-        # are chosen in such groups. 1 for components that are not named.
+        vectors: Mapping[str, Tensor],
         n_columns: Mapping[str, int] | None = None,
-        # what each component counts, its residuals if not given: the sum of squares over batches by
-        # that of counts is a loss
         counts: Mapping[str, float] | None = None,
     ):
         super().__init__(vectors)
@@ -111,12 +107,11 @@ class BatchResiduals(Residuals):
     def __init__(
         self,
         components: Sequence[LossComponent],
-        # residuals by component, as diagonal functions of what is predicted
         vectors: Mapping[str, Tensor],
-        pred: Mapping[str, Tensor],  # what the model predicted from the batch, with its graph
+        pred: Mapping[str, Tensor],
         batch: Mapping[str, Tensor],
         model: nn.Module,
-        counts: Mapping[str, float] | None = None,  # see `Residuals`
+        counts: Mapping[str, float] | None = None,
     ):
         super().__init__(vectors, {c.component: c.n_columns for c in components}, counts)
         self._components = {c.component: c for c in components}
